@@ -1,0 +1,66 @@
+//! Keys of the maps that look something up by what a packet carries.
+
+use crate::{
+    addr::{Addr, Mac, WireU16},
+    map_type,
+};
+
+/// A source pod: known by (interface, address), never by address alone.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PodKey {
+    /// The pod's host-side interface.
+    pub ifindex: u32,
+    /// One of the pod's addresses.
+    pub addr: Addr,
+}
+map_type!(PodKey, size = 20, align = 4);
+
+/// A recorded connection, as its replies carry it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ReplyKey {
+    /// The far end: the reply's source.
+    pub remote: Addr,
+    /// The pod: the reply's destination.
+    pub pod: Addr,
+    /// The far end's port; zero for an ICMP echo and for protocols without ports.
+    pub remote_port: WireU16,
+    /// The pod's port, or the identifier of an ICMP echo.
+    pub pod_port: WireU16,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Always zero.
+    pub pad: [u8; 3],
+}
+map_type!(ReplyKey, size = 40, align = 4);
+
+/// Where the replies of a recorded connection go: out of the pod's interface with these MACs.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ReplyPath {
+    /// The pod's host-side interface.
+    pub ifindex: u32,
+    /// The MAC that the pod sent from.
+    pub pod_mac: Mac,
+    /// The MAC that the pod sent to.
+    pub host_mac: Mac,
+}
+map_type!(ReplyPath, size = 16, align = 4);
+
+/// The fragments of one datagram (RFC 791, 3.2; RFC 8200, 4.5).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FragmentKey {
+    /// Source address.
+    pub source: Addr,
+    /// Destination address.
+    pub destination: Addr,
+    /// Identification: 16 bits for IPv4, 32 for IPv6, as the wire's bytes.
+    pub id: u32,
+    /// IP protocol number; for IPv6 that of the fragment header.
+    pub protocol: u8,
+    /// Always zero.
+    pub pad: [u8; 3],
+}
+map_type!(FragmentKey, size = 40, align = 4);

@@ -1,0 +1,10 @@
+//! The egress gateway's userspace: policies in, BPF maps and counters out.
+//!
+//! Data flows one way: `sources` → `resources` → `model` → `resolve` → `compile` → `state` → `diff` →
+//! `kernel`. ARCHITECTURE.md walks through it.
+
+pub mod model;
+pub mod node;
+pub mod resolve;
+pub mod selector;
+pub mod state;

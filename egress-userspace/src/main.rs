@@ -1,0 +1,2 @@
+//! The `egress` binary: arguments, then one command.
+fn main() {}

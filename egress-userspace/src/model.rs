@@ -1,0 +1,192 @@
+//! The validated types of the domain: what exists in the cluster, illegal states left out.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+    num::NonZeroU32,
+};
+
+pub use egress_common::verdict::Replies;
+use ipnet::IpNet;
+use serde::Serialize;
+
+use crate::selector::Selector;
+
+/// Labels of an object.
+pub type Labels = BTreeMap<String, String>;
+
+/// The name of a namespaced object.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct ObjectName {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name within the namespace.
+    pub name: String,
+}
+
+impl ObjectName {
+    /// The object `name` in `namespace`.
+    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
+    }
+}
+
+impl fmt::Display for ObjectName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// Everything that the sources tell, after validation.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Model {
+    /// Namespaces by name.
+    pub namespaces: BTreeMap<String, Namespace>,
+    /// Pods of every node.
+    pub pods: BTreeMap<ObjectName, Pod>,
+    /// Nodes by name.
+    pub nodes: BTreeMap<String, Node>,
+    /// `EgressGatewayPolicy` objects by name.
+    pub policies: BTreeMap<String, Policy>,
+    /// `EgressGateway` objects: gateways that are not pods.
+    pub gateways: BTreeMap<ObjectName, Gateway>,
+    /// Prefixes of the cluster itself: Calico's `IPPool`s, `ServiceCIDR`s, the addresses of known Services.
+    pub cluster_prefixes: BTreeSet<IpNet>,
+}
+
+/// A namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Namespace {
+    /// Its labels, with `projectcalico.org/name` and `kubernetes.io/metadata.name`.
+    pub labels: Labels,
+    /// What its annotations ask for, for pods that ask for nothing themselves.
+    pub steering: Option<Steering>,
+}
+
+/// A pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// Its labels.
+    pub labels: Labels,
+    /// What its own annotations ask for.
+    pub steering: Option<Steering>,
+    /// The host-side interface that `egress.fastpath/interface` names.
+    pub interface: Option<String>,
+    /// The node it runs on, once scheduled.
+    pub node: Option<String>,
+    /// Its addresses, at most one of each family that matters to us.
+    pub addresses: Vec<IpAddr>,
+    /// Whether it shares the node's network.
+    pub host_network: bool,
+    /// Where it stands in its life.
+    pub phase: Phase,
+    /// Whether its readiness condition is true.
+    pub ready: bool,
+}
+
+/// Where a pod stands in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Not finished: pending, running, or unknown.
+    Alive,
+    /// Succeeded or failed: its address may belong to somebody else by now.
+    Finished,
+}
+
+/// A node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Node {
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// The prefixes that its pods get addresses from.
+    pub pod_cidrs: Vec<IpNet>,
+}
+
+/// What an annotation asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Steering {
+    /// `egress.projectcalico.org/egressGatewayPolicy`: the policy of this name, which may not exist.
+    Policy(String),
+    /// `egress.projectcalico.org/selector` and its companions: everything through these gateways.
+    Gateways(GatewaySelector),
+    /// An annotation that cannot be parsed: the pod's traffic is dropped.
+    Invalid,
+}
+
+/// An `EgressGatewayPolicy`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// Its rules, no two of which have the same destination; their order means nothing.
+    pub rules: Vec<Rule>,
+}
+
+/// One rule of a policy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// Free text.
+    pub description: Option<String>,
+    /// The destination prefix, host bits masked; none is both `0.0.0.0/0` and `::/0`.
+    pub destination: Option<IpNet>,
+    /// Where its packets go.
+    pub target: Target,
+}
+
+impl Rule {
+    /// The rule's name in metrics and tables: its destination, which is unique in its policy.
+    #[must_use]
+    pub fn label(&self) -> String {
+        self.destination
+            .map_or_else(|| "default".to_owned(), |net| net.to_string())
+    }
+}
+
+/// Where a rule sends packets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// To no gateway: the kernel's own routing.
+    Local,
+    /// Through the gateways that a selector matches.
+    Gateways(GatewaySelector),
+}
+
+/// Which gateways.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GatewaySelector {
+    /// Selects namespaces; none is the source pod's own.
+    pub namespaces: Option<Selector>,
+    /// Selects gateways in those namespaces.
+    pub gateways: Selector,
+    /// How many of them a pod uses; none is all.
+    pub max_next_hops: Option<NonZeroU32>,
+    /// Which of them are taken first.
+    pub preference: Preference,
+}
+
+/// Which gateways are taken first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Preference {
+    /// No preference.
+    #[default]
+    None,
+    /// Those on the source pod's node if there is one, else all.
+    NodeLocal,
+}
+
+/// An `EgressGateway`: a gateway that is not a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gateway {
+    /// Its labels.
+    pub labels: Labels,
+    /// Its next hops, at most one of each family.
+    pub next_hops: Vec<IpAddr>,
+    /// The interface that leads to it; none is the route's device.
+    pub interface: Option<String>,
+    /// Its share among the gateways of a group.
+    pub weight: NonZeroU32,
+    /// Who brings replies back.
+    pub replies: Replies,
+}

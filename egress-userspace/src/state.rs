@@ -1,0 +1,117 @@
+//! The two descriptions of the maps: what they should say, by name, and what they do say, by number.
+
+use std::{collections::BTreeMap, net::IpAddr, num::NonZeroU32};
+
+use egress_common::{
+    DropReason,
+    keys::PodKey,
+    verdict::{Member, PodState, Replies, Verdict},
+};
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// What the maps should say, without a single number that the kernel would see.
+///
+/// Equal inputs give equal states, whatever ran before.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DesiredState {
+    /// Every source pod's profile, an entry for each address.
+    pub pods: BTreeMap<PodKey, usize>,
+    /// The distinct things that pods are told.
+    pub profiles: Vec<Profile>,
+    /// The distinct rows, each with a number for every prefix, in the order of `prefixes`.
+    pub rows: Vec<Vec<u16>>,
+    /// Every distinct prefix of every policy and of the cluster, sorted.
+    pub prefixes: Vec<IpNet>,
+}
+
+/// What a pod is told: a policy's name, its row, and the verdicts that the row's numbers mean.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Profile {
+    /// The policy that is counted.
+    pub policy: String,
+    /// Index into `DesiredState::rows`.
+    pub row: usize,
+    /// The verdict of each number.
+    pub verdicts: Vec<VerdictSpec>,
+}
+
+/// A verdict, by name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum VerdictSpec {
+    /// No rule matched.
+    Unmatched,
+    /// The kernel's own routing.
+    Local,
+    /// Dropped.
+    Drop(DropReason),
+    /// Through one of these members: at least one, sorted by label.
+    Gateways(Vec<MemberSpec>),
+}
+
+/// A member, by name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct MemberSpec {
+    /// What its counters are called.
+    pub label: MemberLabel,
+    /// Its share of the group.
+    pub weight: NonZeroU32,
+    /// The device that leads to it.
+    pub ifindex: u32,
+    /// Largest IP packet in bytes.
+    pub mtu: u32,
+    /// The on-link next hop.
+    pub next_hop: IpAddr,
+    /// Who brings replies back.
+    pub replies: Replies,
+}
+
+/// The labels of a member's counters. A gateway's two families share one.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct MemberLabel {
+    /// The gateway's namespace.
+    pub namespace: String,
+    /// The gateway's name.
+    pub gateway: String,
+    /// The policy.
+    pub policy: String,
+    /// The rule's destination, or "default".
+    pub rule: String,
+}
+
+/// What the maps do say: read back by walking from the pods, or kept up by what was applied.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KernelState {
+    /// Source pod → slot.
+    pub pods: BTreeMap<PodKey, u32>,
+    /// Slot → row and rule base, for the slots in use.
+    pub slots: BTreeMap<u32, PodState>,
+    /// Prefix → class.
+    pub prefixes: BTreeMap<IpNet, u32>,
+    /// First line of each live row → its cells, by class.
+    pub rows: BTreeMap<u32, Extent>,
+    /// First line of each live slot table → its cells.
+    pub slot_tables: BTreeMap<u32, Vec<u16>>,
+    /// Rule base of each live block → its verdicts, by number.
+    pub blocks: BTreeMap<u32, Vec<Verdict>>,
+    /// Live members.
+    pub members: BTreeMap<u32, Member>,
+}
+
+/// A live row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Lines that belong to it.
+    pub lines: u32,
+    /// Its cells, by class: as many as classes are in use, rounded up to whole lines.
+    pub cells: Vec<u16>,
+}
+
+/// The meaning of the numbers that counters have: kept beside the maps, since the kernel knows no names.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Names {
+    /// Policy → index into the policy counters; 0 is nobody's.
+    pub policies: BTreeMap<String, u32>,
+    /// Member → index into the member counters.
+    pub members: Vec<(MemberLabel, u32)>,
+}

@@ -1,0 +1,1 @@
+//! Hosts made of network namespaces, packets and clients for the end-to-end tests.

@@ -1,0 +1,2 @@
+//! Set-up, build, run, demo, test and lint.
+fn main() {}
