@@ -1,0 +1,3 @@
+//! The TC programs of the egress gateway.
+#![no_std]
+#![no_main]
