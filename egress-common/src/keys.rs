@@ -58,7 +58,7 @@ pub struct FragmentKey {
     pub destination: Addr,
     /// Identification: 16 bits for IPv4, 32 for IPv6, as the wire's bytes.
     pub id: u32,
-    /// IP protocol number; for IPv6 that of the fragment header.
+    /// IP protocol number of an IPv4 datagram; zero for IPv6, which tells datagrams apart without it.
     pub protocol: u8,
     /// Always zero.
     pub pad: [u8; 3],

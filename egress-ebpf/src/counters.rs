@@ -1,0 +1,127 @@
+//! Packets and bytes: per member, per policy and reason, per policy and kind of pass.
+
+use aya_ebpf::{btf_maps::PerCpuArray, macros::btf_map};
+use egress_common::{
+    DropReason,
+    counter::{Count, PASS_KINDS, PassKind, drop_index, pass_index},
+    maps::capacity,
+};
+
+use crate::{
+    packet::Packet,
+    parse::{Ip, protocol},
+};
+
+#[btf_map]
+static MEMBER_COUNTS: PerCpuArray<Count, { capacity::MEMBERS as usize }> = PerCpuArray::new();
+
+#[btf_map]
+static DROP_COUNTS: PerCpuArray<Count, { (capacity::POLICIES * DropReason::COUNT) as usize }> =
+    PerCpuArray::new();
+
+#[btf_map]
+static PASS_COUNTS: PerCpuArray<Count, { (capacity::POLICIES * PASS_KINDS) as usize }> =
+    PerCpuArray::new();
+
+/// `GSO_BY_FRAGS` of `linux/skbuff.h`: the segments are a list of packets that the sender has cut (SCTP).
+const GSO_BY_FRAGS: u32 = 0xffff;
+
+/// What a packet is on the wire.
+#[derive(Clone, Copy)]
+pub(crate) struct Shape {
+    /// Packets: the segments of an aggregated skb, else one.
+    pub(crate) packets: u64,
+    /// Bytes of those packets from the IP header on.
+    pub(crate) bytes: u64,
+    /// Bytes of the largest of them.
+    pub(crate) largest: u32,
+}
+
+impl Shape {
+    /// The shape of what could not be parsed: one packet, as long as its frame.
+    #[inline(always)]
+    pub(crate) fn of_frame(packet: &Packet<'_>) -> Self {
+        let length = packet.l3_len();
+        Self {
+            packets: 1,
+            bytes: length.into(),
+            largest: length,
+        }
+    }
+
+    /// The shape of an IP packet.
+    #[inline(always)]
+    pub(crate) fn of(packet: &Packet<'_>, ip: &Ip) -> Self {
+        let gso_size = packet.gso_size();
+        if gso_size == 0 {
+            return Self {
+                packets: 1,
+                bytes: ip.length.into(),
+                largest: ip.length,
+            };
+        }
+        Self::of_aggregate(packet, ip, gso_size)
+    }
+
+    #[inline(always)]
+    fn of_aggregate(packet: &Packet<'_>, ip: &Ip, gso_size: u32) -> Self {
+        let headers = ip.l4 - crate::packet::L3 + transport_header(packet, ip);
+        let segments = match packet.gso_segs() {
+            0 => ip.length.saturating_sub(headers).div_ceil(gso_size),
+            counted => counted,
+        };
+        let segments = segments.max(1);
+        Self {
+            packets: segments.into(),
+            bytes: u64::from(ip.length) + u64::from(segments - 1) * u64::from(headers),
+            largest: if gso_size == GSO_BY_FRAGS {
+                0
+            } else {
+                headers + gso_size
+            },
+        }
+    }
+}
+
+/// Bytes of the header that each segment repeats above IP.
+#[inline(always)]
+fn transport_header(packet: &Packet<'_>, ip: &Ip) -> u32 {
+    match ip.protocol {
+        // The data offset is in words of four bytes (RFC 9293, 3.1).
+        protocol::TCP => match packet.load::<u8>(ip.l4 + 12) {
+            Some(offset) => u32::from(offset >> 4) * 4,
+            None => 20,
+        },
+        protocol::UDP => 8,
+        _ => 0,
+    }
+}
+
+/// Counts a packet that went out through a member.
+#[inline(always)]
+pub(crate) fn sent(counter: u32, shape: Shape) {
+    add(MEMBER_COUNTS.get_ptr_mut(counter), shape);
+}
+
+/// Counts a packet that the kernel routes on.
+#[inline(always)]
+pub(crate) fn passed(policy: u32, kind: PassKind, shape: Shape) {
+    add(PASS_COUNTS.get_ptr_mut(pass_index(policy, kind)), shape);
+}
+
+/// Counts a dropped packet.
+#[inline(always)]
+pub(crate) fn dropped(policy: u32, reason: DropReason, shape: Shape) {
+    add(DROP_COUNTS.get_ptr_mut(drop_index(policy, reason)), shape);
+}
+
+#[inline(always)]
+fn add(count: Option<*mut Count>, shape: Shape) {
+    if let Some(count) = count {
+        // SAFETY: this CPU's own slot; TC programs do not preempt each other on one CPU.
+        unsafe {
+            (*count).packets = (*count).packets.wrapping_add(shape.packets);
+            (*count).bytes = (*count).bytes.wrapping_add(shape.bytes);
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! The way out: validate everything, then lower the TTL and redirect.
+
+use egress_common::{
+    DropReason, Family,
+    verdict::{Member, Replies},
+};
+
+use crate::{counters::Shape, packet::Packet, parse::Ip, replies};
+
+/// Sends the packet through a member.
+///
+/// After the first write the only ways on are the redirect and a drop.
+#[inline(always)]
+pub(crate) fn send(
+    packet: &Packet<'_>,
+    ip: &Ip,
+    member: &Member,
+    shape: Shape,
+) -> Result<(), DropReason> {
+    check(ip, shape, member.mtu)?;
+    match member.replies() {
+        Replies::Recorded => replies::record(packet, ip)?,
+        Replies::Kernel => {}
+    }
+    lower_ttl(packet, ip)?;
+    packet.redirect_to_neighbour(member.ifindex, &member.next_hop)
+}
+
+/// Whether the packet may live for another hop, and fits it.
+#[inline(always)]
+fn check(ip: &Ip, shape: Shape, mtu: u32) -> Result<(), DropReason> {
+    if ip.ttl <= 1 {
+        return Err(DropReason::TtlExceeded);
+    }
+    if shape.largest > mtu {
+        return Err(DropReason::TooBig);
+    }
+    Ok(())
+}
+
+/// Lowers the TTL or hop limit by one.
+#[inline(always)]
+pub(crate) fn lower_ttl(packet: &Packet<'_>, ip: &Ip) -> Result<(), DropReason> {
+    match ip.family {
+        Family::V4 => packet.lower_ttl(ip.ttl, ip.ttl_neighbour),
+        Family::V6 => packet.lower_hop_limit(ip.ttl),
+    }
+}

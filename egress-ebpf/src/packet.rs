@@ -1,0 +1,184 @@
+//! The only raw access to an skb: its metadata, its bytes, and the few writes we make.
+
+use aya_ebpf::{
+    bindings::{__sk_buff, BPF_F_RECOMPUTE_CSUM, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1},
+    helpers::{bpf_redirect, bpf_redirect_neigh},
+    programs::TcContext,
+};
+use egress_common::{Addr, DropReason, Mac};
+
+/// Length of an Ethernet header: where the IP header starts, since a tagged frame never gets that far.
+pub(crate) const L3: u32 = 14;
+
+const AF_INET: u32 = 2;
+const AF_INET6: u32 = 10;
+/// `PACKET_HOST` of `linux/if_packet.h`: the frame is addressed to this host.
+const PACKET_HOST: u32 = 0;
+/// Where the addresses lie in an Ethernet header.
+const ETH_DESTINATION: u32 = 0;
+const ETH_SOURCE: u32 = 6;
+/// Where TTL and checksum lie in an IPv4 header, and the hop limit in an IPv6 header.
+const IPV4_TTL: u32 = 8;
+const IPV4_CHECKSUM: u32 = 10;
+const IPV6_HOP_LIMIT: u32 = 7;
+
+/// A packet at a TC hook.
+pub(crate) struct Packet<'a> {
+    pub(crate) ctx: &'a TcContext,
+}
+
+impl<'a> Packet<'a> {
+    #[inline(always)]
+    pub(crate) const fn new(ctx: &'a TcContext) -> Self {
+        Self { ctx }
+    }
+
+    #[inline(always)]
+    fn skb(&self) -> *mut __sk_buff {
+        self.ctx.skb.skb
+    }
+
+    /// The device that the hook is on.
+    #[inline(always)]
+    pub(crate) fn ifindex(&self) -> u32 {
+        // SAFETY: the kernel passes a valid context; the verifier turns this into a checked read.
+        unsafe { (*self.skb()).ifindex }
+    }
+
+    /// The ethertype in host byte order; 802.3 lengths appear as `ETH_P_802_2`.
+    #[inline(always)]
+    pub(crate) fn ethertype(&self) -> u16 {
+        // SAFETY: as in `ifindex`.
+        let wire = unsafe { (*self.skb()).protocol };
+        u16::from_be(wire as u16)
+    }
+
+    /// Whether the kernel took a VLAN tag off the frame and keeps it beside it.
+    #[inline(always)]
+    pub(crate) fn has_vlan_tag(&self) -> bool {
+        // SAFETY: as in `ifindex`.
+        unsafe { (*self.skb()).vlan_present != 0 }
+    }
+
+    /// Whether the frame was sent to this host's MAC.
+    #[inline(always)]
+    pub(crate) fn is_for_this_host(&self) -> bool {
+        // SAFETY: as in `ifindex`.
+        unsafe { (*self.skb()).pkt_type == PACKET_HOST }
+    }
+
+    /// Bytes of the frame from the IP header on, Ethernet padding included.
+    #[inline(always)]
+    pub(crate) fn l3_len(&self) -> u32 {
+        self.ctx.len().saturating_sub(L3)
+    }
+
+    /// Payload bytes of each segment that an aggregated skb will be cut into; zero when it is one packet.
+    #[inline(always)]
+    pub(crate) fn gso_size(&self) -> u32 {
+        // SAFETY: as in `ifindex`.
+        unsafe { (*self.skb()).gso_size }
+    }
+
+    /// Segments of an aggregated skb; zero when it is one packet or nobody counted.
+    #[inline(always)]
+    pub(crate) fn gso_segs(&self) -> u32 {
+        // SAFETY: as in `ifindex`.
+        unsafe { (*self.skb()).gso_segs }
+    }
+
+    /// The bytes at `offset` as a `T`, which must be plain bytes; nothing when the packet ends before.
+    #[inline(always)]
+    pub(crate) fn load<T: Copy>(&self, offset: u32) -> Option<T> {
+        self.ctx.load(offset as usize).ok()
+    }
+
+    /// The MACs of the frame: destination, then source.
+    #[inline(always)]
+    pub(crate) fn macs(&self) -> Option<(Mac, Mac)> {
+        let macs: [Mac; 2] = self.load(0)?;
+        Some((macs[0], macs[1]))
+    }
+
+    /// Lowers an IPv4 TTL by one and mends the header checksum (RFC 1624).
+    #[inline(always)]
+    pub(crate) fn lower_ttl(&self, ttl: u8, protocol: u8) -> Result<(), DropReason> {
+        let old = u16::from_ne_bytes([ttl, protocol]);
+        let new = u16::from_ne_bytes([ttl.wrapping_sub(1), protocol]);
+        self.ctx
+            .l3_csum_replace((L3 + IPV4_CHECKSUM) as usize, old.into(), new.into(), 2)
+            .map_err(|_| DropReason::RedirectFailed)?;
+        // The header's sum stays what it was, so a CHECKSUM_COMPLETE skb needs no mending.
+        self.ctx
+            .store((L3 + IPV4_TTL) as usize, &ttl.wrapping_sub(1), 0)
+            .map_err(|_| DropReason::RedirectFailed)
+    }
+
+    /// Lowers an IPv6 hop limit by one.
+    #[inline(always)]
+    pub(crate) fn lower_hop_limit(&self, hop_limit: u8) -> Result<(), DropReason> {
+        // No checksum in the header: the skb's own, where it has one, changes.
+        let flags = u64::from(BPF_F_RECOMPUTE_CSUM);
+        self.ctx
+            .store(
+                (L3 + IPV6_HOP_LIMIT) as usize,
+                &hop_limit.wrapping_sub(1),
+                flags,
+            )
+            .map_err(|_| DropReason::RedirectFailed)
+    }
+
+    /// Writes both MACs.
+    #[inline(always)]
+    pub(crate) fn set_macs(&self, destination: Mac, source: Mac) -> Result<(), DropReason> {
+        self.ctx
+            .store(ETH_DESTINATION as usize, &destination, 0)
+            .map_err(|_| DropReason::RedirectFailed)?;
+        self.ctx
+            .store(ETH_SOURCE as usize, &source, 0)
+            .map_err(|_| DropReason::RedirectFailed)
+    }
+
+    /// Sends the packet out of `ifindex` as it is.
+    #[inline(always)]
+    pub(crate) fn redirect(&self, ifindex: u32) -> Result<(), DropReason> {
+        // SAFETY: a helper without pointers.
+        redirected(unsafe { bpf_redirect(ifindex, 0) })
+    }
+
+    /// Sends the packet out of `ifindex` to an on-link neighbour, which the kernel resolves.
+    #[inline(always)]
+    pub(crate) fn redirect_to_neighbour(
+        &self,
+        ifindex: u32,
+        next_hop: &Addr,
+    ) -> Result<(), DropReason> {
+        let mut neighbour = if next_hop.is_v4() {
+            bpf_redir_neigh {
+                nh_family: AF_INET,
+                __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 {
+                    ipv6_nh: [next_hop.words()[3], 0, 0, 0],
+                },
+            }
+        } else {
+            bpf_redir_neigh {
+                nh_family: AF_INET6,
+                __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 {
+                    ipv6_nh: next_hop.words(),
+                },
+            }
+        };
+        let len = size_of::<bpf_redir_neigh>() as i32;
+        // SAFETY: `neighbour` lives on the stack for the call and has the length that is given.
+        redirected(unsafe { bpf_redirect_neigh(ifindex, &mut neighbour, len, 0) })
+    }
+}
+
+#[inline(always)]
+fn redirected(action: i64) -> Result<(), DropReason> {
+    if action == i64::from(aya_ebpf::bindings::TC_ACT_REDIRECT) {
+        Ok(())
+    } else {
+        Err(DropReason::RedirectFailed)
+    }
+}

@@ -1,0 +1,387 @@
+//! From bytes to the few facts that later stages need. Every load is bounds-checked by the kernel.
+
+use egress_common::{Addr, DropReason, Family, WireU16};
+
+use crate::packet::{L3, Packet};
+
+const ETH_P_IP: u16 = 0x0800;
+const ETH_P_IPV6: u16 = 0x86dd;
+const ETH_P_ARP: u16 = 0x0806;
+
+/// IP protocol numbers (IANA).
+pub(crate) mod protocol {
+    pub(crate) const HOP_BY_HOP: u8 = 0;
+    pub(crate) const ICMP: u8 = 1;
+    pub(crate) const TCP: u8 = 6;
+    pub(crate) const UDP: u8 = 17;
+    pub(crate) const DCCP: u8 = 33;
+    pub(crate) const ROUTING: u8 = 43;
+    pub(crate) const FRAGMENT: u8 = 44;
+    pub(crate) const AUTHENTICATION: u8 = 51;
+    pub(crate) const ICMPV6: u8 = 58;
+    pub(crate) const DESTINATION_OPTIONS: u8 = 60;
+    pub(crate) const SCTP: u8 = 132;
+    pub(crate) const MOBILITY: u8 = 135;
+    pub(crate) const UDP_LITE: u8 = 136;
+    pub(crate) const HIP: u8 = 139;
+    pub(crate) const SHIM6: u8 = 140;
+}
+
+/// Extension headers that are walked before a packet is refused: each kind that RFC 8200, 4.1 lists,
+/// and the second destination options header.
+const MAX_EXTENSIONS: u32 = 8;
+
+/// An IPv4 header without its options (RFC 791, 3.1).
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Ipv4Header {
+    version_ihl: u8,
+    tos: u8,
+    total_length: WireU16,
+    id: WireU16,
+    flags_offset: WireU16,
+    ttl: u8,
+    protocol: u8,
+    checksum: WireU16,
+    source: [u8; 4],
+    destination: [u8; 4],
+}
+
+/// An IPv6 header (RFC 8200, 3).
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Ipv6Header {
+    version_class_flow: [u8; 4],
+    payload_length: WireU16,
+    next_header: u8,
+    hop_limit: u8,
+    source: [u8; 16],
+    destination: [u8; 16],
+}
+
+/// The first eight bytes of any extension header; `rest` is the identification of a fragment header.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Extension {
+    next_header: u8,
+    length: u8,
+    fragment_offset: WireU16,
+    rest: u32,
+}
+
+/// What a frame carries.
+pub(crate) enum Frame {
+    /// ARP.
+    Arp,
+    /// An IP packet.
+    Ip(Ip),
+}
+
+/// Facts of an IP packet.
+pub(crate) struct Ip {
+    pub(crate) family: Family,
+    pub(crate) source: Addr,
+    pub(crate) destination: Addr,
+    /// TTL or hop limit.
+    pub(crate) ttl: u8,
+    /// The protocol above IP and its extension headers.
+    pub(crate) protocol: u8,
+    /// The byte beside an IPv4 TTL, for its checksum.
+    pub(crate) ttl_neighbour: u8,
+    /// Bytes of the packet from the IP header on.
+    pub(crate) length: u32,
+    /// Where the header above IP starts, in bytes from the start of the frame.
+    pub(crate) l4: u32,
+    pub(crate) fragment: Fragment,
+}
+
+/// Which part of a datagram a packet is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fragment {
+    /// All of it.
+    Whole,
+    /// The first fragment, with the identification as the wire's bytes.
+    First(u32),
+    /// A later fragment: there is no header above IP in it.
+    Later(u32),
+}
+
+/// Reads the frame's headers up to the one above IP.
+#[inline(always)]
+pub(crate) fn frame(packet: &Packet<'_>) -> Result<Frame, DropReason> {
+    if packet.has_vlan_tag() {
+        return Err(DropReason::NotPlainIp);
+    }
+    match packet.ethertype() {
+        ETH_P_IP => Ok(Frame::Ip(ipv4(packet)?)),
+        ETH_P_IPV6 => Ok(Frame::Ip(ipv6(packet)?)),
+        ETH_P_ARP => Ok(Frame::Arp),
+        _ => Err(DropReason::NotPlainIp),
+    }
+}
+
+#[inline(always)]
+fn ipv4(packet: &Packet<'_>) -> Result<Ip, DropReason> {
+    let header: Ipv4Header = packet.load(L3).ok_or(DropReason::Malformed)?;
+    let header_length = u32::from(header.version_ihl & 0x0f) * 4;
+    if header.version_ihl >> 4 != 4 || header_length < 20 {
+        return Err(DropReason::Malformed);
+    }
+    let length = total_length(packet, u32::from(header.total_length.get()))?;
+    if length < header_length {
+        return Err(DropReason::Malformed);
+    }
+    let offset = header.flags_offset.get();
+    let id = u32::from_ne_bytes([header.id.0[0], header.id.0[1], 0, 0]);
+    let fragment = if offset & 0x1fff != 0 {
+        Fragment::Later(id)
+    } else if offset & 0x2000 != 0 {
+        Fragment::First(id)
+    } else {
+        Fragment::Whole
+    };
+    Ok(Ip {
+        family: Family::V4,
+        source: Addr::v4(header.source),
+        destination: Addr::v4(header.destination),
+        ttl: header.ttl,
+        protocol: header.protocol,
+        ttl_neighbour: header.protocol,
+        length,
+        l4: L3 + header_length,
+        fragment,
+    })
+}
+
+#[inline(always)]
+fn ipv6(packet: &Packet<'_>) -> Result<Ip, DropReason> {
+    let header: Ipv6Header = packet.load(L3).ok_or(DropReason::Malformed)?;
+    if header.version_class_flow[0] >> 4 != 6 {
+        return Err(DropReason::Malformed);
+    }
+    // A jumbogram's zero (RFC 2675) is what big TCP's aggregates carry; alone it is an empty packet.
+    let payload = u32::from(header.payload_length.get());
+    let length = if payload == 0 && packet.gso_size() != 0 {
+        0
+    } else {
+        40 + payload
+    };
+    let length = total_length(packet, length)?;
+    let source = Addr::v6(header.source);
+    let destination = Addr::v6(header.destination);
+    // RFC 4291, 2.5.5.2: mapped addresses stand for IPv4 in programs and have no business on the wire.
+    if source.is_v4() {
+        return Err(DropReason::SpoofedSource);
+    }
+    if destination.is_v4() {
+        return Err(DropReason::Malformed);
+    }
+    let mut ip = Ip {
+        family: Family::V6,
+        source,
+        destination,
+        ttl: header.hop_limit,
+        protocol: header.next_header,
+        ttl_neighbour: 0,
+        length,
+        l4: L3 + 40,
+        fragment: Fragment::Whole,
+    };
+    if is_extension(ip.protocol) {
+        walk_extensions(packet, &mut ip)?;
+    }
+    Ok(ip)
+}
+
+/// The length that a header claims, if the frame holds it. Big TCP writes zero into an aggregate's header.
+#[inline(always)]
+fn total_length(packet: &Packet<'_>, claimed: u32) -> Result<u32, DropReason> {
+    let frame = packet.l3_len();
+    if claimed == 0 && packet.gso_size() != 0 {
+        Ok(frame)
+    } else if claimed > frame {
+        Err(DropReason::Malformed)
+    } else {
+        Ok(claimed)
+    }
+}
+
+#[inline(always)]
+const fn is_extension(next_header: u8) -> bool {
+    matches!(
+        next_header,
+        protocol::HOP_BY_HOP
+            | protocol::ROUTING
+            | protocol::FRAGMENT
+            | protocol::AUTHENTICATION
+            | protocol::DESTINATION_OPTIONS
+            | protocol::MOBILITY
+            | protocol::HIP
+            | protocol::SHIM6
+    )
+}
+
+/// Walks to the header above IPv6, or to the end of what a later fragment has.
+#[inline(always)]
+fn walk_extensions(packet: &Packet<'_>, ip: &mut Ip) -> Result<(), DropReason> {
+    for _ in 0..MAX_EXTENSIONS {
+        if !is_extension(ip.protocol) {
+            return Ok(());
+        }
+        let header: Extension = packet.load(ip.l4).ok_or(DropReason::Malformed)?;
+        let kind = ip.protocol;
+        ip.protocol = header.next_header;
+        ip.l4 += match kind {
+            protocol::FRAGMENT => {
+                let offset = header.fragment_offset.get();
+                if offset >> 3 != 0 {
+                    ip.fragment = Fragment::Later(header.rest);
+                    return Ok(());
+                }
+                // RFC 6946: offset 0 without "more" is an atomic fragment, a whole packet.
+                if offset & 1 != 0 {
+                    ip.fragment = Fragment::First(header.rest);
+                }
+                8
+            }
+            // RFC 4302, 2.2: the length is in words of four bytes, less two.
+            protocol::AUTHENTICATION => (u32::from(header.length) + 2) * 4,
+            _ => (u32::from(header.length) + 1) * 8,
+        };
+    }
+    if is_extension(ip.protocol) {
+        Err(DropReason::Malformed)
+    } else {
+        Ok(())
+    }
+}
+
+/// What the header above IP says of its flow.
+#[derive(Clone, Copy)]
+pub(crate) struct Transport {
+    /// The sender's port, or the identifier of an ICMP echo.
+    pub(crate) source_port: WireU16,
+    /// The receiver's port.
+    pub(crate) destination_port: WireU16,
+    pub(crate) kind: TransportKind,
+}
+
+/// How a packet relates to its flow.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TransportKind {
+    /// A packet of a flow known by ports, or by addresses and protocol alone.
+    Flow,
+    /// An ICMP echo request.
+    EchoRequest,
+    /// An ICMP echo reply.
+    EchoReply,
+    /// An ICMP error: what it is about stands inside it.
+    IcmpError,
+    /// Any other ICMP message.
+    IcmpOther,
+}
+
+/// ICMP's first eight bytes, of an echo (RFC 792, RFC 4443).
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Icmp {
+    kind: u8,
+    code: u8,
+    checksum: WireU16,
+    id: WireU16,
+    sequence: WireU16,
+}
+
+/// Reads the ports at `l4`. Not for later fragments, which have none.
+#[inline(always)]
+pub(crate) fn transport(
+    packet: &Packet<'_>,
+    protocol: u8,
+    l4: u32,
+) -> Result<Transport, DropReason> {
+    match protocol {
+        protocol::TCP | protocol::UDP | protocol::UDP_LITE | protocol::SCTP | protocol::DCCP => {
+            let ports: [WireU16; 2] = packet.load(l4).ok_or(DropReason::Malformed)?;
+            Ok(Transport {
+                source_port: ports[0],
+                destination_port: ports[1],
+                kind: TransportKind::Flow,
+            })
+        }
+        protocol::ICMP | protocol::ICMPV6 => {
+            let icmp: Icmp = packet.load(l4).ok_or(DropReason::Malformed)?;
+            let kind = icmp_kind(protocol, icmp.kind);
+            let echo = matches!(kind, TransportKind::EchoRequest | TransportKind::EchoReply);
+            Ok(Transport {
+                source_port: if echo { icmp.id } else { WireU16([0, 0]) },
+                destination_port: WireU16([0, 0]),
+                kind,
+            })
+        }
+        _ => Ok(Transport {
+            source_port: WireU16([0, 0]),
+            destination_port: WireU16([0, 0]),
+            kind: TransportKind::Flow,
+        }),
+    }
+}
+
+#[inline(always)]
+const fn icmp_kind(protocol: u8, kind: u8) -> TransportKind {
+    match (protocol, kind) {
+        (protocol::ICMP, 8) | (protocol::ICMPV6, 128) => TransportKind::EchoRequest,
+        (protocol::ICMP, 0) | (protocol::ICMPV6, 129) => TransportKind::EchoReply,
+        // Unreachable, time exceeded, parameter problem; for ICMPv6 all errors, packet too big among them.
+        (protocol::ICMP, 3 | 11 | 12) | (protocol::ICMPV6, 1..=4) => TransportKind::IcmpError,
+        _ => TransportKind::IcmpOther,
+    }
+}
+
+/// The packet inside an ICMP error, as far as errors quote it.
+pub(crate) struct Quoted {
+    pub(crate) source: Addr,
+    pub(crate) destination: Addr,
+    pub(crate) protocol: u8,
+    pub(crate) transport: Transport,
+}
+
+/// Reads the packet that the ICMP error at `l4` quotes (RFC 792: its header and 8 bytes; RFC 4443: more).
+#[inline(always)]
+pub(crate) fn quoted(packet: &Packet<'_>, family: Family, l4: u32) -> Option<Quoted> {
+    let at = l4 + 8;
+    let (source, destination, protocol, l4) = match family {
+        Family::V4 => {
+            let header: Ipv4Header = packet.load(at)?;
+            // A later fragment quotes no ports.
+            if header.version_ihl >> 4 != 4 || header.flags_offset.get() & 0x1fff != 0 {
+                return None;
+            }
+            let length = u32::from(header.version_ihl & 0x0f) * 4;
+            (
+                Addr::v4(header.source),
+                Addr::v4(header.destination),
+                header.protocol,
+                at + length,
+            )
+        }
+        Family::V6 => {
+            let header: Ipv6Header = packet.load(at)?;
+            if header.version_class_flow[0] >> 4 != 6 {
+                return None;
+            }
+            (
+                Addr::v6(header.source),
+                Addr::v6(header.destination),
+                header.next_header,
+                at + 40,
+            )
+        }
+    };
+    let transport = transport(packet, protocol, l4).ok()?;
+    Some(Quoted {
+        source,
+        destination,
+        protocol,
+        transport,
+    })
+}

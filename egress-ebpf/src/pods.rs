@@ -1,0 +1,83 @@
+//! Who sent the packet: (interface, source address) → row and rule base.
+
+use aya_ebpf::{
+    btf_maps::{Array, HashMap},
+    macros::btf_map,
+};
+use egress_common::{Addr, Family, keys::PodKey, maps::capacity, verdict::PodState};
+
+use crate::{
+    packet::Packet,
+    parse::{Ip, protocol},
+};
+
+/// `BPF_F_MMAPABLE`: userspace turns a pod with one store.
+const MMAPABLE: usize = 1 << 10;
+
+#[btf_map]
+static PODS: HashMap<PodKey, u32, { capacity::PODS as usize }> = HashMap::new();
+
+#[btf_map]
+static POD_STATE: Array<PodState, { capacity::PODS as usize }, MMAPABLE> = Array::new();
+
+/// What the source of a packet is.
+pub(crate) enum Source {
+    /// A steered pod.
+    Pod(PodState),
+    /// A steered pod that the map of states does not know.
+    Broken,
+    /// Not a pod's address, but one that any host sends from while it has none, or to its neighbours.
+    Neighbourly,
+    /// Somebody else's address.
+    Unknown,
+}
+
+/// Looks the source up by interface and address, never by address alone.
+#[inline(always)]
+pub(crate) fn identify(packet: &Packet<'_>, ip: &Ip) -> Source {
+    let key = PodKey {
+        ifindex: packet.ifindex(),
+        addr: ip.source,
+    };
+    // SAFETY: the slot of a live key never changes, and a key is removed only after its pod is gone.
+    if let Some(&slot) = unsafe { PODS.get(&key) } {
+        return match POD_STATE.get(slot) {
+            // SAFETY: an aligned word that userspace writes with one store; it must be read with one load.
+            Some(state) => Source::Pod(unsafe { core::ptr::read_volatile(state) }),
+            None => Source::Broken,
+        };
+    }
+    if is_neighbourly(packet, ip) {
+        Source::Neighbourly
+    } else {
+        Source::Unknown
+    }
+}
+
+/// The exceptions to "the source is the pod's": address configuration and neighbour discovery.
+#[inline(always)]
+fn is_neighbourly(packet: &Packet<'_>, ip: &Ip) -> bool {
+    let to = ip.destination.0;
+    match ip.family {
+        // DHCP before there is an address (RFC 2131, 4.1).
+        Family::V4 => {
+            ip.source == Addr::v4([0; 4])
+                && ip.destination == Addr::v4([255; 4])
+                && ip.protocol == protocol::UDP
+                && packet.load::<[u8; 4]>(ip.l4) == Some([0, 68, 0, 67])
+        }
+        Family::V6 => {
+            let from = ip.source.0;
+            let to_link_multicast = to[0] == 0xff && to[1] == 0x02;
+            // Duplicate address detection and router solicitation (RFC 4861, RFC 4862).
+            let unspecified = ip.source == Addr::v6([0; 16]);
+            (unspecified && to_link_multicast && ip.protocol == protocol::ICMPV6)
+                || (is_link_local(from) && (is_link_local(to) || to_link_multicast))
+        }
+    }
+}
+
+#[inline(always)]
+const fn is_link_local(addr: [u8; 16]) -> bool {
+    addr[0] == 0xfe && addr[1] & 0xc0 == 0x80
+}

@@ -1,0 +1,31 @@
+//! What the pod's policy says: row, class and rule base → verdict.
+
+use aya_ebpf::{btf_maps::Array, macros::btf_map};
+use egress_common::{
+    maps::capacity,
+    verdict::{Member, NUMBER_UNMATCHED, PodState, Verdict},
+};
+
+use crate::lines;
+
+#[btf_map]
+static VERDICTS: Array<Verdict, { capacity::VERDICTS as usize }> = Array::new();
+
+#[btf_map]
+static MEMBERS: Array<Member, { capacity::MEMBERS as usize }> = Array::new();
+
+/// The verdict for a pod and a class; nothing where the maps contradict each other.
+#[inline(always)]
+pub(crate) fn verdict(pod: PodState, class: Option<u32>) -> Option<&'static Verdict> {
+    let number = match class {
+        Some(class) => lines::cell(pod.row(), class)?,
+        None => NUMBER_UNMATCHED,
+    };
+    VERDICTS.get(pod.rule_base().wrapping_add(u32::from(number)))
+}
+
+/// The member with this id; nothing where none was ever written.
+#[inline(always)]
+pub(crate) fn member(id: u32) -> Option<&'static Member> {
+    MEMBERS.get(id).filter(|member| member.is_set())
+}
