@@ -27,9 +27,10 @@ pub(crate) fn handle(packet: &Packet<'_>) -> Arrival {
         return Arrival::NotOurs;
     }
     // What does not parse here is a stranger's packet on a shared interface: the kernel judges it.
-    let Ok(Frame::Ip(ip)) = parse::frame(packet) else {
+    let mut ip = Ip::unread();
+    if parse::frame(packet, &mut ip) != Ok(Frame::Ip) {
         return Arrival::NotOurs;
-    };
+    }
     let Some(path) = path(packet, &ip) else {
         return Arrival::NotOurs;
     };

@@ -39,8 +39,9 @@ pub(crate) enum Departure {
 /// Decides over a packet from a pod, and sends it on its way.
 #[inline(always)]
 pub(crate) fn handle(packet: &Packet<'_>) -> Departure {
-    match parse::frame(packet) {
-        Ok(Frame::Ip(ip)) => handle_ip(packet, &ip),
+    let mut ip = Ip::unread();
+    match parse::frame(packet, &mut ip) {
+        Ok(Frame::Ip) => handle_ip(packet, &ip),
         Ok(Frame::Arp) => Departure::NotOurs,
         Err(reason) => Departure::Dropped {
             policy: NO_POLICY,

@@ -70,11 +70,12 @@ struct Extension {
 }
 
 /// What a frame carries.
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Frame {
     /// ARP.
     Arp,
     /// An IP packet.
-    Ip(Ip),
+    Ip,
 }
 
 /// Facts of an IP packet.
@@ -95,6 +96,24 @@ pub(crate) struct Ip {
     pub(crate) fragment: Fragment,
 }
 
+impl Ip {
+    /// What [`frame`] fills in.
+    #[inline(always)]
+    pub(crate) const fn unread() -> Self {
+        Self {
+            family: Family::V4,
+            source: Addr::v4([0; 4]),
+            destination: Addr::v4([0; 4]),
+            ttl: 0,
+            protocol: 0,
+            ttl_neighbour: 0,
+            length: 0,
+            l4: 0,
+            fragment: Fragment::Whole,
+        }
+    }
+}
+
 /// Which part of a datagram a packet is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fragment {
@@ -106,91 +125,80 @@ pub(crate) enum Fragment {
     Later(u32),
 }
 
-/// Reads the frame's headers up to the one above IP.
-#[inline(always)]
-pub(crate) fn frame(packet: &Packet<'_>) -> Result<Frame, DropReason> {
+/// Reads the frame's headers up to the one above IP, into the caller's `ip`.
+///
+/// A function of its own, which fills a place of the caller's: a chain of calls has 512 bytes of stack in
+/// all, and each copy of the facts costs 64 of them.
+#[inline(never)]
+pub(crate) fn frame(packet: &Packet<'_>, ip: &mut Ip) -> Result<Frame, DropReason> {
     if packet.has_vlan_tag() {
         return Err(DropReason::NotPlainIp);
     }
     match packet.ethertype() {
-        ETH_P_IP => Ok(Frame::Ip(ipv4(packet)?)),
-        ETH_P_IPV6 => Ok(Frame::Ip(ipv6(packet)?)),
-        ETH_P_ARP => Ok(Frame::Arp),
-        _ => Err(DropReason::NotPlainIp),
+        ETH_P_IP => ipv4(packet, ip)?,
+        ETH_P_IPV6 => ipv6(packet, ip)?,
+        ETH_P_ARP => return Ok(Frame::Arp),
+        _ => return Err(DropReason::NotPlainIp),
     }
+    Ok(Frame::Ip)
 }
 
 #[inline(always)]
-fn ipv4(packet: &Packet<'_>) -> Result<Ip, DropReason> {
+fn ipv4(packet: &Packet<'_>, ip: &mut Ip) -> Result<(), DropReason> {
     let header: Ipv4Header = packet.load(L3).ok_or(DropReason::Malformed)?;
     let header_length = u32::from(header.version_ihl & 0x0f) * 4;
     if header.version_ihl >> 4 != 4 || header_length < 20 {
         return Err(DropReason::Malformed);
     }
-    let length = total_length(packet, u32::from(header.total_length.get()))?;
-    if length < header_length {
+    ip.family = Family::V4;
+    ip.source = Addr::v4(header.source);
+    ip.destination = Addr::v4(header.destination);
+    ip.ttl = header.ttl;
+    ip.protocol = header.protocol;
+    ip.ttl_neighbour = header.protocol;
+    ip.l4 = L3 + header_length;
+    ip.length = total_length(packet, u32::from(header.total_length.get()))?;
+    if ip.length < header_length {
         return Err(DropReason::Malformed);
     }
     let offset = header.flags_offset.get();
     let id = u32::from_ne_bytes([header.id.0[0], header.id.0[1], 0, 0]);
-    let fragment = if offset & 0x1fff != 0 {
-        Fragment::Later(id)
+    if offset & 0x1fff != 0 {
+        ip.fragment = Fragment::Later(id);
     } else if offset & 0x2000 != 0 {
-        Fragment::First(id)
-    } else {
-        Fragment::Whole
-    };
-    Ok(Ip {
-        family: Family::V4,
-        source: Addr::v4(header.source),
-        destination: Addr::v4(header.destination),
-        ttl: header.ttl,
-        protocol: header.protocol,
-        ttl_neighbour: header.protocol,
-        length,
-        l4: L3 + header_length,
-        fragment,
-    })
+        ip.fragment = Fragment::First(id);
+    }
+    Ok(())
 }
 
 #[inline(always)]
-fn ipv6(packet: &Packet<'_>) -> Result<Ip, DropReason> {
+fn ipv6(packet: &Packet<'_>, ip: &mut Ip) -> Result<(), DropReason> {
     let header: Ipv6Header = packet.load(L3).ok_or(DropReason::Malformed)?;
     if header.version_class_flow[0] >> 4 != 6 {
         return Err(DropReason::Malformed);
     }
+    ip.family = Family::V6;
+    ip.source = Addr::v6(header.source);
+    ip.destination = Addr::v6(header.destination);
+    // RFC 4291, 2.5.5.2: mapped addresses stand for IPv4 in programs and have no business on the wire.
+    if ip.source.is_v4() {
+        return Err(DropReason::SpoofedSource);
+    }
+    if ip.destination.is_v4() {
+        return Err(DropReason::Malformed);
+    }
+    ip.ttl = header.hop_limit;
+    ip.protocol = header.next_header;
+    ip.l4 = L3 + 40;
     // A jumbogram's zero (RFC 2675) is what big TCP's aggregates carry; alone it is an empty packet.
     let payload = u32::from(header.payload_length.get());
-    let length = if payload == 0 && packet.gso_size() != 0 {
+    let claimed = if payload == 0 && packet.gso_size() != 0 {
         0
     } else {
         40 + payload
     };
-    let length = total_length(packet, length)?;
-    let source = Addr::v6(header.source);
-    let destination = Addr::v6(header.destination);
-    // RFC 4291, 2.5.5.2: mapped addresses stand for IPv4 in programs and have no business on the wire.
-    if source.is_v4() {
-        return Err(DropReason::SpoofedSource);
-    }
-    if destination.is_v4() {
-        return Err(DropReason::Malformed);
-    }
-    let mut ip = Ip {
-        family: Family::V6,
-        source,
-        destination,
-        ttl: header.hop_limit,
-        protocol: header.next_header,
-        ttl_neighbour: 0,
-        length,
-        l4: L3 + 40,
-        fragment: Fragment::Whole,
-    };
-    if is_extension(ip.protocol) {
-        walk_extensions(packet, &mut ip)?;
-    }
-    Ok(ip)
+    ip.length = total_length(packet, claimed)?;
+    walk_extensions(packet, ip)
 }
 
 /// The length that a header claims, if the frame holds it. Big TCP writes zero into an aggregate's header.
@@ -341,47 +349,67 @@ const fn icmp_kind(protocol: u8, kind: u8) -> TransportKind {
 pub(crate) struct Quoted {
     pub(crate) source: Addr,
     pub(crate) destination: Addr,
-    pub(crate) protocol: u8,
     pub(crate) transport: Transport,
+    pub(crate) protocol: u8,
 }
 
-/// Reads the packet that the ICMP error at `l4` quotes (RFC 792: its header and 8 bytes; RFC 4443: more).
-#[inline(always)]
-pub(crate) fn quoted(packet: &Packet<'_>, family: Family, l4: u32) -> Option<Quoted> {
+impl Quoted {
+    /// What [`quoted`] fills in.
+    #[inline(always)]
+    pub(crate) const fn unread() -> Self {
+        Self {
+            source: Addr::v4([0; 4]),
+            destination: Addr::v4([0; 4]),
+            transport: Transport {
+                source_port: WireU16([0, 0]),
+                destination_port: WireU16([0, 0]),
+                kind: TransportKind::IcmpOther,
+            },
+            protocol: 0,
+        }
+    }
+}
+
+/// Reads the packet that the ICMP error at `l4` quotes (RFC 792: its header and 8 bytes; RFC 4443: more),
+/// and says whether there is one that tells its flow.
+///
+/// A function of its own, for the sake of its callers' stack. It returns a flag because the kernel
+/// refuses the type information of an `Option` whose tag is not its first byte.
+#[inline(never)]
+pub(crate) fn quoted(packet: &Packet<'_>, family: Family, l4: u32, quoted: &mut Quoted) -> bool {
     let at = l4 + 8;
-    let (source, destination, protocol, l4) = match family {
+    let l4 = match family {
         Family::V4 => {
-            let header: Ipv4Header = packet.load(at)?;
+            let Some(header) = packet.load::<Ipv4Header>(at) else {
+                return false;
+            };
             // A later fragment quotes no ports.
             if header.version_ihl >> 4 != 4 || header.flags_offset.get() & 0x1fff != 0 {
-                return None;
+                return false;
             }
-            let length = u32::from(header.version_ihl & 0x0f) * 4;
-            (
-                Addr::v4(header.source),
-                Addr::v4(header.destination),
-                header.protocol,
-                at + length,
-            )
+            quoted.source = Addr::v4(header.source);
+            quoted.destination = Addr::v4(header.destination);
+            quoted.protocol = header.protocol;
+            at + u32::from(header.version_ihl & 0x0f) * 4
         }
         Family::V6 => {
-            let header: Ipv6Header = packet.load(at)?;
+            let Some(header) = packet.load::<Ipv6Header>(at) else {
+                return false;
+            };
             if header.version_class_flow[0] >> 4 != 6 {
-                return None;
+                return false;
             }
-            (
-                Addr::v6(header.source),
-                Addr::v6(header.destination),
-                header.next_header,
-                at + 40,
-            )
+            quoted.source = Addr::v6(header.source);
+            quoted.destination = Addr::v6(header.destination);
+            quoted.protocol = header.next_header;
+            at + 40
         }
     };
-    let transport = transport(packet, protocol, l4).ok()?;
-    Some(Quoted {
-        source,
-        destination,
-        protocol,
-        transport,
-    })
+    match transport(packet, quoted.protocol, l4) {
+        Ok(transport) => {
+            quoted.transport = transport;
+            true
+        }
+        Err(_) => false,
+    }
 }

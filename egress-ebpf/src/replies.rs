@@ -9,7 +9,7 @@ use egress_common::{
 
 use crate::{
     packet::Packet,
-    parse::{self, Fragment, Ip, TransportKind, transport},
+    parse::{self, Fragment, Ip, Quoted, TransportKind, transport},
 };
 
 #[btf_map]
@@ -83,9 +83,9 @@ pub(crate) fn find(packet: &Packet<'_>, ip: &Ip) -> Option<ReplyPath> {
 /// Turns the key into that of the connection which an ICMP error quotes.
 #[inline(always)]
 fn quoted(packet: &Packet<'_>, ip: &Ip, key: &mut ReplyKey) -> Option<()> {
-    let quoted = parse::quoted(packet, ip.family, ip.l4)?;
+    let mut quoted = Quoted::unread();
     // An error goes to the sender of what it quotes; anything else is made up.
-    if quoted.source != ip.destination {
+    if !parse::quoted(packet, ip.family, ip.l4, &mut quoted) || quoted.source != ip.destination {
         return None;
     }
     key.remote = quoted.destination;

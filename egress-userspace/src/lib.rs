@@ -3,6 +3,7 @@
 //! Data flows one way: `sources` → `resources` → `model` → `resolve` → `compile` → `state` → `diff` →
 //! `kernel`. ARCHITECTURE.md walks through it.
 
+pub mod kernel;
 pub mod model;
 pub mod node;
 pub mod resolve;

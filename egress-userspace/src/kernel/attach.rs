@@ -1,0 +1,312 @@
+//! Which program is attached where, by TCX where the kernel has it, else by clsact filters.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    path::PathBuf,
+};
+
+use anyhow::Context;
+use aya::{
+    Ebpf,
+    programs::{
+        LinkOrder, SchedClassifier, TcAttachType,
+        links::{FdLink, PinnedLink},
+        tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact},
+    },
+};
+
+use super::{load::classifier, object::Program, paths::Paths};
+
+/// Fixed, so that a filter is found again by the next run; 1 is before everything else on the hook.
+const PRIORITY: u16 = 1;
+/// "eg": among filters of one priority, ours.
+const HANDLE: TcHandle = TcHandle::new(0, 0x6567);
+
+/// How programs are attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum AttachMode {
+    /// TCX links (Linux 6.6).
+    Tcx,
+    /// Filters of the clsact qdisc.
+    Clsact,
+}
+
+impl AttachMode {
+    /// The mode as metrics and status spell it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
+        }
+    }
+}
+
+/// A place for a program.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Hook {
+    /// The program.
+    pub program: Program,
+    /// The interface's index.
+    pub ifindex: u32,
+    /// The interface's name.
+    pub interface: String,
+}
+
+/// The attached programs.
+#[derive(Debug)]
+pub struct Attachments {
+    mode: AttachMode,
+    paths: Paths,
+    attached: BTreeMap<(Program, u32), String>,
+}
+
+impl Attachments {
+    pub(super) fn new(
+        ebpf: &mut Ebpf,
+        paths: Paths,
+        mode: Option<AttachMode>,
+    ) -> anyhow::Result<Self> {
+        let mode = match mode {
+            Some(mode) => mode,
+            None => probe(classifier(ebpf, Program::FromGateway)?),
+        };
+        Ok(Self {
+            mode,
+            paths,
+            attached: BTreeMap::new(),
+        })
+    }
+
+    /// The mechanism in use.
+    #[must_use]
+    pub fn mode(&self) -> AttachMode {
+        self.mode
+    }
+
+    /// Hooks that this run has attached or taken over.
+    #[must_use]
+    pub fn attached(&self) -> BTreeSet<Hook> {
+        self.attached
+            .iter()
+            .map(|(&(program, ifindex), interface)| Hook {
+                program,
+                ifindex,
+                interface: interface.clone(),
+            })
+            .collect()
+    }
+
+    /// Detaches every program, of this run or an earlier one, that is not wanted.
+    ///
+    /// # Errors
+    /// The hooks that could not be detached, each with its reason; the others are.
+    pub fn detach_others(&mut self, wanted: &BTreeSet<Hook>) -> Vec<anyhow::Error> {
+        let keep: BTreeSet<(Program, u32)> = wanted
+            .iter()
+            .map(|hook| (hook.program, hook.ifindex))
+            .collect();
+        let mut errors = Vec::new();
+        self.attached.retain(|key, _| keep.contains(key));
+        match pins(&self.paths) {
+            Ok(pins) => {
+                for pin in pins
+                    .iter()
+                    .filter(|pin| !keep.contains(&(pin.program, pin.ifindex)))
+                {
+                    if let Err(error) = pin.remove() {
+                        errors.push(error);
+                    }
+                }
+            }
+            Err(error) => errors.push(error),
+        }
+        errors
+    }
+
+    /// Attaches what is wanted and not attached by this run; a link of an earlier run is swapped to the
+    /// new program atomically.
+    ///
+    /// # Errors
+    /// The hooks that could not be attached, each with its reason; the others are.
+    pub fn attach(&mut self, ebpf: &mut Ebpf, wanted: &BTreeSet<Hook>) -> Vec<anyhow::Error> {
+        let mut errors = Vec::new();
+        for hook in wanted {
+            if self.attached.contains_key(&(hook.program, hook.ifindex)) {
+                continue;
+            }
+            match self.attach_one(ebpf, hook) {
+                Ok(()) => {
+                    self.attached
+                        .insert((hook.program, hook.ifindex), hook.interface.clone());
+                }
+                Err(error) => errors.push(error.context(format!(
+                    "cannot attach {} to the interface {} ({})",
+                    hook.program.name(),
+                    hook.interface,
+                    self.mode.name()
+                ))),
+            }
+        }
+        errors
+    }
+
+    fn attach_one(&self, ebpf: &mut Ebpf, hook: &Hook) -> anyhow::Result<()> {
+        let program = classifier(ebpf, hook.program)?;
+        match self.mode {
+            AttachMode::Tcx => attach_tcx(program, hook, &self.paths),
+            AttachMode::Clsact => attach_clsact(program, hook, &self.paths),
+        }
+    }
+}
+
+/// Whether the kernel has TCX is asked of the kernel: a link on the loopback device, let go at once.
+fn probe(program: &mut SchedClassifier) -> AttachMode {
+    let options = TcAttachOptions::TcxOrder(LinkOrder::last());
+    match program.attach_with_options("lo", TcAttachType::Ingress, options) {
+        Ok(id) => {
+            if let Err(error) = program.detach(id) {
+                tracing::warn!(%error, "cannot detach the probe from lo");
+            }
+            AttachMode::Tcx
+        }
+        Err(error) => {
+            tracing::info!(%error, "no TCX here: attaching by clsact filters");
+            AttachMode::Clsact
+        }
+    }
+}
+
+fn attach_tcx(program: &mut SchedClassifier, hook: &Hook, paths: &Paths) -> anyhow::Result<()> {
+    let path = paths.link(hook.program, hook.ifindex);
+    if let Ok(pinned) = PinnedLink::from_pin(&path) {
+        let swapped = SchedClassifierLink::try_from(FdLink::from(pinned))
+            .map_err(anyhow::Error::from)
+            .and_then(|link| Ok(program.attach_to_link(link)?));
+        match swapped {
+            Ok(id) => {
+                // The pin holds the link; only our descriptor goes.
+                drop(program.take_link(id)?);
+                return Ok(());
+            }
+            Err(error) => {
+                // A link whose interface is gone cannot be updated, and holds nothing any more.
+                tracing::debug!(path = %path.display(), %error, "replacing a dead link");
+                remove_file(&path)?;
+            }
+        }
+    }
+    let options = TcAttachOptions::TcxOrder(LinkOrder::first());
+    let id = program.attach_with_options(&hook.interface, TcAttachType::Ingress, options)?;
+    let link: FdLink = program.take_link(id)?.try_into()?;
+    link.pin(&path)
+        .with_context(|| format!("cannot pin {}", path.display()))?;
+    Ok(())
+}
+
+fn attach_clsact(program: &mut SchedClassifier, hook: &Hook, paths: &Paths) -> anyhow::Result<()> {
+    // One that exists already is as good; attaching tells what is really wrong.
+    let made = qdisc_add_clsact(&hook.interface).is_ok();
+    let marker = paths.clsact_marker(hook.program, hook.ifindex);
+    if marker.exists() {
+        remove_file(&marker)?;
+    }
+    let known = SchedClassifierLink::attached(
+        &hook.interface,
+        TcAttachType::Ingress,
+        PRIORITY,
+        HANDLE,
+        None,
+    )?;
+    let id = match program.attach_to_link(known) {
+        Ok(id) => id,
+        Err(_missing) => program.attach_with_options(
+            &hook.interface,
+            TcAttachType::Ingress,
+            TcAttachOptions::Netlink(NlOptions {
+                priority: PRIORITY,
+                handle: HANDLE,
+                classid: None,
+            }),
+        )?,
+    };
+    // Dropping the link would take the filter away.
+    std::mem::forget(program.take_link(id)?);
+    program.fd()?;
+    program
+        .pin(&marker)
+        .with_context(|| format!("cannot leave the marker {}", marker.display()))?;
+    if made {
+        tracing::debug!(interface = %hook.interface, "added the clsact qdisc");
+    }
+    Ok(())
+}
+
+/// A pin that says that a program is attached.
+struct Pin {
+    program: Program,
+    ifindex: u32,
+    clsact: bool,
+    path: PathBuf,
+}
+
+impl Pin {
+    /// Takes the program off its hook.
+    fn remove(&self) -> anyhow::Result<()> {
+        if self.clsact
+            && let Ok(name) = nix::net::if_::if_indextoname(self.ifindex)
+        {
+            let name = name.to_string_lossy();
+            let link = SchedClassifierLink::attached(
+                &name,
+                TcAttachType::Ingress,
+                PRIORITY,
+                HANDLE,
+                None,
+            )?;
+            drop(link);
+        }
+        remove_file(&self.path)
+    }
+}
+
+/// What is attached, of this run or an earlier one.
+fn pins(paths: &Paths) -> anyhow::Result<Vec<Pin>> {
+    let directory = paths.links();
+    let entries = match fs::read_dir(&directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => {
+            return Err(error).with_context(|| format!("cannot read {}", directory.display()));
+        }
+    };
+    let mut pins = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        if let Some((program, ifindex, clsact)) = Paths::parse_link(&path) {
+            pins.push(Pin {
+                program,
+                ifindex,
+                clsact,
+                path,
+            });
+        }
+    }
+    Ok(pins)
+}
+
+/// Detaches everything that is pinned here.
+///
+/// # Errors
+/// The hooks that could not be detached, each with its reason.
+pub fn detach_all(paths: &Paths) -> Vec<anyhow::Error> {
+    match pins(paths) {
+        Ok(pins) => pins.iter().filter_map(|pin| pin.remove().err()).collect(),
+        Err(error) => vec![error],
+    }
+}
+
+fn remove_file(path: &std::path::Path) -> anyhow::Result<()> {
+    fs::remove_file(path).with_context(|| format!("cannot remove {}", path.display()))
+}

@@ -1,0 +1,188 @@
+//! From the embedded object to programs and pinned maps in the kernel.
+
+use anyhow::{Context, bail, ensure};
+use aya::{Ebpf, EbpfLoader, maps::MapInfo, programs::SchedClassifier};
+use egress_common::{
+    DropReason,
+    counter::PASS_KINDS,
+    maps::{self, capacity},
+};
+use nix::sys::resource::{Resource, setrlimit};
+
+use super::{
+    attach::{AttachMode, Attachments},
+    maps::Maps,
+    object::{OBJECT, Program},
+    paths::Paths,
+};
+
+/// The largest array that the kernel is asked for: above it, sizes no longer fit its 32-bit arithmetic.
+const LARGEST: u32 = 1 << 24;
+
+/// Capacities of the maps, in entries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Capacities {
+    /// Source pods, an entry for each address.
+    pub pods: u32,
+    /// Distinct prefixes of one family.
+    pub prefixes: u32,
+    /// Verdicts of all policies.
+    pub verdicts: u32,
+    /// Members of all groups.
+    pub members: u32,
+    /// Policies that are counted.
+    pub policies: u32,
+    /// Recorded connections.
+    pub replies: u32,
+    /// Datagrams in fragments.
+    pub fragments: u32,
+}
+
+impl Default for Capacities {
+    fn default() -> Self {
+        Self {
+            pods: capacity::PODS,
+            prefixes: capacity::PREFIXES,
+            verdicts: capacity::VERDICTS,
+            members: capacity::MEMBERS,
+            policies: capacity::POLICIES,
+            replies: capacity::REPLIES,
+            fragments: capacity::FRAGMENTS,
+        }
+    }
+}
+
+impl Capacities {
+    /// Entries of each map whose size can be chosen, with the flag that chooses it.
+    fn entries(&self) -> anyhow::Result<Vec<(&'static str, &'static str, u32)>> {
+        let reasons = self.policies.checked_mul(DropReason::COUNT);
+        let kinds = self.policies.checked_mul(PASS_KINDS);
+        let (Some(reasons), Some(kinds)) = (reasons, kinds) else {
+            bail!("--max-policies {} is too large", self.policies);
+        };
+        Ok(vec![
+            (maps::PODS, "--max-pods", self.pods),
+            (maps::POD_STATE, "--max-pods", self.pods),
+            (maps::PREFIXES4, "--max-prefixes", self.prefixes),
+            (maps::PREFIXES6, "--max-prefixes", self.prefixes),
+            (maps::VERDICTS, "--max-verdicts", self.verdicts),
+            (maps::MEMBERS, "--max-members", self.members),
+            (maps::MEMBER_COUNTS, "--max-members", self.members),
+            (maps::DROP_COUNTS, "--max-policies", reasons),
+            (maps::PASS_COUNTS, "--max-policies", kinds),
+            (maps::REPLIES, "--max-replies", self.replies),
+            (maps::FRAGMENTS, "--max-fragments", self.fragments),
+            (maps::REPLY_FRAGMENTS, "--max-fragments", self.fragments),
+        ])
+    }
+}
+
+/// How to load.
+#[derive(Clone, Debug)]
+pub struct LoadOptions {
+    /// Where to pin.
+    pub paths: Paths,
+    /// Sizes of the maps.
+    pub capacities: Capacities,
+    /// By which mechanism to attach; none probes.
+    pub attach_mode: Option<AttachMode>,
+    /// Whether the programs log what they drop.
+    pub debug_log: bool,
+}
+
+/// The programs and maps in the kernel.
+pub struct Datapath {
+    /// The live maps.
+    pub maps: Maps,
+    /// Which program is attached where.
+    pub attachments: Attachments,
+    ebpf: Ebpf,
+}
+
+impl Datapath {
+    /// Loads the programs and takes over the maps of an earlier run, or makes them.
+    ///
+    /// Nothing is attached yet; what an earlier run has attached keeps working.
+    pub fn load(options: &LoadOptions) -> anyhow::Result<Self> {
+        options.paths.prepare()?;
+        let entries = options.capacities.entries()?;
+        check_capacities(&options.paths, &entries)?;
+        // Before 5.11 maps are charged to this limit (kernel commit 755e5d55367a).
+        if let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, u64::MAX, u64::MAX) {
+            tracing::debug!(%error, "cannot raise RLIMIT_MEMLOCK; only kernels before 5.11 need it");
+        }
+        let log = u8::from(options.debug_log);
+        let mut loader = EbpfLoader::new();
+        loader.override_global("LOG", &log, true);
+        for (map, _, count) in &entries {
+            loader.map_max_entries(map, *count);
+        }
+        for map in maps::ALL {
+            loader.map_pin_path(map, options.paths.map(map));
+        }
+        let mut ebpf = loader.load(OBJECT).context(
+            "cannot load the eBPF object: a kernel of 5.10 or later with CONFIG_BPF_SYSCALL and BTF, \
+             and CAP_BPF with CAP_NET_ADMIN (or root), are needed",
+        )?;
+        for program in Program::ALL {
+            classifier(&mut ebpf, *program)?.load().with_context(|| {
+                format!(
+                    "the kernel's verifier refuses the program {}",
+                    program.name()
+                )
+            })?;
+        }
+        let maps = Maps::open(&options.paths)?;
+        let attachments = Attachments::new(&mut ebpf, options.paths.clone(), options.attach_mode)?;
+        Ok(Self {
+            maps,
+            attachments,
+            ebpf,
+        })
+    }
+
+    /// The loaded object, for its log and for tests that run its programs.
+    pub fn ebpf(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+
+    /// The attachments, together with the programs that they attach.
+    pub fn attaching(&mut self) -> (&mut Attachments, &mut Ebpf) {
+        (&mut self.attachments, &mut self.ebpf)
+    }
+}
+
+/// The loaded program of that name.
+pub(super) fn classifier(
+    ebpf: &mut Ebpf,
+    program: Program,
+) -> anyhow::Result<&mut SchedClassifier> {
+    ebpf.program_mut(program.name())
+        .with_context(|| format!("the embedded object has no program {}", program.name()))?
+        .try_into()
+        .with_context(|| format!("{} is not a TC program", program.name()))
+}
+
+fn check_capacities(paths: &Paths, entries: &[(&str, &str, u32)]) -> anyhow::Result<()> {
+    for (map, flag, count) in entries {
+        ensure!(
+            (1..=LARGEST).contains(count),
+            "{flag} makes {count} entries of the map {map}: it must have between 1 and {LARGEST}"
+        );
+        let path = paths.map(map);
+        if !path.exists() {
+            continue;
+        }
+        let pinned = MapInfo::from_pin(&path)
+            .with_context(|| format!("cannot look at the pinned map {}", path.display()))?
+            .max_entries();
+        ensure!(
+            pinned == *count,
+            "the map {map} is in the kernel with {pinned} entries, and {flag} asks for {count}: keep \
+             the old size, or remove the maps with `egress detach --pin-dir {}` first (traffic is \
+             not steered until the next start)",
+            paths.root().display()
+        );
+    }
+    Ok(())
+}

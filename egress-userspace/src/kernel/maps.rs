@@ -1,0 +1,212 @@
+//! The live maps: the only writer, and the reader that walks them.
+
+use std::{collections::BTreeMap, net::IpAddr, path::Path};
+
+use anyhow::{Context, anyhow};
+use aya::{
+    Pod,
+    maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, lpm_trie::Key},
+};
+use egress_common::{
+    cells::Line,
+    keys::PodKey,
+    maps::{LINES, MEMBERS, POD_STATE, PODS, PREFIXES4, PREFIXES6, VERDICTS},
+    verdict::{Member, PodState, Verdict},
+};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use super::{grace, paths::Paths, segments::Segments, slots::Slots};
+
+/// The maps that hold policy, opened from where they are pinned.
+pub struct Maps {
+    pods: HashMap<MapData, PodKey, u32>,
+    slots: Slots,
+    prefixes4: LpmTrie<MapData, [u8; 4], u32>,
+    prefixes6: LpmTrie<MapData, [u8; 16], u32>,
+    segments: Segments,
+    verdicts: Array<MapData, Verdict>,
+    members: Array<MapData, Member>,
+}
+
+impl Maps {
+    /// Opens the pinned maps.
+    pub fn open(paths: &Paths) -> anyhow::Result<Self> {
+        let state = MapData::from_pin(paths.map(POD_STATE))
+            .with_context(|| not_running(&paths.map(POD_STATE)))?;
+        let slots = Slots::map(&state, state.info()?.max_entries())?;
+        Ok(Self {
+            pods: open(paths, PODS)?.try_into()?,
+            slots,
+            prefixes4: open(paths, PREFIXES4)?.try_into()?,
+            prefixes6: open(paths, PREFIXES6)?.try_into()?,
+            segments: Segments::open(open(paths, LINES)?, paths)?,
+            verdicts: open(paths, VERDICTS)?.try_into()?,
+            members: open(paths, MEMBERS)?.try_into()?,
+        })
+    }
+
+    /// Bytes of kernel memory that the line store takes.
+    #[must_use]
+    pub fn line_bytes(&self) -> u64 {
+        self.segments.bytes()
+    }
+
+    /// Source pods and their slots.
+    pub fn pods(&self) -> anyhow::Result<BTreeMap<PodKey, u32>> {
+        collect(self.pods.iter()).with_context(|| format!("cannot read {PODS}"))
+    }
+
+    /// What a slot holds.
+    pub fn slot(&self, slot: u32) -> anyhow::Result<PodState> {
+        self.slots.get(slot)
+    }
+
+    /// Prefixes and their classes, by enumeration.
+    pub fn prefixes(&self) -> anyhow::Result<BTreeMap<IpNet, u32>> {
+        let mut prefixes = BTreeMap::new();
+        for entry in self.prefixes4.iter() {
+            let (key, class) = entry.with_context(|| format!("cannot read {PREFIXES4}"))?;
+            let net = Ipv4Net::new(key.data().into(), u8::try_from(key.prefix_len())?)?;
+            prefixes.insert(IpNet::V4(net), class);
+        }
+        for entry in self.prefixes6.iter() {
+            let (key, class) = entry.with_context(|| format!("cannot read {PREFIXES6}"))?;
+            let net = Ipv6Net::new(key.data().into(), u8::try_from(key.prefix_len())?)?;
+            prefixes.insert(IpNet::V6(net), class);
+        }
+        Ok(prefixes)
+    }
+
+    /// Lines of the line store.
+    pub fn lines(&self, first: u32, count: u32) -> anyhow::Result<Vec<Line>> {
+        self.segments.read(first, count)
+    }
+
+    /// A verdict.
+    pub fn verdict(&self, index: u32) -> anyhow::Result<Verdict> {
+        self.verdicts
+            .get(&index, 0)
+            .with_context(|| format!("cannot read {VERDICTS}[{index}]"))
+    }
+
+    /// A member.
+    pub fn member(&self, id: u32) -> anyhow::Result<Member> {
+        self.members
+            .get(&id, 0)
+            .with_context(|| format!("cannot read {MEMBERS}[{id}]"))
+    }
+
+    /// Writes lines of the line store.
+    pub fn write_lines(&mut self, first: u32, lines: &[Line]) -> anyhow::Result<()> {
+        self.segments.write(first, lines)
+    }
+
+    /// Writes a member.
+    pub fn write_member(&mut self, id: u32, member: &Member) -> anyhow::Result<()> {
+        self.members
+            .set(id, member, 0)
+            .with_context(|| format!("cannot write {MEMBERS}[{id}]"))
+    }
+
+    /// Writes a block of verdicts.
+    pub fn write_verdicts(&mut self, base: u32, verdicts: &[Verdict]) -> anyhow::Result<()> {
+        for (index, verdict) in (base..).zip(verdicts) {
+            self.verdicts
+                .set(index, verdict, 0)
+                .with_context(|| format!("cannot write {VERDICTS}[{index}]"))?;
+        }
+        Ok(())
+    }
+
+    /// Publishes a prefix.
+    pub fn insert_prefix(&mut self, prefix: &IpNet, class: u32) -> anyhow::Result<()> {
+        match prefix {
+            IpNet::V4(net) => self.prefixes4.insert(&key4(net), class, 0),
+            IpNet::V6(net) => self.prefixes6.insert(&key6(net), class, 0),
+        }
+        .with_context(|| format!("cannot insert {prefix}: raise --max-prefixes if the map is full"))
+    }
+
+    /// Withdraws a prefix; one that is not there is as good.
+    pub fn remove_prefix(&mut self, prefix: &IpNet) -> anyhow::Result<()> {
+        absent_is_fine(match prefix {
+            IpNet::V4(net) => self.prefixes4.remove(&key4(net)),
+            IpNet::V6(net) => self.prefixes6.remove(&key6(net)),
+        })
+        .with_context(|| format!("cannot remove {prefix}"))
+    }
+
+    /// Turns a pod to another row and rule base.
+    pub fn turn_pod(&mut self, slot: u32, state: PodState) -> anyhow::Result<()> {
+        self.slots.set(slot, state)
+    }
+
+    /// Makes a pod known.
+    pub fn insert_pod(&mut self, key: PodKey, slot: u32) -> anyhow::Result<()> {
+        self.pods.insert(key, slot, 0).with_context(|| {
+            format!(
+                "cannot insert {} into {PODS}: raise --max-pods if the map is full",
+                IpAddr::from(key.addr)
+            )
+        })
+    }
+
+    /// Forgets a pod; one that is not there is as good.
+    pub fn remove_pod(&mut self, key: &PodKey) -> anyhow::Result<()> {
+        absent_is_fine(self.pods.remove(key))
+            .with_context(|| format!("cannot remove {} from {PODS}", IpAddr::from(key.addr)))
+    }
+
+    /// Waits until no packet in flight can hold an id that was given back.
+    pub fn grace(&mut self) -> anyhow::Result<()> {
+        match grace::wait() {
+            Ok(()) => Ok(()),
+            // An update of a map of maps waits for a grace period as well.
+            Err(error) => self
+                .segments
+                .touch()
+                .with_context(|| format!("cannot wait for a grace period (membarrier: {error})")),
+        }
+    }
+}
+
+/// Opens a pinned map.
+pub(super) fn open(paths: &Paths, name: &str) -> anyhow::Result<Map> {
+    let path = paths.map(name);
+    let data = MapData::from_pin(&path).with_context(|| not_running(&path))?;
+    Ok(Map::from_map_data(data)?)
+}
+
+fn not_running(path: &Path) -> String {
+    format!(
+        "cannot open the pinned map {}: has `egress run` been started with this --pin-dir, and are you \
+         root?",
+        path.display()
+    )
+}
+
+fn collect<K: Pod + Ord, V: Pod>(
+    entries: impl Iterator<Item = Result<(K, V), MapError>>,
+) -> Result<BTreeMap<K, V>, MapError> {
+    entries.collect()
+}
+
+fn absent_is_fine(result: Result<(), MapError>) -> anyhow::Result<()> {
+    match result {
+        Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error))
+            if error.io_error.kind() == std::io::ErrorKind::NotFound =>
+        {
+            Ok(())
+        }
+        Err(error) => Err(anyhow!(error)),
+    }
+}
+
+fn key4(net: &Ipv4Net) -> Key<[u8; 4]> {
+    Key::new(net.prefix_len().into(), net.network().octets())
+}
+
+fn key6(net: &Ipv6Net) -> Key<[u8; 16]> {
+    Key::new(net.prefix_len().into(), net.network().octets())
+}

@@ -1,0 +1,22 @@
+//! The only place that knows aya: loading, attaching, and the live maps.
+#![expect(
+    unsafe_code,
+    reason = "mapping a BPF array into memory and the membarrier system call have no safe wrapper"
+)]
+
+mod attach;
+mod counters;
+mod grace;
+mod load;
+mod maps;
+mod object;
+mod paths;
+mod segments;
+mod slots;
+
+pub use attach::{AttachMode, Attachments, Hook, detach_all};
+pub use counters::CounterMaps;
+pub use load::{Capacities, Datapath, LoadOptions};
+pub use maps::Maps;
+pub use object::{OBJECT, Program, ebpf_object};
+pub use paths::Paths;

@@ -1,0 +1,33 @@
+//! The eBPF object that is embedded in this binary, and the programs in it.
+
+/// The object, as the compiler left it.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/egress.bpf.o"));
+
+/// The embedded object, for tests that load it by themselves.
+#[must_use]
+pub fn ebpf_object() -> &'static [u8] {
+    OBJECT
+}
+
+/// The programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Program {
+    /// Ingress of a source pod's host-side interface.
+    FromPod,
+    /// Ingress of an interface that leads to a next-hop gateway.
+    FromGateway,
+}
+
+impl Program {
+    /// Every program.
+    pub const ALL: &[Self] = &[Self::FromPod, Self::FromGateway];
+
+    /// Its name in the object, in the kernel and in metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::FromPod => "egress_from_pod",
+            Self::FromGateway => "egress_from_gateway",
+        }
+    }
+}

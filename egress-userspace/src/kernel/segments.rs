@@ -1,0 +1,122 @@
+//! The line store: an array of maps whose inner maps are made as they are needed.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, ensure};
+use aya::maps::{Array, ArrayOfMaps, Map, MapData};
+use egress_common::{
+    cells::{Line, MAX_SEGMENTS, SEGMENT_LINES, SEGMENT_SHIFT},
+    maps::LINES,
+};
+
+use super::paths::Paths;
+
+/// The open segments.
+pub(super) struct Segments {
+    outer: ArrayOfMaps<MapData, Array<MapData, Line>>,
+    open: BTreeMap<u32, Array<MapData, Line>>,
+    paths: Paths,
+}
+
+impl Segments {
+    /// Opens the segments of an earlier run.
+    pub(super) fn open(outer: Map, paths: &Paths) -> anyhow::Result<Self> {
+        let outer =
+            ArrayOfMaps::try_from(outer).with_context(|| format!("{LINES} is not what it was"))?;
+        let mut open = BTreeMap::new();
+        for index in 0..MAX_SEGMENTS {
+            let path = paths.segment(index);
+            if !path.exists() {
+                break;
+            }
+            let data = MapData::from_pin(&path)
+                .with_context(|| format!("cannot open the segment {}", path.display()))?;
+            let map = Map::from_map_data(data)?;
+            open.insert(index, Array::try_from(map)?);
+        }
+        let mut segments = Self {
+            outer,
+            open,
+            paths: paths.clone(),
+        };
+        // A crash between the pin and the publication leaves a segment that the programs do not see.
+        for index in segments.open.keys().copied().collect::<Vec<_>>() {
+            segments.publish(index)?;
+        }
+        Ok(segments)
+    }
+
+    /// Bytes of kernel memory that the segments take.
+    pub(super) fn bytes(&self) -> u64 {
+        self.open.len() as u64 * u64::from(SEGMENT_LINES) * size_of::<Line>() as u64
+    }
+
+    pub(super) fn read(&self, first: u32, count: u32) -> anyhow::Result<Vec<Line>> {
+        (first..first.saturating_add(count))
+            .map(|line| {
+                let (segment, index) = place(line);
+                match self.open.get(&segment) {
+                    Some(map) => Ok(map.get(&index, 0)?),
+                    None => Ok(Line::ZERO),
+                }
+            })
+            .collect()
+    }
+
+    pub(super) fn write(&mut self, first: u32, lines: &[Line]) -> anyhow::Result<()> {
+        for (line, value) in (first..).zip(lines) {
+            let (segment, index) = place(line);
+            self.segment(segment)?
+                .set(index, value, 0)
+                .with_context(|| format!("cannot write line {line} of {LINES}"))?;
+        }
+        Ok(())
+    }
+
+    fn segment(&mut self, index: u32) -> anyhow::Result<&mut Array<MapData, Line>> {
+        ensure!(
+            index < MAX_SEGMENTS,
+            "{LINES} cannot have more than {MAX_SEGMENTS} segments: lower --matrix-memory"
+        );
+        // Segments are found again at the next start by counting up, so there must be no gap.
+        for missing in 0..=index {
+            if !self.open.contains_key(&missing) {
+                self.add(missing)?;
+            }
+        }
+        self.open
+            .get_mut(&index)
+            .context("a segment that was just made is not there")
+    }
+
+    fn add(&mut self, index: u32) -> anyhow::Result<()> {
+        let path = self.paths.segment(index);
+        let map = Array::<MapData, Line>::create(SEGMENT_LINES, 0)
+            .with_context(|| format!("cannot make segment {index} of {LINES} (1 MiB)"))?;
+        map.pin(&path)
+            .with_context(|| format!("cannot pin {}", path.display()))?;
+        let map = Array::try_from(Map::from_map_data(MapData::from_pin(&path)?)?)?;
+        self.open.insert(index, map);
+        self.publish(index)
+    }
+
+    /// Publishes a segment again, which changes nothing and waits for a grace period.
+    pub(super) fn touch(&mut self) -> anyhow::Result<()> {
+        self.segment(0)?;
+        self.publish(0)
+    }
+
+    fn publish(&mut self, index: u32) -> anyhow::Result<()> {
+        let map = self
+            .open
+            .get(&index)
+            .context("the segment to publish is not open")?;
+        self.outer
+            .set(index, map, 0)
+            .with_context(|| format!("cannot add segment {index} to {LINES}"))
+    }
+}
+
+const fn place(line: u32) -> (u32, u32) {
+    (line >> SEGMENT_SHIFT, line & (SEGMENT_LINES - 1))
+}
