@@ -16,7 +16,7 @@ pub enum Family {
 /// An IPv6 packet that carries such a mapped address on the wire is refused before it gets here, so the
 /// two families never meet.
 #[repr(C, align(4))]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Addr(pub [u8; 16]);
 map_type!(Addr, size = 16, align = 4);
 

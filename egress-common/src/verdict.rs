@@ -6,7 +6,7 @@ use crate::{addr::Addr, drop::DropReason, map_type};
 ///
 /// Userspace writes it with one 64-bit store, so that a packet sees the old policy or the new one.
 #[repr(transparent)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PodState(pub u64);
 map_type!(PodState, size = 8, align = 8);
 
@@ -43,7 +43,7 @@ pub const NUMBER_FIRST_RULE: u16 = 2;
 
 /// A verdict as it lies in the map; [`Verdict::decode`] gives its meaning.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Verdict {
     kind: u8,
     reason: u8,
@@ -126,7 +126,7 @@ impl Verdict {
 
 /// How a member's packets leave: a gateway as the datapath sees it, and where it is counted.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Member {
     way: u8,
     replies: u8,

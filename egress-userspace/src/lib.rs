@@ -3,6 +3,8 @@
 //! Data flows one way: `sources` → `resources` → `model` → `resolve` → `compile` → `state` → `diff` →
 //! `kernel`. ARCHITECTURE.md walks through it.
 
+pub mod compile;
+pub mod diff;
 pub mod kernel;
 pub mod model;
 pub mod node;

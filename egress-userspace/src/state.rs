@@ -1,10 +1,12 @@
 //! The two descriptions of the maps: what they should say, by name, and what they do say, by number.
 
-use std::{collections::BTreeMap, net::IpAddr, num::NonZeroU32};
+use std::{collections::BTreeMap, net::IpAddr, num::NonZeroU32, sync::Arc};
 
 use egress_common::{
     DropReason,
+    cells::CELLS_PER_LINE,
     keys::PodKey,
+    maps::capacity,
     verdict::{Member, PodState, Replies, Verdict},
 };
 use ipnet::IpNet;
@@ -91,7 +93,7 @@ pub struct KernelState {
     /// First line of each live row → its cells, by class.
     pub rows: BTreeMap<u32, Extent>,
     /// First line of each live slot table → its cells.
-    pub slot_tables: BTreeMap<u32, Vec<u16>>,
+    pub slot_tables: BTreeMap<u32, Arc<Vec<u16>>>,
     /// Rule base of each live block → its verdicts, by number.
     pub blocks: BTreeMap<u32, Vec<Verdict>>,
     /// Live members.
@@ -103,8 +105,56 @@ pub struct KernelState {
 pub struct Extent {
     /// Lines that belong to it.
     pub lines: u32,
-    /// Its cells, by class: as many as classes are in use, rounded up to whole lines.
-    pub cells: Vec<u16>,
+    /// Its cells, by class: up to the highest class in use, in whole lines; zero where no prefix has the class.
+    pub cells: Arc<Vec<u16>>,
+}
+
+impl Extent {
+    /// Lines that a row needs when classes below `classes` are in use.
+    ///
+    /// At least one: a row without lines could not be told from its neighbour.
+    #[must_use]
+    pub const fn lines_needed(classes: u32) -> u32 {
+        let lines = classes.div_ceil(CELLS_PER_LINE);
+        if lines == 0 { 1 } else { lines }
+    }
+
+    /// Lines that a new row is given: an eighth more than it needs, so that few new prefixes move it.
+    #[must_use]
+    pub const fn lines_given(classes: u32) -> u32 {
+        let lines = Self::lines_needed(classes);
+        (lines + lines / 8).next_multiple_of(8)
+    }
+}
+
+/// What the maps of this node have room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes that the rows and slot tables of a desired state may take.
+    pub matrix_memory: u64,
+    /// Source pods, one for each address.
+    pub pods: u32,
+    /// Distinct prefixes of one family.
+    pub prefixes: u32,
+    /// Verdicts of all blocks.
+    pub verdicts: u32,
+    /// Members of all groups, and their counters.
+    pub members: u32,
+    /// Policies that are counted, with the one that stands for none.
+    pub policies: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            matrix_memory: 256 << 20,
+            pods: capacity::PODS,
+            prefixes: capacity::PREFIXES,
+            verdicts: capacity::VERDICTS,
+            members: capacity::MEMBERS,
+            policies: capacity::POLICIES,
+        }
+    }
 }
 
 /// The meaning of the numbers that counters have: kept beside the maps, since the kernel knows no names.

@@ -1,0 +1,478 @@
+//! Compilation against a naive reading of the rules, its limits, and the README's policy as a golden file.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    num::NonZeroU32,
+};
+
+use egress_common::DropReason;
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    model::{ObjectName, Replies},
+    resolve::{SourcePod, Way},
+};
+
+/// Prefixes that nest in several ways, in both families.
+pub(crate) const POOL: [&str; 14] = [
+    "0.0.0.0/0",
+    "10.0.0.0/8",
+    "10.1.0.0/16",
+    "10.1.2.0/24",
+    "10.1.2.128/25",
+    "10.1.2.3/32",
+    "10.200.0.0/16",
+    "192.0.2.0/24",
+    "192.0.2.0/25",
+    "::/0",
+    "2001:db8::/32",
+    "2001:db8:1::/48",
+    "2001:db8:1::7/128",
+    "fd00::/8",
+];
+
+pub(crate) fn net(text: &str) -> IpNet {
+    text.parse().unwrap_or_else(|e| unreachable!("{text}: {e}"))
+}
+
+/// Addresses in, at the edges of and beside every prefix of the pool.
+pub(crate) fn probes() -> Vec<IpAddr> {
+    let mut probes: BTreeSet<IpAddr> = POOL
+        .iter()
+        .flat_map(|text| match net(text) {
+            IpNet::V4(net) => {
+                let (first, last) = (net.network(), net.broadcast());
+                let inside = u32::from(first).wrapping_add(1).into();
+                [first.into(), last.into(), IpAddr::V4(inside)]
+            }
+            IpNet::V6(net) => {
+                let (first, last) = (net.network(), net.broadcast());
+                let inside = u128::from(first).wrapping_add(1).into();
+                [first.into(), last.into(), IpAddr::V6(inside)]
+            }
+        })
+        .collect();
+    for other in ["8.8.8.8", "2001:4860::8", "172.16.0.9", "172.16.1.20"] {
+        probes.extend(other.parse::<IpAddr>());
+    }
+    probes.into_iter().collect()
+}
+
+fn gateway(number: u8, v4: bool, v6: bool, weight: u32) -> UsableGateway {
+    let mut ways = Vec::new();
+    if v4 {
+        ways.push(Way {
+            next_hop: IpAddr::from([192, 168, 9, number]),
+            ifindex: 7,
+            mtu: 1500,
+        });
+    }
+    if v6 {
+        ways.push(Way {
+            next_hop: IpAddr::from([0xfe80, 0, 0, 0, 0, 0, 0, u16::from(number)]),
+            ifindex: 7,
+            mtu: 1400,
+        });
+    }
+    UsableGateway {
+        name: ObjectName::new("gateways", format!("gw{number}")),
+        weight: NonZeroU32::new(weight).unwrap_or(NonZeroU32::MIN),
+        replies: Replies::Recorded,
+        ways,
+    }
+}
+
+fn arbitrary_action() -> impl Strategy<Value = Action> {
+    let gateways = prop::collection::btree_map(
+        1_u8..4,
+        (
+            prop::bool::weighted(0.8),
+            prop::bool::weighted(0.6),
+            1_u32..3,
+        ),
+        0..4,
+    );
+    prop_oneof![
+        1 => Just(Action::Local),
+        3 => gateways.prop_map(|gateways| Action::Gateways(
+            gateways
+                .into_iter()
+                .map(|(number, (v4, v6, weight))| gateway(number, v4, v6, weight))
+                .collect()
+        )),
+    ]
+}
+
+fn arbitrary_fate() -> impl Strategy<Value = Fate> {
+    let destination = prop_oneof![
+        1 => Just(None),
+        6 => prop::sample::select(&POOL[..]).prop_map(|text| Some(net(text))),
+    ];
+    let rules = prop::collection::btree_map(destination, arbitrary_action(), 0..6);
+    prop_oneof![
+        1 => Just(Fate::Drop(DropReason::PolicyMissing)),
+        9 => rules.prop_map(|rules| fate(rules.into_iter().collect())),
+    ]
+}
+
+/// Rules from destinations and actions, sorted.
+fn fate(rules: Vec<(Option<IpNet>, Action)>) -> Fate {
+    let effective = rules
+        .into_iter()
+        .map(|(destination, action)| EffectiveRule {
+            label: destination.map_or_else(|| "default".to_owned(), |d| d.to_string()),
+            destination,
+            action,
+        });
+    Fate::Rules(effective.collect())
+}
+
+fn pod(number: u8, policy: &str, fate: Fate) -> (ObjectName, SourcePod) {
+    let pod = SourcePod {
+        ifindex: 100 + u32::from(number),
+        interface: format!("veth{number}"),
+        addresses: vec![
+            IpAddr::from([10, 0, 0, number]),
+            IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, u16::from(number)]),
+        ],
+        policy: policy.to_owned(),
+        fate,
+    };
+    (ObjectName::new("pods", format!("pod{number}")), pod)
+}
+
+/// A node with a few pods, three fates among them, and sometimes many prefixes of the cluster.
+pub(crate) fn arbitrary_resolved() -> impl Strategy<Value = Resolved> {
+    let pods = prop::collection::btree_map(
+        0_u8..5,
+        (
+            prop::sample::select(&["one", "two", "three", "four"][..]),
+            0_usize..3,
+        ),
+        0..5,
+    );
+    let fates = prop::collection::vec(arbitrary_fate(), 3);
+    let cluster = prop::collection::btree_set(prop::sample::select(&POOL[..]), 0..3);
+    let bulk = prop_oneof![4 => Just(0_u16), 1 => Just(40), 1 => Just(300)];
+    (pods, fates, cluster, bulk).prop_map(|(pods, fates, cluster, bulk)| Resolved {
+        pods: pods
+            .into_iter()
+            .map(|(number, (policy, place))| pod(number, policy, fates[place].clone()))
+            .collect(),
+        cluster_prefixes: cluster
+            .into_iter()
+            .map(net)
+            .chain((0..bulk).map(|i| {
+                let [high, low] = i.to_be_bytes();
+                IpNet::from(IpAddr::from([172, 16, high, low]))
+            }))
+            .collect(),
+        ..Resolved::default()
+    })
+}
+
+/// What a pod's packet should be told, read from the rules one by one.
+fn naive(pod: &SourcePod, cluster: &BTreeSet<IpNet>, to: IpAddr) -> VerdictSpec {
+    let rules = match &pod.fate {
+        Fate::Drop(reason) => return VerdictSpec::Drop(*reason),
+        Fate::Rules(rules) => rules,
+    };
+    let length = |rule: &EffectiveRule| match rule.destination {
+        Some(net) => net.contains(&to).then(|| i16::from(net.prefix_len())),
+        // Without a destination a rule loses against one that names the default itself.
+        None => Some(-1),
+    };
+    let rule = rules
+        .iter()
+        .filter_map(|rule| Some((length(rule)?, rule)))
+        .max_by_key(|(length, _)| *length);
+    let cluster = cluster
+        .iter()
+        .filter(|net| net.contains(&to))
+        .map(|net| i16::from(net.prefix_len()))
+        .max();
+    let (length, rule) = match (rule, cluster) {
+        (None, None) => return VerdictSpec::Unmatched,
+        (None, Some(_)) => return VerdictSpec::Local,
+        (Some(rule), _) => rule,
+    };
+    if cluster.is_some_and(|cluster| cluster > length.max(0)) {
+        return VerdictSpec::Local;
+    }
+    let Action::Gateways(gateways) = &rule.action else {
+        return VerdictSpec::Local;
+    };
+    let members: Vec<MemberSpec> = gateways
+        .iter()
+        .flat_map(|gateway| gateway.ways.iter().map(move |way| (gateway, way)))
+        .filter(|(_, way)| way.next_hop.is_ipv4() == to.is_ipv4())
+        .map(|(gateway, way)| MemberSpec {
+            label: MemberLabel {
+                namespace: gateway.name.namespace.clone(),
+                gateway: gateway.name.name.clone(),
+                policy: pod.policy.clone(),
+                rule: rule.label.clone(),
+            },
+            weight: gateway.weight,
+            ifindex: way.ifindex,
+            mtu: way.mtu,
+            next_hop: way.next_hop,
+            replies: gateway.replies,
+        })
+        .collect();
+    if members.is_empty() {
+        VerdictSpec::Drop(DropReason::NoGateway)
+    } else {
+        VerdictSpec::Gateways(members)
+    }
+}
+
+/// What a desired state tells a packet.
+pub(crate) fn told(state: &DesiredState, pod: PodKey, to: IpAddr) -> Option<&VerdictSpec> {
+    let profile = &state.profiles[*state.pods.get(&pod)?];
+    let number = state
+        .prefixes
+        .iter()
+        .zip(&state.rows[profile.row])
+        .filter(|(net, _)| net.contains(&to))
+        .max_by_key(|(net, _)| net.prefix_len())
+        .map_or(0, |(_, number)| *number);
+    Some(&profile.verdicts[usize::from(number)])
+}
+
+proptest! {
+    #[test]
+    fn rows_say_what_the_rules_say(resolved in arbitrary_resolved()) {
+        let state = compile(&resolved, &Limits::default())?;
+        for pod in resolved.pods.values() {
+            for address in &pod.addresses {
+                let key = PodKey { ifindex: pod.ifindex, addr: (*address).into() };
+                for to in probes() {
+                    let wanted = naive(pod, &resolved.cluster_prefixes, to);
+                    prop_assert_eq!(told(&state, key, to), Some(&wanted), "{:?} to {}", key, to);
+                }
+            }
+        }
+        // Blocks are measured by their rows when the maps are read back.
+        for profile in &state.profiles {
+            let highest = state.rows[profile.row].iter().max().copied().unwrap_or(0);
+            prop_assert_eq!(profile.verdicts.len(), usize::from(highest) + 1);
+        }
+    }
+}
+
+/// The policy that the README shows, for one pod.
+fn readme() -> Resolved {
+    let fate = fate(vec![
+        (None, Action::Gateways(vec![gateway(3, true, true, 1)])),
+        (Some(net("10.0.0.0/8")), Action::Local),
+        (
+            Some(net("192.0.2.0/24")),
+            Action::Gateways(vec![gateway(1, true, true, 1), gateway(2, true, false, 2)]),
+        ),
+    ]);
+    Resolved {
+        pods: BTreeMap::from([
+            pod(1, "egw-policy", fate),
+            pod(2, "gone", Fate::Drop(DropReason::PolicyMissing)),
+        ]),
+        cluster_prefixes: ["10.96.0.0/12", "192.0.2.0/24", "fd00::/8"].map(net).into(),
+        ..Resolved::default()
+    }
+}
+
+#[test]
+fn golden_state_of_the_example_policy() -> Result<(), CompileError> {
+    insta::assert_snapshot!(render(&compile(&readme(), &Limits::default())?));
+    Ok(())
+}
+
+/// A desired state as a person would write it down.
+fn render(state: &DesiredState) -> String {
+    let mut text = String::new();
+    for (key, profile) in &state.pods {
+        let address = IpAddr::from(key.addr);
+        text += &format!("pod {}%{address} -> profile {profile}\n", key.ifindex);
+    }
+    for (place, profile) in state.profiles.iter().enumerate() {
+        text += &format!("profile {place}: {}, row {}\n", profile.policy, profile.row);
+        for (number, verdict) in profile.verdicts.iter().enumerate() {
+            let VerdictSpec::Gateways(members) = verdict else {
+                text += &format!("  {number}: {verdict:?}\n");
+                continue;
+            };
+            for member in members {
+                text += &format!(
+                    "  {number}: rule {} -> {}/{} * {} by {} dev {} mtu {} replies {:?}\n",
+                    member.label.rule,
+                    member.label.namespace,
+                    member.label.gateway,
+                    member.weight,
+                    member.next_hop,
+                    member.ifindex,
+                    member.mtu,
+                    member.replies
+                );
+            }
+        }
+    }
+    for (place, net) in state.prefixes.iter().enumerate() {
+        let cells: Vec<u16> = state.rows.iter().map(|row| row[place]).collect();
+        text += &format!("{net}: {cells:?}\n");
+    }
+    text
+}
+
+#[test]
+fn rows_do_not_depend_on_which_gateways_are_usable() -> Result<(), CompileError> {
+    let with = |gateways: Vec<UsableGateway>| {
+        let fate = fate(vec![
+            (None, Action::Gateways(gateways)),
+            (Some(net("10.0.0.0/8")), Action::Local),
+        ]);
+        let resolved = Resolved {
+            pods: BTreeMap::from([pod(1, "p", fate)]),
+            ..Resolved::default()
+        };
+        compile(&resolved, &Limits::default())
+    };
+    let up = with(vec![gateway(1, true, true, 1)])?;
+    let down = with(vec![])?;
+    assert_eq!(up.rows, down.rows);
+    assert_ne!(up.profiles, down.profiles);
+    Ok(())
+}
+
+#[test]
+fn the_same_content_is_held_once() -> Result<(), CompileError> {
+    let rules = |gw| {
+        fate(vec![(
+            Some(net("192.0.2.0/24")),
+            Action::Gateways(vec![gateway(gw, true, false, 1)]),
+        )])
+    };
+    let resolved = Resolved {
+        pods: BTreeMap::from([
+            pod(1, "a", rules(1)),
+            pod(2, "a", rules(1)),
+            pod(3, "b", rules(1)),
+            pod(4, "b", rules(2)),
+        ]),
+        ..Resolved::default()
+    };
+    let state = compile(&resolved, &Limits::default())?;
+    assert_eq!((state.rows.len(), state.profiles.len()), (1, 3));
+    Ok(())
+}
+
+#[test]
+fn what_does_not_fit_is_refused_with_numbers() {
+    let refused = |limits: Limits| match compile(&readme(), &limits) {
+        Ok(_) => "compiled".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    let all = Limits::default();
+    let errors = [
+        Limits {
+            matrix_memory: 33_791,
+            ..all
+        },
+        Limits { pods: 3, ..all },
+        Limits { prefixes: 2, ..all },
+        Limits { verdicts: 6, ..all },
+        Limits { members: 3, ..all },
+        Limits { policies: 2, ..all },
+    ]
+    .map(refused);
+    insta::assert_debug_snapshot!(errors);
+    let exact = Limits {
+        matrix_memory: 33_792,
+        pods: 4,
+        prefixes: 4,
+        verdicts: 7,
+        members: 4,
+        policies: 3,
+    };
+    assert_eq!(refused(exact), "compiled");
+}
+
+#[test]
+fn a_policy_with_too_many_numbers_is_named() {
+    let many = |count: u32| {
+        let rules = (0..count)
+            .map(|i| {
+                let host = IpNet::from(IpAddr::from((0x0b00_0000 + i).to_be_bytes()));
+                (Some(host), Action::Gateways(vec![]))
+            })
+            .collect();
+        Resolved {
+            pods: BTreeMap::from([pod(1, "vast", fate(rules))]),
+            ..Resolved::default()
+        }
+    };
+    assert!(compile(&many(65_533), &Limits::default()).is_ok());
+    assert_eq!(
+        compile(&many(65_534), &Limits::default()),
+        Err(CompileError::PolicyTooLarge {
+            policy: "vast".to_owned(),
+            needed: 65_536,
+        })
+    );
+}
+
+#[test]
+#[ignore = "a measurement, meaningful with --release only: prints seconds"]
+fn how_long_large_policies_take() {
+    let local = |base: u32, count: u32| {
+        let rules = (0..count)
+            .map(|i| {
+                let host = IpNet::from(IpAddr::from((base + i).to_be_bytes()));
+                (Some(host), Action::Local)
+            })
+            .collect();
+        fate(rules)
+    };
+    let node = |policies: u32, prefixes: u32| Resolved {
+        pods: (0..policies)
+            .map(|i| {
+                let mut pod = pod(
+                    1,
+                    &format!("p{i}"),
+                    local(0x0b00_0000 + i * prefixes, prefixes),
+                );
+                pod.0.name = format!("pod{i}");
+                pod.1.ifindex = i;
+                pod
+            })
+            .collect(),
+        ..Resolved::default()
+    };
+    for (policies, prefixes) in [(1000, 100), (1, 1_000_000)] {
+        let resolved = node(policies, prefixes);
+        let start = std::time::Instant::now();
+        let state = compile(&resolved, &Limits::default());
+        let compiled = start.elapsed();
+        assert!(state.is_ok(), "{state:?}");
+        let state = state.unwrap_or_default();
+        let start = std::time::Instant::now();
+        let plan = crate::diff::plan(
+            &crate::state::KernelState::default(),
+            &crate::state::Names::default(),
+            &state,
+            &Limits::default(),
+        );
+        let first = start.elapsed();
+        assert!(plan.is_ok(), "no plan");
+        let Ok(plan) = plan else { return };
+        let start = std::time::Instant::now();
+        let again = crate::diff::plan(&plan.after, &plan.names, &state, &Limits::default());
+        assert_eq!(again.map(|plan| plan.changes.len()), Ok(0));
+        println!(
+            "{policies} policies of {prefixes} prefixes: compile {compiled:?}, first plan {first:?}, \
+             empty plan {:?}",
+            start.elapsed()
+        );
+    }
+}

@@ -1,0 +1,568 @@
+//! The planner: keeps the state that its changes lead to, and allocates only where that state has nothing.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use egress_common::{
+    Addr,
+    cells::{CELLS_PER_LINE, Line, MAX_SEGMENTS, SEGMENT_LINES, SLOT_LINES},
+    keys::PodKey,
+    verdict::{Decision, Member, PodState, Verdict},
+};
+use ipnet::IpNet;
+
+use super::{
+    Change, PlanError,
+    content::{BlockMeaning, Index, Interner, Meaning, TableId, group_members, hash},
+    names::Assigned,
+    space::Space,
+    universe::{NONE, Universe, cell},
+};
+use crate::{
+    compile::{
+        candidates,
+        slots::{Candidate, Tables},
+    },
+    state::{DesiredState, Extent, KernelState, Limits, MemberSpec, VerdictSpec},
+};
+
+/// Lines that there can be.
+const MAX_LINES: u32 = MAX_SEGMENTS * SEGMENT_LINES;
+
+/// Makes a list of changes, and knows at each of them what is live.
+pub(super) struct Planner<'a> {
+    desired: &'a DesiredState,
+    assigned: &'a Assigned<'a>,
+    limits: &'a Limits,
+    universe: Universe,
+    /// What the maps say after the changes so far; what is in here is never written over.
+    now: KernelState,
+    changes: Vec<Change>,
+    /// Whether a packet may hold something that `now` no longer says.
+    unsettled: bool,
+    index: Index,
+    interner: Interner,
+    room: Room,
+    tables: Tables<'a>,
+    /// The slot table of each wanted group.
+    groups: BTreeMap<Vec<Candidate<'a>>, TableId>,
+    /// First line of each wanted row, once it is live.
+    placed: Vec<Option<u32>>,
+}
+
+/// Ids that nothing live has.
+struct Room {
+    lines: Space,
+    verdicts: Space,
+    members: Space,
+    slots: Space,
+}
+
+impl<'a> Planner<'a> {
+    pub(super) fn new(
+        kernel: &KernelState,
+        desired: &'a DesiredState,
+        assigned: &'a Assigned<'a>,
+        limits: &'a Limits,
+    ) -> Result<Self, PlanError> {
+        let universe = Universe::new(&kernel.prefixes, &desired.prefixes).ok_or(PlanError {
+            what: "prefixes",
+            room: NONE,
+        })?;
+        let mut planner = Self {
+            desired,
+            assigned,
+            limits,
+            universe,
+            now: kernel.clone(),
+            changes: Vec::new(),
+            unsettled: false,
+            index: Index::default(),
+            interner: Interner::default(),
+            room: Room::new(kernel, limits),
+            tables: Tables::default(),
+            groups: BTreeMap::new(),
+            placed: Vec::new(),
+        };
+        planner.retain(None);
+        Ok(planner)
+    }
+
+    pub(super) fn run(mut self) -> Result<(Vec<Change>, KernelState), PlanError> {
+        self.publish()?;
+        self.retain(None);
+        self.refresh();
+        self.turn()?;
+        self.clean();
+        Ok((self.changes, self.now))
+    }
+
+    // ---- new prefixes, with the meaning that they have had so far ----
+
+    fn publish(&mut self) -> Result<(), PlanError> {
+        if self.universe.fresh.is_empty() {
+            return Ok(());
+        }
+        let known = self.now.prefixes.keys().copied();
+        let fresh = self.universe.fresh.iter().map(|fresh| fresh.net);
+        let (v4, v6) = known.chain(fresh).fold((0, 0), |(v4, v6), net| match net {
+            IpNet::V4(_) => (v4 + 1, v6),
+            IpNet::V6(_) => (v4, v6 + 1),
+        });
+        for (count, what) in [(v4, "IPv4 prefixes"), (v6, "IPv6 prefixes")] {
+            if count > self.limits.prefixes {
+                let room = self.limits.prefixes;
+                return Err(PlanError { what, room });
+            }
+        }
+        let rows: Vec<u32> = self.now.rows.keys().copied().collect();
+        for first in rows {
+            self.add_columns(first)?;
+        }
+        self.settle();
+        for fresh in &self.universe.fresh {
+            let (prefix, class) = (fresh.net, fresh.class);
+            self.now.prefixes.insert(prefix, class);
+            self.changes.push(Change::InsertPrefix { prefix, class });
+        }
+        Ok(())
+    }
+
+    /// Gives a live row its cells for prefixes that are about to be published.
+    fn add_columns(&mut self, first: u32) -> Result<(), PlanError> {
+        let needed = Extent::lines_needed(self.universe.bound);
+        let Some(row) = self.now.rows.get_mut(&first) else {
+            return Ok(());
+        };
+        let cells = Arc::make_mut(&mut row.cells);
+        cells.resize((needed * CELLS_PER_LINE) as usize, 0);
+        for fresh in &self.universe.fresh {
+            cells[fresh.class as usize] = cell(cells, fresh.inherits);
+        }
+        if row.lines >= needed {
+            let cells = Arc::clone(&row.cells);
+            let touched: BTreeSet<u32> = self
+                .universe
+                .fresh
+                .iter()
+                .map(|fresh| fresh.class / CELLS_PER_LINE)
+                .collect();
+            let lines = lines(&cells);
+            for run in runs(touched) {
+                self.changes.push(Change::WriteLines {
+                    first_line: first + run.start,
+                    lines: lines[run.start as usize..run.end as usize].to_vec(),
+                });
+            }
+            return Ok(());
+        }
+        let cells = Arc::clone(&row.cells);
+        let moved = match self.write_row(Arc::clone(&cells)) {
+            Ok(moved) => moved,
+            Err(_) => {
+                self.make_room(None);
+                self.write_row(cells)?
+            }
+        };
+        let turned: Vec<(u32, PodState)> = self
+            .now
+            .slots
+            .iter()
+            .filter(|(_, state)| state.row() == first)
+            .map(|(slot, state)| (*slot, PodState::new(moved, state.rule_base())))
+            .collect();
+        for (slot, state) in turned {
+            self.turn_slot(slot, state);
+        }
+        Ok(())
+    }
+
+    // ---- new policies, and the pods that have them ----
+
+    fn turn(&mut self) -> Result<(), PlanError> {
+        let desired = self.desired;
+        let mut pods: Vec<Vec<PodKey>> = vec![Vec::new(); desired.profiles.len()];
+        for (key, profile) in &desired.pods {
+            pods[*profile].push(*key);
+        }
+        for (profile, keys) in pods.iter().enumerate() {
+            if keys.is_empty() {
+                continue;
+            }
+            let state = match self.profile(profile) {
+                Ok(state) => state,
+                Err(_) => {
+                    self.make_room(None);
+                    self.profile(profile)?
+                }
+            };
+            for key in keys {
+                if let Some(slot) = self.now.pods.get(key).copied() {
+                    if self.now.slots.get(&slot) != Some(&state) {
+                        self.turn_slot(slot, state);
+                    }
+                    continue;
+                }
+                let slot = match self.room.slots.take(1) {
+                    Some(slot) => slot,
+                    None => {
+                        self.make_room(Some(state));
+                        take(&mut self.room.slots, 1, "source pods", self.limits.pods)?
+                    }
+                };
+                self.now.pods.insert(*key, slot);
+                self.now.slots.insert(slot, state);
+                self.changes.push(Change::TurnPod { slot, state });
+                self.changes.push(Change::InsertPod { key: *key, slot });
+            }
+        }
+        Ok(())
+    }
+
+    fn turn_slot(&mut self, slot: u32, state: PodState) {
+        self.now.slots.insert(slot, state);
+        self.changes.push(Change::TurnPod { slot, state });
+        self.unsettled = true;
+    }
+
+    /// Where a profile's row and block are, after writing what of them is not there.
+    fn profile(&mut self, profile: usize) -> Result<PodState, PlanError> {
+        let profile = &self.desired.profiles[profile];
+        let row = self.row(profile.row)?;
+        let block = profile
+            .verdicts
+            .iter()
+            .map(|verdict| {
+                let policy = self.assigned.policies[profile.policy.as_str()];
+                (policy, self.wanted(verdict))
+            })
+            .collect();
+        let base = self.block(block)?;
+        Ok(PodState::new(row, base))
+    }
+
+    fn row(&mut self, row: usize) -> Result<u32, PlanError> {
+        if let Some(first) = self.placed[row] {
+            return Ok(first);
+        }
+        let wanted = &self.desired.rows[row];
+        let hash = hash(self.universe.of_wanted(wanted));
+        let found = self.index.find_row(&self.now, &self.universe, wanted, hash);
+        let first = match found {
+            Some(first) => first,
+            None => {
+                let lines = Extent::lines_needed(self.universe.bound);
+                let mut cells = vec![0; (lines * CELLS_PER_LINE) as usize];
+                for (class, value) in self
+                    .universe
+                    .classes
+                    .iter()
+                    .zip(self.universe.of_wanted(wanted))
+                {
+                    cells[*class as usize] = value;
+                }
+                let first = self.write_row(Arc::new(cells))?;
+                self.index.add_row(first, hash);
+                first
+            }
+        };
+        self.placed[row] = Some(first);
+        Ok(first)
+    }
+
+    fn write_row(&mut self, cells: Arc<Vec<u16>>) -> Result<u32, PlanError> {
+        let given = Extent::lines_given(self.universe.bound);
+        let first_line = take(&mut self.room.lines, given, "lines", MAX_LINES)?;
+        self.changes.push(Change::WriteLines {
+            first_line,
+            lines: lines(&cells),
+        });
+        let row = Extent {
+            lines: given,
+            cells,
+        };
+        self.now.rows.insert(first_line, row);
+        Ok(first_line)
+    }
+
+    /// A verdict by name, as live ones are compared.
+    fn wanted(&mut self, verdict: &'a VerdictSpec) -> Meaning {
+        match verdict {
+            VerdictSpec::Unmatched => Meaning::Plain(Decision::Unmatched),
+            VerdictSpec::Local => Meaning::Plain(Decision::Local),
+            VerdictSpec::Drop(reason) => Meaning::Plain(Decision::Drop(*reason)),
+            VerdictSpec::Gateways(specs) => {
+                let mut members: Vec<Member> =
+                    specs.iter().map(|spec| self.member_value(spec)).collect();
+                if let [only] = members[..] {
+                    return Meaning::One(only);
+                }
+                let group = candidates(specs);
+                let table = match self.groups.get(&group) {
+                    Some(table) => *table,
+                    None => {
+                        let cells = Arc::new(self.tables.table(&group));
+                        let table = self.interner.intern(&cells);
+                        self.groups.insert(group, table);
+                        table
+                    }
+                };
+                // A gateway of so little weight that no slot is left for it is as good as not there: a
+                // group is measured by its table.
+                members.truncate(self.interner.members(table));
+                Meaning::Many(members, table)
+            }
+        }
+    }
+
+    fn member_value(&self, spec: &MemberSpec) -> Member {
+        Member::next_hop(
+            self.assigned.members[&spec.label],
+            spec.ifindex,
+            spec.mtu,
+            Addr::from(spec.next_hop),
+            spec.replies,
+        )
+    }
+
+    fn block(&mut self, block: BlockMeaning) -> Result<u32, PlanError> {
+        if let Some(base) = self.index.blocks.get(&block) {
+            return Ok(*base);
+        }
+        let verdicts = block
+            .iter()
+            .map(|(policy, meaning)| Ok(Verdict::new(*policy, self.decision(meaning)?)))
+            .collect::<Result<Vec<_>, PlanError>>()?;
+        let length = u32::try_from(verdicts.len()).unwrap_or(u32::MAX);
+        let room = self.limits.verdicts;
+        let base = take(&mut self.room.verdicts, length, "verdicts", room)?;
+        self.now.blocks.insert(base, verdicts.clone());
+        self.changes.push(Change::WriteVerdicts { base, verdicts });
+        self.index.blocks.insert(block, base);
+        Ok(base)
+    }
+
+    fn decision(&mut self, meaning: &Meaning) -> Result<Decision, PlanError> {
+        Ok(match meaning {
+            Meaning::Plain(decision) => *decision,
+            Meaning::One(member) => Decision::Member(match self.index.members.get(member) {
+                Some(id) => *id,
+                None => self.write_members(&[*member])?,
+            }),
+            Meaning::Many(members, table) => {
+                let group = (members.clone(), *table);
+                let (lines, first_member) = match self.index.groups.get(&group) {
+                    Some(found) => *found,
+                    None => {
+                        let lines = match self.index.tables.get(table) {
+                            Some(lines) => *lines,
+                            None => {
+                                let cells = Arc::clone(self.interner.cells(*table));
+                                let lines = self.write_table(cells)?;
+                                self.index.tables.insert(*table, lines);
+                                lines
+                            }
+                        };
+                        let placed = (lines, self.write_members(members)?);
+                        self.index.groups.insert(group, placed);
+                        placed
+                    }
+                };
+                Decision::Group {
+                    lines,
+                    first_member,
+                }
+            }
+            // Nothing wanted is broken; a verdict that decodes to nothing drops.
+            Meaning::Broken => Decision::Drop(egress_common::DropReason::StateMissing),
+        })
+    }
+
+    fn write_table(&mut self, cells: Arc<Vec<u16>>) -> Result<u32, PlanError> {
+        let first_line = take(&mut self.room.lines, SLOT_LINES, "lines", MAX_LINES)?;
+        self.changes.push(Change::WriteLines {
+            first_line,
+            lines: lines(&cells),
+        });
+        self.now.slot_tables.insert(first_line, cells);
+        Ok(first_line)
+    }
+
+    fn write_members(&mut self, members: &[Member]) -> Result<u32, PlanError> {
+        let length = u32::try_from(members.len()).unwrap_or(u32::MAX);
+        let room = self.limits.members;
+        let first = take(&mut self.room.members, length, "group members", room)?;
+        for (id, member) in (first..).zip(members) {
+            self.now.members.insert(id, *member);
+            self.index.members.entry(*member).or_insert(id);
+            self.changes.push(Change::WriteMember {
+                id,
+                member: *member,
+            });
+        }
+        Ok(first)
+    }
+
+    // ---- what is left over ----
+
+    fn clean(&mut self) {
+        self.remove_pods();
+        if !self.universe.gone.is_empty() {
+            self.settle();
+            for prefix in &self.universe.gone {
+                self.now.prefixes.remove(prefix);
+                let prefix = *prefix;
+                self.changes.push(Change::RemovePrefix { prefix });
+            }
+            self.unsettled = true;
+        }
+        self.settle();
+        self.retain(None);
+        self.forget_columns();
+    }
+
+    fn remove_pods(&mut self) {
+        let gone: Vec<PodKey> = self
+            .now
+            .pods
+            .keys()
+            .filter(|key| !self.desired.pods.contains_key(*key))
+            .copied()
+            .collect();
+        for key in gone {
+            self.now.pods.remove(&key);
+            self.changes.push(Change::RemovePod { key });
+            self.unsettled = true;
+        }
+    }
+
+    /// Cells of withdrawn prefixes mean nothing any more.
+    fn forget_columns(&mut self) {
+        let universe = &self.universe;
+        let live = super::trace::live_classes(&self.now.prefixes);
+        let dead: Vec<u32> = universe
+            .classes
+            .iter()
+            .copied()
+            .filter(|class| !live.get(*class as usize).copied().unwrap_or(false))
+            .collect();
+        let bound = u32::try_from(live.len()).unwrap_or(u32::MAX);
+        let length = (Extent::lines_needed(bound) * CELLS_PER_LINE) as usize;
+        for row in self.now.rows.values_mut() {
+            if row.cells.len() != length || dead.iter().any(|class| cell(&row.cells, *class) != 0) {
+                let cells = Arc::make_mut(&mut row.cells);
+                for class in &dead {
+                    cells[*class as usize] = 0;
+                }
+                cells.resize(length, 0);
+            }
+        }
+    }
+
+    // ---- room ----
+
+    /// Completes early what has been turned so far, so that its old content gives its room away.
+    ///
+    /// `keep` is a state that is written and not yet any pod's.
+    fn make_room(&mut self, keep: Option<PodState>) {
+        self.remove_pods();
+        self.settle();
+        self.retain(keep);
+        self.refresh();
+    }
+
+    /// Waits for packets that hold what is no longer live.
+    fn settle(&mut self) {
+        if self.unsettled {
+            self.changes.push(Change::Grace);
+            self.unsettled = false;
+        }
+    }
+
+    /// Forgets everything that no pod reaches.
+    fn retain(&mut self, keep: Option<PodState>) {
+        let now = &mut self.now;
+        let slots: BTreeSet<u32> = now.pods.values().copied().collect();
+        now.slots.retain(|slot, _| slots.contains(slot));
+        let states: BTreeSet<PodState> = now.slots.values().copied().chain(keep).collect();
+        let rows: BTreeSet<u32> = states.iter().map(|state| state.row()).collect();
+        now.rows.retain(|first, _| rows.contains(first));
+        let bases: BTreeSet<u32> = states.iter().map(|state| state.rule_base()).collect();
+        now.blocks.retain(|base, _| bases.contains(base));
+        let mut members = BTreeSet::new();
+        let mut tables: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
+        for verdict in now.blocks.values().flatten() {
+            match verdict.decode() {
+                Some(Decision::Member(id)) => {
+                    members.insert(id);
+                }
+                Some(Decision::Group {
+                    lines,
+                    first_member,
+                }) => {
+                    tables.entry(lines).or_default().insert(first_member);
+                }
+                Some(Decision::Unmatched | Decision::Local | Decision::Drop(_)) | None => {}
+            }
+        }
+        now.slot_tables.retain(|first, cells| {
+            let Some(groups) = tables.get(first) else {
+                return false;
+            };
+            for group in groups {
+                members.extend(group_members(*group, cells));
+            }
+            true
+        });
+        now.members.retain(|id, _| members.contains(id));
+    }
+
+    /// Looks again where content is and where room is.
+    fn refresh(&mut self) {
+        self.index = Index::new(&self.now, &self.universe, &mut self.interner);
+        self.room = Room::new(&self.now, self.limits);
+        self.placed = vec![None; self.desired.rows.len()];
+    }
+}
+
+impl Room {
+    fn new(live: &KernelState, limits: &Limits) -> Self {
+        let rows = live.rows.iter().map(|(first, row)| (*first, row.lines));
+        let tables = live.slot_tables.keys().map(|first| (*first, SLOT_LINES));
+        let blocks = live.blocks.iter().map(|(base, block)| {
+            let length = u32::try_from(block.len()).unwrap_or(u32::MAX);
+            (*base, length)
+        });
+        let one = |id: &u32| (*id, 1);
+        Self {
+            lines: Space::new(0, MAX_LINES, rows.chain(tables)),
+            verdicts: Space::new(0, limits.verdicts, blocks),
+            members: Space::new(0, limits.members, live.members.keys().map(one)),
+            slots: Space::new(0, limits.pods, live.pods.values().map(one)),
+        }
+    }
+}
+
+fn take(space: &mut Space, length: u32, what: &'static str, room: u32) -> Result<u32, PlanError> {
+    space.take(length).ok_or(PlanError { what, room })
+}
+
+/// Whole lines of cells.
+fn lines(cells: &[u16]) -> Vec<Line> {
+    let (lines, _) = cells.as_chunks();
+    lines.iter().map(|line| Line(*line)).collect()
+}
+
+/// Sorted numbers as ranges of consecutive ones.
+fn runs(sorted: BTreeSet<u32>) -> Vec<std::ops::Range<u32>> {
+    let mut runs: Vec<std::ops::Range<u32>> = Vec::new();
+    for number in sorted {
+        match runs.last_mut() {
+            Some(run) if run.end == number => run.end += 1,
+            _ => runs.push(number..number + 1),
+        }
+    }
+    runs
+}

@@ -1,0 +1,149 @@
+//! What the maps do say, found by walking from the pods: what no pod reaches is free.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    sync::Arc,
+};
+
+use egress_common::{
+    cells::{Line, SLOT_LINES},
+    keys::PodKey,
+    verdict::{Decision, Member, PodState, Verdict},
+};
+use ipnet::IpNet;
+
+use super::content::group_members;
+use crate::state::{Extent, KernelState};
+
+/// Reads live maps. What was never written reads as zeroes.
+pub trait MapReader {
+    /// Why a map could not be read.
+    type Error;
+
+    /// Every source pod and its slot.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    fn pods(&self) -> Result<Vec<(PodKey, u32)>, Self::Error>;
+    /// A slot's row and rule base.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    fn slot(&self, slot: u32) -> Result<PodState, Self::Error>;
+    /// Every prefix of both families and its class.
+    ///
+    /// # Errors
+    /// If a map cannot be read.
+    fn prefixes(&self) -> Result<Vec<(IpNet, u32)>, Self::Error>;
+    /// `count` lines of the line store from `first` on.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    fn lines(&self, first: u32, count: u32) -> Result<Vec<Line>, Self::Error>;
+    /// A verdict.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    fn verdict(&self, index: u32) -> Result<Verdict, Self::Error>;
+    /// A member.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    fn member(&self, id: u32) -> Result<Member, Self::Error>;
+}
+
+/// Rebuilds what is live in the maps.
+///
+/// Whoever plans from it waits for a grace period first: what was freed just before is not known here.
+/// Headroom that a row was given is not known either, and is free.
+///
+/// # Errors
+/// If a map cannot be read.
+pub fn trace<R: MapReader>(maps: &R) -> Result<KernelState, R::Error> {
+    let mut live = KernelState {
+        pods: maps.pods()?.into_iter().collect(),
+        prefixes: maps
+            .prefixes()?
+            .into_iter()
+            .map(|(net, class)| (net.trunc(), class))
+            .collect(),
+        ..KernelState::default()
+    };
+    for slot in live.pods.values() {
+        live.slots.insert(*slot, maps.slot(*slot)?);
+    }
+    let classes = live_classes(&live.prefixes);
+    let bound = u32::try_from(classes.len()).unwrap_or(u32::MAX);
+
+    let mut highest: BTreeMap<u32, u16> = BTreeMap::new();
+    for state in live.slots.values() {
+        if let Entry::Vacant(row) = live.rows.entry(state.row()) {
+            let lines = Extent::lines_needed(bound);
+            let mut cells = cells_of(&maps.lines(state.row(), lines)?);
+            for (class, cell) in cells.iter_mut().enumerate() {
+                if !classes.get(class).copied().unwrap_or(false) {
+                    *cell = 0;
+                }
+            }
+            let cells = Arc::new(cells);
+            row.insert(Extent { lines, cells });
+        }
+    }
+    let in_row: BTreeMap<u32, u16> = live
+        .rows
+        .iter()
+        .map(|(first, row)| (*first, row.cells.iter().copied().max().unwrap_or(0)))
+        .collect();
+    for state in live.slots.values() {
+        let number = in_row.get(&state.row()).copied().unwrap_or(0);
+        let of_block = highest.entry(state.rule_base()).or_default();
+        *of_block = number.max(*of_block);
+    }
+    for (base, number) in highest {
+        let block = (0..=u32::from(number))
+            .map(|n| maps.verdict(base.saturating_add(n)))
+            .collect::<Result<Vec<_>, _>>()?;
+        live.blocks.insert(base, block);
+    }
+
+    let mut members = BTreeSet::new();
+    for verdict in live.blocks.values().flatten() {
+        match verdict.decode() {
+            Some(Decision::Member(id)) => {
+                members.insert(id);
+            }
+            Some(Decision::Group {
+                lines,
+                first_member,
+            }) => {
+                let cells = match live.slot_tables.entry(lines) {
+                    Entry::Occupied(table) => table.into_mut(),
+                    Entry::Vacant(table) => {
+                        table.insert(Arc::new(cells_of(&maps.lines(lines, SLOT_LINES)?)))
+                    }
+                };
+                members.extend(group_members(first_member, cells));
+            }
+            Some(Decision::Unmatched | Decision::Local | Decision::Drop(_)) | None => {}
+        }
+    }
+    for id in members {
+        live.members.insert(id, maps.member(id)?);
+    }
+    Ok(live)
+}
+
+/// For each class up to the highest in use, whether a prefix has it.
+pub(super) fn live_classes(prefixes: &BTreeMap<IpNet, u32>) -> Vec<bool> {
+    let bound = prefixes.values().max().map_or(0, |highest| highest + 1);
+    let mut live = vec![false; bound as usize];
+    for class in prefixes.values() {
+        live[*class as usize] = true;
+    }
+    live
+}
+
+/// The cells of consecutive lines.
+fn cells_of(lines: &[Line]) -> Vec<u16> {
+    lines.iter().flat_map(|line| line.0).collect()
+}
