@@ -11,6 +11,8 @@ use ipnet::IpNet;
 
 use crate::model::{ObjectName, Replies};
 
+pub use crate::node::Way;
+
 /// What this node has to do, before it is turned into maps.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Resolved {
@@ -81,17 +83,6 @@ pub struct UsableGateway {
     pub replies: Replies,
     /// Its ways, at most one of each family.
     pub ways: Vec<Way>,
-}
-
-/// How packets of one family reach a gateway.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Way {
-    /// The on-link next hop.
-    pub next_hop: IpAddr,
-    /// The device.
-    pub ifindex: u32,
-    /// Largest IP packet in bytes.
-    pub mtu: u32,
 }
 
 /// Whether a gateway can be used, and if not, why.

@@ -1,0 +1,555 @@
+//! Questions that one reading of the node answers: where is a pod's interface, how is a next hop reached?
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+};
+
+use egress_common::Mac;
+use ipnet::IpNet;
+
+use super::{Link, NodeView, Route, Way};
+
+/// A [`NodeView`] arranged for questions about many addresses.
+#[derive(Clone, Debug)]
+pub struct NodeIndex<'a> {
+    view: &'a NodeView,
+    by_name: HashMap<&'a str, u32>,
+    own: HashSet<IpAddr>,
+    /// Routes to each prefix, the best first.
+    routes: HashMap<IpNet, Vec<&'a Route>>,
+    /// Prefix lengths that occur, the longest first: of IPv4, then of IPv6.
+    lengths: [Vec<u8>; 2],
+    /// Devices that a default route leads out of.
+    uplinks: HashSet<u32>,
+    neighbours: HashMap<(u32, IpAddr), Mac>,
+    /// Ports by bridge and MAC. Bridges that keep VLANs apart may have several.
+    ports: HashMap<(u32, Mac), Vec<u32>>,
+}
+
+/// Why a pod's host-side interface is not known, or is not its own.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InterfaceProblem {
+    /// No route leads to the pod.
+    #[error("no route on this node leads to {address}")]
+    NoRoute {
+        /// The pod's address.
+        address: IpAddr,
+    },
+    /// The pod is behind a router.
+    #[error(
+        "the route to {address} leads through the router {router}, so the pod is not on this node"
+    )]
+    Remote {
+        /// The pod's address.
+        address: IpAddr,
+        /// The next hop.
+        router: IpAddr,
+    },
+    /// The pod's MAC is not known to its bridge's neighbour table.
+    #[error("{address} is on the bridge {device}, which has not learned its MAC yet")]
+    NeighbourUnknown {
+        /// The pod's address.
+        address: IpAddr,
+        /// The bridge.
+        ifindex: u32,
+        /// The bridge's name.
+        device: String,
+    },
+    /// The bridge does not know the port of the pod's MAC.
+    #[error(
+        "{address} is on the bridge {device}, which has not learned the port behind its MAC yet"
+    )]
+    PortUnknown {
+        /// The pod's address.
+        address: IpAddr,
+        /// The bridge.
+        ifindex: u32,
+        /// The bridge's name.
+        device: String,
+    },
+    /// The annotation names a device that does not exist.
+    #[error("the annotation egress.fastpath/interface names {name}, which this node does not have")]
+    HintMissing {
+        /// The name.
+        name: String,
+    },
+    /// The address is the node's.
+    #[error("{address} is an address of the node itself")]
+    OwnAddress {
+        /// The address.
+        address: IpAddr,
+    },
+    /// The device leads to a whole subnet, or to everything.
+    #[error("{device} is not the pod's own interface: {why}")]
+    NotItsOwn {
+        /// The device.
+        device: String,
+        /// What makes it somebody else's.
+        why: &'static str,
+    },
+    /// The pod's addresses lead to different devices.
+    #[error("its addresses lead to different interfaces, {first} and {second}")]
+    Disagree {
+        /// One device.
+        first: String,
+        /// The other.
+        second: String,
+    },
+}
+
+impl InterfaceProblem {
+    /// Whether time alone may solve it: routes and neighbours come after the pod.
+    #[must_use]
+    pub const fn may_pass(&self) -> bool {
+        match self {
+            Self::NoRoute { .. }
+            | Self::Remote { .. }
+            | Self::NeighbourUnknown { .. }
+            | Self::PortUnknown { .. }
+            | Self::HintMissing { .. } => true,
+            Self::OwnAddress { .. } | Self::NotItsOwn { .. } | Self::Disagree { .. } => false,
+        }
+    }
+
+    /// The bridge and the address that [`super::Netlink::solicit`] should ask for.
+    #[must_use]
+    pub const fn to_solicit(&self) -> Option<(u32, IpAddr)> {
+        match self {
+            Self::NeighbourUnknown {
+                address, ifindex, ..
+            }
+            | Self::PortUnknown {
+                address, ifindex, ..
+            } => Some((*ifindex, *address)),
+            Self::NoRoute { .. }
+            | Self::Remote { .. }
+            | Self::HintMissing { .. }
+            | Self::OwnAddress { .. }
+            | Self::NotItsOwn { .. }
+            | Self::Disagree { .. } => None,
+        }
+    }
+}
+
+/// Why a next hop cannot be used from this node.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoWay {
+    /// Not an address that one host has.
+    #[error("{0} is not the address of a single host")]
+    NotAHost(IpAddr),
+    /// The address is ours.
+    #[error("{0} is an address of this node: a gateway must be another host")]
+    OwnAddress(IpAddr),
+    /// No route.
+    #[error("no route leads to {0}: add a route, or correct the next hop")]
+    NoRoute(IpAddr),
+    /// Only through another router.
+    #[error(
+        "{next_hop} is reached only through the router {router}, which would route packets by their destination \
+         and not to the gateway: use a next hop on a network that this node is attached to"
+    )]
+    Routed {
+        /// The next hop.
+        next_hop: IpAddr,
+        /// The router in between.
+        router: IpAddr,
+    },
+    /// A link-local next hop without an interface.
+    #[error("{0} is link-local and so means another host on every interface: set spec.interface")]
+    NeedsInterface(IpAddr),
+    /// No such interface.
+    #[error("the interface {0} does not exist on this node")]
+    NoSuchInterface(String),
+    /// Not on that interface.
+    #[error("{next_hop} is not on-link on {interface}: no route without a gateway covers it there")]
+    NotOnLink {
+        /// The next hop.
+        next_hop: IpAddr,
+        /// The interface asked for.
+        interface: String,
+    },
+    /// The interface is down.
+    #[error("the interface {0} that leads to it is down or has no carrier")]
+    Down(String),
+    /// The interface does not carry Ethernet.
+    #[error("the interface {0} that leads to it does not carry Ethernet frames")]
+    NotEthernet(String),
+}
+
+impl NodeView {
+    /// Arranges the view for questions about many addresses.
+    #[must_use]
+    pub fn index(&self) -> NodeIndex<'_> {
+        NodeIndex::new(self)
+    }
+
+    /// [`NodeIndex::pod_interface`] for a single question.
+    ///
+    /// # Errors
+    /// The interface is not known, or not the pod's own.
+    pub fn pod_interface(
+        &self,
+        addresses: &[IpAddr],
+        hint: Option<&str>,
+    ) -> Result<u32, InterfaceProblem> {
+        self.index().pod_interface(addresses, hint)
+    }
+
+    /// [`NodeIndex::way_to`] for a single question.
+    ///
+    /// # Errors
+    /// The next hop cannot be used.
+    pub fn way_to(&self, next_hop: IpAddr, interface: Option<&str>) -> Result<Way, NoWay> {
+        self.index().way_to(next_hop, interface)
+    }
+
+    /// Whether the node itself has this address.
+    #[must_use]
+    pub fn is_own_address(&self, address: IpAddr) -> bool {
+        address.is_loopback() || self.addresses.iter().any(|(_, net)| net.addr() == address)
+    }
+}
+
+impl<'a> NodeIndex<'a> {
+    fn new(view: &'a NodeView) -> Self {
+        let mut routes: HashMap<IpNet, Vec<&Route>> = HashMap::new();
+        for route in &view.routes {
+            routes.entry(route.destination).or_default().push(route);
+        }
+        let mut lengths = [Vec::new(), Vec::new()];
+        for (net, list) in &mut routes {
+            list.sort_unstable_by_key(|r| (r.metric, r.gateway, r.ifindex));
+            lengths[family(net.addr())].push(net.prefix_len());
+        }
+        for list in &mut lengths {
+            list.sort_unstable_by(|a, b| b.cmp(a));
+            list.dedup();
+        }
+        let mut ports: HashMap<_, Vec<u32>> = HashMap::new();
+        for entry in &view.forwarding {
+            if let Some(bridge) = view.master(entry.port) {
+                ports
+                    .entry((bridge, entry.mac))
+                    .or_default()
+                    .push(entry.port);
+            }
+        }
+        Self {
+            view,
+            by_name: view
+                .links
+                .iter()
+                .map(|(&ifindex, link)| (link.name.as_str(), ifindex))
+                .collect(),
+            own: view.addresses.iter().map(|(_, net)| net.addr()).collect(),
+            routes,
+            lengths,
+            uplinks: view
+                .routes
+                .iter()
+                .filter(|r| r.destination.prefix_len() == 0)
+                .map(|r| r.ifindex)
+                .collect(),
+            neighbours: view
+                .neighbours
+                .iter()
+                .map(|n| ((n.ifindex, n.address), n.mac))
+                .collect(),
+            ports,
+        }
+    }
+
+    /// The host-side interface of the pod with these addresses.
+    ///
+    /// It is the device of the host route; where that is a bridge, the port behind the pod's MAC; where the
+    /// routes tell nothing, the device that `hint` names.
+    ///
+    /// # Errors
+    /// The interface is not known (yet), or is not the pod's own.
+    pub fn pod_interface(
+        &self,
+        addresses: &[IpAddr],
+        hint: Option<&str>,
+    ) -> Result<u32, InterfaceProblem> {
+        let mut found: Option<u32> = None;
+        let mut problem: Option<InterfaceProblem> = None;
+        for &address in addresses {
+            match self.interface_of(address) {
+                Ok(ifindex) => match found {
+                    Some(other) if other != ifindex => {
+                        return Err(InterfaceProblem::Disagree {
+                            first: self.name(other),
+                            second: self.name(ifindex),
+                        });
+                    }
+                    Some(_) | None => found = Some(ifindex),
+                },
+                Err(own @ InterfaceProblem::OwnAddress { .. }) => return Err(own),
+                // The one that time does not solve is the one to tell.
+                Err(new) => {
+                    if problem.as_ref().is_none_or(InterfaceProblem::may_pass) && !new.may_pass()
+                        || problem.is_none()
+                    {
+                        problem = Some(new);
+                    }
+                }
+            }
+        }
+        match (found, problem, hint) {
+            (Some(ifindex), _, _) => Ok(ifindex),
+            (None, Some(_), Some(name)) => self.hinted(name),
+            (None, Some(problem), None) => Err(problem),
+            (None, None, _) => Err(InterfaceProblem::NoRoute {
+                address: IpAddr::from([0, 0, 0, 0]),
+            }),
+        }
+    }
+
+    /// How packets reach `next_hop`, which must be on-link, on `interface` if one is given.
+    ///
+    /// # Errors
+    /// The next hop is not on-link there, or the device cannot be used.
+    pub fn way_to(&self, next_hop: IpAddr, interface: Option<&str>) -> Result<Way, NoWay> {
+        if next_hop.is_unspecified() || next_hop.is_multicast() || is_broadcast(next_hop) {
+            return Err(NoWay::NotAHost(next_hop));
+        }
+        if self.is_own_address(next_hop) {
+            return Err(NoWay::OwnAddress(next_hop));
+        }
+        let route = match interface {
+            Some(name) => self.route_on(next_hop, name)?,
+            None if is_link_local_v6(next_hop) => return Err(NoWay::NeedsInterface(next_hop)),
+            None => self.route_on_link(next_hop)?,
+        };
+        let link = self.usable_link(route.ifindex)?;
+        Ok(Way {
+            next_hop,
+            ifindex: route.ifindex,
+            mtu: route.mtu.map_or(link.mtu, |mtu| mtu.min(link.mtu)),
+        })
+    }
+
+    /// How packets reach `next_hop` on a device that somebody vouches for, whatever the routes say.
+    ///
+    /// # Errors
+    /// The device cannot be used.
+    pub fn way_over(&self, next_hop: IpAddr, interface: &str) -> Result<Way, NoWay> {
+        let ifindex = self
+            .ifindex(interface)
+            .ok_or_else(|| NoWay::NoSuchInterface(interface.to_owned()))?;
+        let link = self.usable_link(ifindex)?;
+        Ok(Way {
+            next_hop,
+            ifindex,
+            mtu: link.mtu,
+        })
+    }
+
+    /// Whether the node itself has this address.
+    #[must_use]
+    pub fn is_own_address(&self, address: IpAddr) -> bool {
+        address.is_loopback() || self.own.contains(&address)
+    }
+
+    /// The link's name, or its number where it has gone.
+    #[must_use]
+    pub fn name(&self, ifindex: u32) -> String {
+        self.view
+            .links
+            .get(&ifindex)
+            .map_or_else(|| format!("if{ifindex}"), |link| link.name.clone())
+    }
+
+    fn ifindex(&self, name: &str) -> Option<u32> {
+        self.by_name.get(name).copied()
+    }
+
+    /// What the routes and the bridges' tables say of one address.
+    fn interface_of(&self, address: IpAddr) -> Result<u32, InterfaceProblem> {
+        if self.is_own_address(address) {
+            return Err(InterfaceProblem::OwnAddress { address });
+        }
+        let best = self.routes_to(address);
+        let Some((route, link)) = best
+            .first()
+            .and_then(|route| Some((route, self.view.links.get(&route.ifindex)?)))
+        else {
+            return Err(InterfaceProblem::NoRoute { address });
+        };
+        if let Some(router) = route.gateway {
+            return Err(InterfaceProblem::Remote { address, router });
+        }
+        if link.bridge {
+            return self.bridge_port(route.ifindex, &link.name, address);
+        }
+        if route.destination.prefix_len() != route.destination.max_prefix_len() {
+            return Err(not_its_own(link, SUBNET));
+        }
+        if best
+            .iter()
+            .any(|r| r.metric == route.metric && r.ifindex != route.ifindex)
+        {
+            return Err(not_its_own(link, MULTIPATH));
+        }
+        self.exclusive(route.ifindex, link)
+    }
+
+    fn bridge_port(
+        &self,
+        bridge: u32,
+        device: &str,
+        address: IpAddr,
+    ) -> Result<u32, InterfaceProblem> {
+        let Some(&mac) = self.neighbours.get(&(bridge, address)) else {
+            return Err(InterfaceProblem::NeighbourUnknown {
+                address,
+                ifindex: bridge,
+                device: device.to_owned(),
+            });
+        };
+        let ports = self
+            .ports
+            .get(&(bridge, mac))
+            .map_or(&[][..], Vec::as_slice);
+        let Some((&port, link)) = ports
+            .first()
+            .and_then(|port| Some((port, self.view.links.get(port)?)))
+        else {
+            return Err(InterfaceProblem::PortUnknown {
+                address,
+                ifindex: bridge,
+                device: device.to_owned(),
+            });
+        };
+        if ports.iter().any(|&other| other != port) {
+            return Err(not_its_own(link, SEVERAL_PORTS));
+        }
+        self.exclusive(port, link)
+    }
+
+    fn hinted(&self, name: &str) -> Result<u32, InterfaceProblem> {
+        let Some((ifindex, link)) = self
+            .ifindex(name)
+            .and_then(|ifindex| Some((ifindex, self.view.links.get(&ifindex)?)))
+        else {
+            return Err(InterfaceProblem::HintMissing {
+                name: name.to_owned(),
+            });
+        };
+        if link.bridge {
+            return Err(not_its_own(link, BRIDGE));
+        }
+        self.exclusive(ifindex, link)
+    }
+
+    /// Refuses devices whose every unknown source cannot be taken for a spoofed one.
+    fn exclusive(&self, ifindex: u32, link: &Link) -> Result<u32, InterfaceProblem> {
+        if link.loopback {
+            Err(not_its_own(link, LOOPBACK))
+        } else if self.uplinks.contains(&ifindex) {
+            Err(not_its_own(link, UPLINK))
+        } else if !link.ethernet {
+            Err(not_its_own(link, NOT_ETHERNET))
+        } else {
+            Ok(ifindex)
+        }
+    }
+
+    /// The best route to `next_hop`, if it needs no router.
+    fn route_on_link(&self, next_hop: IpAddr) -> Result<&'a Route, NoWay> {
+        let routes = self.routes_to(next_hop);
+        let Some(best) = routes.first() else {
+            return Err(NoWay::NoRoute(next_hop));
+        };
+        if let Some(router) = routes
+            .iter()
+            .filter(|r| r.metric == best.metric)
+            .find_map(|r| r.gateway)
+        {
+            return Err(NoWay::Routed { next_hop, router });
+        }
+        // Two interfaces on one network: the kernel would take the first even without a carrier.
+        Ok(routes
+            .iter()
+            .filter(|r| r.gateway.is_none())
+            .find(|r| self.usable_link(r.ifindex).is_ok())
+            .unwrap_or(best))
+    }
+
+    /// The longest on-link route to `next_hop` over the device `name`.
+    fn route_on(&self, next_hop: IpAddr, name: &str) -> Result<&'a Route, NoWay> {
+        let ifindex = self
+            .ifindex(name)
+            .ok_or_else(|| NoWay::NoSuchInterface(name.to_owned()))?;
+        self.covering(next_hop)
+            .flatten()
+            .find(|r| r.ifindex == ifindex && r.gateway.is_none())
+            .copied()
+            .ok_or_else(|| NoWay::NotOnLink {
+                next_hop,
+                interface: name.to_owned(),
+            })
+    }
+
+    fn usable_link(&self, ifindex: u32) -> Result<&'a Link, NoWay> {
+        match self.view.links.get(&ifindex) {
+            None => Err(NoWay::NoSuchInterface(self.name(ifindex))),
+            Some(link) if !link.ethernet || link.loopback => {
+                Err(NoWay::NotEthernet(link.name.clone()))
+            }
+            Some(link) if !link.up => Err(NoWay::Down(link.name.clone())),
+            Some(link) => Ok(link),
+        }
+    }
+
+    /// Routes of the longest prefix that covers `address`, the best first.
+    fn routes_to(&self, address: IpAddr) -> &[&'a Route] {
+        self.covering(address)
+            .next()
+            .map_or(&[], |routes| routes.as_slice())
+    }
+
+    /// Routes of every prefix that covers `address`, the longest first.
+    fn covering(&self, address: IpAddr) -> impl Iterator<Item = &Vec<&'a Route>> {
+        self.lengths[family(address)]
+            .iter()
+            .filter_map(move |&length| {
+                let net = IpNet::new(address, length).ok()?.trunc();
+                self.routes.get(&net)
+            })
+    }
+}
+
+const SUBNET: &str = "the route over it leads to a whole subnet";
+const MULTIPATH: &str = "the pod's host route has several paths";
+const SEVERAL_PORTS: &str = "the pod's MAC is behind several ports of the bridge";
+const BRIDGE: &str = "it is a bridge";
+const LOOPBACK: &str = "it is the loopback device";
+const UPLINK: &str = "the node's default route leads out of it";
+const NOT_ETHERNET: &str = "it does not carry Ethernet frames";
+
+fn not_its_own(link: &Link, why: &'static str) -> InterfaceProblem {
+    InterfaceProblem::NotItsOwn {
+        device: link.name.clone(),
+        why,
+    }
+}
+
+const fn family(address: IpAddr) -> usize {
+    match address {
+        IpAddr::V4(_) => 0,
+        IpAddr::V6(_) => 1,
+    }
+}
+
+fn is_broadcast(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V4(a) if a.is_broadcast())
+}
+
+const fn is_link_local_v6(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(_) => false,
+        IpAddr::V6(a) => a.is_unicast_link_local(),
+    }
+}
