@@ -4,6 +4,7 @@
 
 mod index;
 mod netlink;
+mod problem;
 mod watch;
 
 use std::{
@@ -14,8 +15,9 @@ use std::{
 use egress_common::Mac;
 use ipnet::IpNet;
 
-pub use index::{InterfaceProblem, NoWay, NodeIndex};
+pub use index::NodeIndex;
 pub use netlink::Netlink;
+pub use problem::{InterfaceProblem, NoWay};
 pub use watch::watch;
 
 /// How packets of one family reach a gateway.
