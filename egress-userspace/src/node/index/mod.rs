@@ -23,7 +23,7 @@ pub struct NodeIndex<'a> {
     routes: HashMap<IpNet, Vec<&'a Route>>,
     /// Prefix lengths that occur, the longest first: of IPv4, then of IPv6.
     lengths: [Vec<u8>; 2],
-    /// Devices that a default route leads out of.
+    /// Devices that a default route leads out of, with the ports to its routers.
     uplinks: HashSet<u32>,
     neighbours: HashMap<(u32, IpAddr), Mac>,
     /// Ports by bridge and MAC. Bridges that keep VLANs apart may have several.
@@ -88,6 +88,25 @@ impl<'a> NodeIndex<'a> {
                     .push(entry.port);
             }
         }
+        let neighbours: HashMap<_, _> = view
+            .neighbours
+            .iter()
+            .map(|n| ((n.ifindex, n.address), n.mac))
+            .collect();
+        let mut uplinks = HashSet::new();
+        for route in view
+            .routes
+            .iter()
+            .filter(|r| r.destination.prefix_len() == 0)
+        {
+            uplinks.insert(route.ifindex);
+            // A bridge's port to the outside is an uplink as much as the bridge.
+            let port = route
+                .gateway
+                .and_then(|router| neighbours.get(&(route.ifindex, router)))
+                .and_then(|&mac| ports.get(&(route.ifindex, mac)));
+            uplinks.extend(port.into_iter().flatten());
+        }
         Self {
             view,
             by_name: view
@@ -98,17 +117,8 @@ impl<'a> NodeIndex<'a> {
             own: view.addresses.iter().map(|(_, net)| net.addr()).collect(),
             routes,
             lengths,
-            uplinks: view
-                .routes
-                .iter()
-                .filter(|r| r.destination.prefix_len() == 0)
-                .map(|r| r.ifindex)
-                .collect(),
-            neighbours: view
-                .neighbours
-                .iter()
-                .map(|n| ((n.ifindex, n.address), n.mac))
-                .collect(),
+            uplinks,
+            neighbours,
             ports,
         }
     }

@@ -1,5 +1,10 @@
 //! One node, and what is asked of it, row by row.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::type_complexity,
+    reason = "rows say what they are; a test that cannot go on says where"
+)]
 
 use super::*;
 use crate::node::{ForwardingEntry, Neighbour};
@@ -324,7 +329,7 @@ fn where_a_pods_interface_is() {
             (Err(problem), Err(text)) => {
                 assert!(problem.to_string().contains(text), "{what}: {problem}");
             }
-            (result, expected) => assert!(false, "{what}: {result:?}, not {expected:?}"),
+            (result, expected) => panic!("{what}: {result:?}, not {expected:?}"),
         }
     }
 }
@@ -454,7 +459,7 @@ fn how_a_next_hop_is_reached() {
             (Err(problem), Err(text)) => {
                 assert!(problem.to_string().contains(text), "{what}: {problem}");
             }
-            (result, expected) => assert!(false, "{what}: {result:?}, not {expected:?}"),
+            (result, expected) => panic!("{what}: {result:?}, not {expected:?}"),
         }
     }
     let empty = NodeView::default();
