@@ -174,7 +174,7 @@ impl<'a> NodeIndex<'a> {
     /// # Errors
     /// The next hop is not on-link there, or the device cannot be used.
     pub fn way_to(&self, next_hop: IpAddr, interface: Option<&str>) -> Result<Way, NoWay> {
-        if next_hop.is_unspecified() || next_hop.is_multicast() || is_broadcast(next_hop) {
+        if next_hop.is_unspecified() || next_hop.is_multicast() || self.is_broadcast(next_hop) {
             return Err(NoWay::NotAHost(next_hop));
         }
         if self.is_own_address(next_hop) {
@@ -366,6 +366,18 @@ impl<'a> NodeIndex<'a> {
         }
     }
 
+    fn is_broadcast(&self, address: IpAddr) -> bool {
+        let IpAddr::V4(address) = address else {
+            return false;
+        };
+        address.is_broadcast()
+            || self.view.addresses.iter().any(|(_, net)| match net {
+                // RFC 3021: a /31 has none.
+                IpNet::V4(net) => net.prefix_len() < 31 && net.broadcast() == address,
+                IpNet::V6(_) => false,
+            })
+    }
+
     /// Routes of the longest prefix that covers `address`, the best first.
     fn routes_to(&self, address: IpAddr) -> &[&'a Route] {
         self.covering(address)
@@ -404,10 +416,6 @@ const fn family(address: IpAddr) -> usize {
         IpAddr::V4(_) => 0,
         IpAddr::V6(_) => 1,
     }
-}
-
-fn is_broadcast(address: IpAddr) -> bool {
-    matches!(address, IpAddr::V4(a) if a.is_broadcast())
 }
 
 const fn is_link_local_v6(address: IpAddr) -> bool {

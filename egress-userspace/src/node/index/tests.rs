@@ -446,6 +446,12 @@ fn how_a_next_hop_is_reached() {
         ("ourselves", "192.0.2.10", None, Err("address of this node")),
         ("loopback", "127.0.0.3", None, Err("address of this node")),
         ("multicast", "224.0.0.1", None, Err("single host")),
+        (
+            "a subnet's broadcast",
+            "192.0.2.255",
+            None,
+            Err("single host"),
+        ),
         ("broadcast", "255.255.255.255", None, Err("single host")),
         ("unspecified", "::", None, Err("single host")),
     ];
@@ -467,4 +473,24 @@ fn how_a_next_hop_is_reached() {
         empty.way_to(ip("192.0.2.1"), None),
         Err(NoWay::NoRoute(ip("192.0.2.1")))
     );
+}
+
+#[test]
+fn a_bridges_port_to_the_outside_is_no_pods() {
+    let mut node = node();
+    // A node whose uplink is a bridge: the router is behind port 2, and so is everything outside.
+    node.routes
+        .push(route("0.0.0.0/0", Some("10.1.0.254"), BRIDGE, 50));
+    for (address, mac) in [("10.1.0.254", 9), ("10.1.0.20", 20)] {
+        let mac = Mac([2, 0, 0, 0, 0, mac]);
+        node.neighbours.push(Neighbour {
+            ifindex: BRIDGE,
+            address: ip(address),
+            mac,
+        });
+        node.forwarding.push(ForwardingEntry { port: PORT2, mac });
+    }
+    let problem = node.pod_interface(&[ip("10.1.0.20")], None).unwrap_err();
+    assert!(problem.to_string().contains("default route"), "{problem}");
+    assert_eq!(node.pod_interface(&[ip("10.1.0.2")], None), Ok(PORT));
 }
