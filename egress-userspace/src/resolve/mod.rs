@@ -1,15 +1,68 @@
 //! Which pods are steered on this node, by which policy, through which gateways: pure.
+//!
+//! `plan` turns a policy into rules with gateways, `gateways` knows which exist and which are usable, `choose` picks
+//! those that a pod uses, `pods` knows where pods are, and `cluster` which prefixes are the cluster's own.
+
+mod choose;
+mod cluster;
+mod gateways;
+mod plan;
+mod pods;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     num::NonZeroU32,
+    sync::Arc,
 };
 
 use egress_common::DropReason;
 use ipnet::IpNet;
 
-use crate::model::{ObjectName, Replies};
+use crate::{
+    model::{Model, ObjectName, Replies},
+    node::NodeView,
+};
+
+pub use crate::node::Way;
+
+/// What the operator settled for this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// The node's name.
+    pub node_name: String,
+    /// Prefixes that are local on top of those that the cluster tells.
+    pub local_cidrs: Vec<IpNet>,
+    /// Whether a pod's own annotations count, or only its namespace's.
+    pub per_pod_policies: bool,
+}
+
+/// Resolves the model on this node.
+///
+/// Equal inputs give equal results.
+#[must_use]
+pub fn resolve(model: &Model, node: &NodeView, settings: &Settings) -> Resolved {
+    let index = node.index();
+    let mut resolved = Resolved {
+        cluster_prefixes: cluster::prefixes(model, node, settings),
+        ..Resolved::default()
+    };
+    let gateways = gateways::Gateways::new(model, &index, settings, &mut resolved.warnings);
+    let mut planner = plan::Planner::new(model, &gateways);
+    pods::resolve(
+        model,
+        &index,
+        settings,
+        &gateways,
+        &mut planner,
+        &mut resolved,
+    );
+    resolved.warnings.append(&mut planner.warnings);
+    resolved.gateways = gateways.statuses();
+    resolved
+}
 
 /// What this node has to do, before it is turned into maps.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,6 +75,8 @@ pub struct Resolved {
     pub gateways: BTreeMap<ObjectName, GatewayStatus>,
     /// State of every annotated pod of this node.
     pub pod_states: BTreeMap<ObjectName, PodState>,
+    /// Bridges and pods' addresses on them that nothing is known of yet: to be asked for until the view tells.
+    pub to_solicit: BTreeSet<(u32, IpAddr)>,
     /// What the operator should know, one sentence each, without repeats.
     pub warnings: BTreeSet<String>,
 }
@@ -46,8 +101,8 @@ pub struct SourcePod {
 pub enum Fate {
     /// Every packet is dropped.
     Drop(DropReason),
-    /// The rules, sorted by destination (none first).
-    Rules(Vec<EffectiveRule>),
+    /// The rules, sorted by destination (none first). Pods that are told the same share them.
+    Rules(Arc<[EffectiveRule]>),
 }
 
 /// A rule with its selector resolved, for one pod.
@@ -66,8 +121,8 @@ pub struct EffectiveRule {
 pub enum Action {
     /// The kernel's own routing.
     Local,
-    /// Through one of these, sorted by name; an empty list drops.
-    Gateways(Vec<UsableGateway>),
+    /// Through one of these, sorted by name; an empty list drops. Equal groups are shared.
+    Gateways(Arc<[UsableGateway]>),
 }
 
 /// A gateway that can be used from this node.
@@ -81,17 +136,6 @@ pub struct UsableGateway {
     pub replies: Replies,
     /// Its ways, at most one of each family.
     pub ways: Vec<Way>,
-}
-
-/// How packets of one family reach a gateway.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Way {
-    /// The on-link next hop.
-    pub next_hop: IpAddr,
-    /// The device.
-    pub ifindex: u32,
-    /// Largest IP packet in bytes.
-    pub mtu: u32,
 }
 
 /// Whether a gateway can be used, and if not, why.
