@@ -3,11 +3,16 @@
 //! Data flows one way: `sources` → `resources` → `model` → `resolve` → `compile` → `state` → `diff` →
 //! `kernel`. ARCHITECTURE.md walks through it.
 
+pub mod commands;
 pub mod compile;
+pub mod diagnostic;
 pub mod diff;
 pub mod kernel;
+pub mod lint;
 pub mod model;
 pub mod node;
 pub mod resolve;
+pub mod resources;
 pub mod selector;
+pub mod sources;
 pub mod state;

@@ -1,0 +1,129 @@
+//! What annotations ask for.
+//!
+//! An annotation that is empty counts as absent: templates leave empty values behind, and Calico reads
+//! them so. One that cannot be understood steers into a drop, never past the gateways.
+
+use std::num::NonZeroU32;
+
+use super::{
+    gateway::interface_fault,
+    report::{Consequence, Fields, Report},
+    yaml::Value,
+};
+use crate::{
+    diagnostic::Place,
+    model::{GatewaySelector, Preference, Steering},
+    selector::Selector,
+};
+
+const POLICY: &str = "egress.projectcalico.org/egressGatewayPolicy";
+const SELECTOR: &str = "egress.projectcalico.org/selector";
+const NAMESPACE_SELECTOR: &str = "egress.projectcalico.org/namespaceSelector";
+const MAX_NEXT_HOPS: &str = "egress.projectcalico.org/maxNextHops";
+const INTERFACE: &str = "egress.fastpath/interface";
+
+/// What the annotations of a namespace or a pod ask for, and where.
+pub(super) fn read_steering(
+    report: &Report<'_>,
+    annotations: &Fields<'_>,
+) -> Option<(Steering, Place)> {
+    let policy = read(report, annotations, POLICY);
+    let selector = read(report, annotations, SELECTOR);
+    if let (Some((_, _)), Some((value, _))) = (&policy, &selector) {
+        let message = format!("`{SELECTOR}` has no effect beside `{POLICY}`");
+        report.warning(&value.span, message, "remove one of the two");
+    }
+    if let Some((value, name)) = policy {
+        let steering = name.map_or(Steering::Invalid, |name| Steering::Policy(name.to_owned()));
+        return Some((steering, report.source().place(value.span.clone())));
+    }
+    let Some((value, text)) = selector else {
+        for name in [NAMESPACE_SELECTOR, MAX_NEXT_HOPS] {
+            if let Some((value, _)) = read(report, annotations, name) {
+                let message = format!("`{name}` has no effect without `{SELECTOR}`");
+                report.warning(
+                    &value.span,
+                    message,
+                    &format!("add `{SELECTOR}`, or remove it"),
+                );
+            }
+        }
+        return None;
+    };
+    let place = report.source().place(value.span.clone());
+    let gateways = text.and_then(|text| read_gateways(report, annotations, value, text));
+    let steering = gateways.map_or(Steering::Invalid, Steering::Gateways);
+    Some((steering, place))
+}
+
+/// The simple form: a selector and its companions.
+fn read_gateways(
+    report: &Report<'_>,
+    annotations: &Fields<'_>,
+    value: &Value,
+    text: &str,
+) -> Option<GatewaySelector> {
+    let gateways = select(report, value, text, SELECTOR);
+    let namespaces = read(report, annotations, NAMESPACE_SELECTOR)
+        .map(|(value, text)| select(report, value, text?, NAMESPACE_SELECTOR));
+    let max_next_hops = read(report, annotations, MAX_NEXT_HOPS)
+        .map(|(value, text)| read_max_next_hops(report, value, text?));
+    Some(GatewaySelector {
+        gateways: gateways?,
+        namespaces: match namespaces {
+            Some(selector) => Some(selector?),
+            None => None,
+        },
+        max_next_hops: match max_next_hops {
+            Some(number) => NonZeroU32::new(number?),
+            None => None,
+        },
+        preference: Preference::None,
+    })
+}
+
+fn select(report: &Report<'_>, value: &Value, text: &str, name: &str) -> Option<Selector> {
+    report.selector(value, text, name, Consequence::Accepted)
+}
+
+fn read_max_next_hops(report: &Report<'_>, value: &Value, text: &str) -> Option<u32> {
+    let number = text.trim().parse().ok();
+    if number.is_none() {
+        let message = format!("`{MAX_NEXT_HOPS}`: {text:?} is not a whole number, 0 or more");
+        let help = "write a number such as \"2\"; \"0\" means all gateways";
+        report.problem(Consequence::Accepted, &value.span, message, help);
+    }
+    number
+}
+
+/// The host-side interface that a pod names.
+pub(super) fn read_interface(report: &Report<'_>, annotations: &Fields<'_>) -> Option<String> {
+    let (value, text) = read(report, annotations, INTERFACE)?;
+    let name = text?;
+    let Some(fault) = interface_fault(name) else {
+        return Some(name.to_owned());
+    };
+    let message = format!("`{INTERFACE}`: {name:?} {fault}");
+    let help = "write the name of the pod's host-side interface, such as cali0123456789a";
+    report.problem(Consequence::Accepted, &value.span, message, help);
+    None
+}
+
+/// An annotation that is present and not empty; the text is none if it is not a string.
+fn read<'v>(
+    report: &Report<'_>,
+    annotations: &Fields<'v>,
+    name: &str,
+) -> Option<(&'v Value, Option<&'v str>)> {
+    let value = annotations.get(name)?;
+    let text = report.text(value, name);
+    if text == Some("") {
+        report.warning(
+            &value.span,
+            format!("`{name}` is empty, which means the same as no annotation"),
+            "remove it, or give it a value",
+        );
+        return None;
+    }
+    Some((value, text))
+}

@@ -1,0 +1,408 @@
+//! Kubernetes manifests to objects of the model, with the place of everything that is wrong.
+
+mod annotations;
+mod cluster;
+mod gateway;
+mod policy;
+mod report;
+mod yaml;
+
+#[cfg(test)]
+mod tests;
+
+use std::{collections::BTreeMap, fmt, ops::Range};
+
+use ipnet::IpNet;
+use serde::Serialize;
+
+use crate::{
+    diagnostic::{Diagnostic, Place, Source},
+    model::{Gateway, Namespace, Node, Pod, Policy},
+};
+use cluster::{Annotations, Metadata};
+use report::{Fields, Report};
+use yaml::{Data, Value};
+
+/// Documents that one file may hold.
+const MAX_DOCUMENTS: usize = 200_000;
+/// The YAML parser recurses, with large frames in debug builds; a document of the greatest depth fits.
+const PARSER_STACK: usize = 64 << 20;
+
+/// The kinds that are understood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub enum Kind {
+    /// `v1 Namespace`.
+    Namespace,
+    /// `v1 Pod`.
+    Pod,
+    /// `v1 Node`.
+    Node,
+    /// `v1 Service`.
+    Service,
+    /// Calico's `EgressGatewayPolicy`.
+    EgressGatewayPolicy,
+    /// `egress.fastpath EgressGateway`.
+    EgressGateway,
+    /// Calico's `IPPool`.
+    IPPool,
+    /// `networking.k8s.io ServiceCIDR`.
+    ServiceCIDR,
+}
+
+impl Kind {
+    fn find(api_version: &str, kind: &str) -> Option<Self> {
+        Some(match (api_version, kind) {
+            ("v1", "Namespace") => Self::Namespace,
+            ("v1", "Pod") => Self::Pod,
+            ("v1", "Node") => Self::Node,
+            ("v1", "Service") => Self::Service,
+            ("projectcalico.org/v3" | "crd.projectcalico.org/v1", "EgressGatewayPolicy") => {
+                Self::EgressGatewayPolicy
+            }
+            ("projectcalico.org/v3" | "crd.projectcalico.org/v1", "IPPool") => Self::IPPool,
+            ("egress.fastpath/v1alpha1", "EgressGateway") => Self::EgressGateway,
+            (
+                "networking.k8s.io/v1" | "networking.k8s.io/v1beta1" | "networking.k8s.io/v1alpha1",
+                "ServiceCIDR",
+            ) => Self::ServiceCIDR,
+            _ => return None,
+        })
+    }
+
+    const fn is_namespaced(self) -> bool {
+        matches!(self, Self::Pod | Self::Service | Self::EgressGateway)
+    }
+}
+
+/// Which object.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct ObjectId {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its namespace, if its kind has one; "default" if it names none.
+    pub namespace: Option<String>,
+    /// Its name.
+    pub name: String,
+}
+
+impl fmt::Display for ObjectId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} ", self.kind)?;
+        if let Some(namespace) = &self.namespace {
+            write!(f, "{namespace}/")?;
+        }
+        f.write_str(&self.name)
+    }
+}
+
+/// An object's content.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Object {
+    /// A namespace.
+    Namespace(Namespace),
+    /// A pod.
+    Pod(Pod),
+    /// A node.
+    Node(Node),
+    /// An `EgressGatewayPolicy`.
+    Policy(Policy),
+    /// An `EgressGateway`.
+    Gateway(Gateway),
+    /// The prefixes of a Service, an `IPPool` or a `ServiceCIDR`.
+    ClusterPrefixes(Vec<IpNet>),
+}
+
+/// Where an object and its parts are written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Places {
+    /// Its name.
+    pub object: Place,
+    /// A policy's rules, in order; the annotation of a namespace or pod that steers.
+    pub parts: Vec<Place>,
+}
+
+/// An object as it was read.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Which.
+    pub id: ObjectId,
+    /// Whether nothing in it is wrong.
+    pub valid: bool,
+    /// What it says. An invalid object has content only if leaving it out would let packets past the gateways.
+    pub object: Option<Object>,
+    /// Where.
+    pub places: Places,
+}
+
+/// What a file holds.
+#[derive(Clone, Debug, Default)]
+pub struct ParsedFile {
+    /// The objects, in order.
+    pub entries: Vec<Entry>,
+    /// What is wrong.
+    pub diagnostics: Vec<Diagnostic>,
+    /// Objects of other kinds, counted by `apiVersion kind`.
+    pub skipped: BTreeMap<String, usize>,
+    /// Whether a part of it could not be read, so that it may have held any object.
+    pub incomplete: bool,
+}
+
+/// Reads every object of a file.
+#[must_use]
+pub fn parse(source: &Source) -> ParsedFile {
+    let parsed = std::thread::scope(|scope| {
+        std::thread::Builder::new()
+            .name("yaml".to_owned())
+            .stack_size(PARSER_STACK)
+            .spawn_scoped(scope, || parse_documents(source))
+            .map_err(|error| format!("cannot start a thread to read it: {error}"))
+            .and_then(|thread| {
+                thread
+                    .join()
+                    .map_err(|_| "the YAML parser gave up on it".to_owned())
+            })
+    });
+    parsed.unwrap_or_else(|message| ParsedFile {
+        diagnostics: vec![Diagnostic::of_file(source.file(), message)],
+        incomplete: true,
+        ..ParsedFile::default()
+    })
+}
+
+fn parse_documents(source: &Source) -> ParsedFile {
+    let mut file = ParsedFile::default();
+    let documents = yaml::documents(source.text());
+    if documents.len() > MAX_DOCUMENTS {
+        let message = format!("the file holds more than {MAX_DOCUMENTS} documents");
+        file.refuse(
+            source,
+            documents[MAX_DOCUMENTS].clone(),
+            &message,
+            "split the file",
+        );
+        return file;
+    }
+    for document in documents {
+        match yaml::parse(source.text(), document) {
+            Ok(value) if value.data == Data::Null => {}
+            Ok(value) => file.read(source, &value, None),
+            Err(error) => file.refuse(
+                source,
+                error.span,
+                &error.message,
+                "nothing of this document is applied; what came from this file before stays in force",
+            ),
+        }
+    }
+    file
+}
+
+impl ParsedFile {
+    /// Notes something that can be of no object.
+    fn refuse(&mut self, source: &Source, span: Range<usize>, message: &str, help: &str) {
+        self.incomplete = true;
+        self.diagnostics
+            .push(Diagnostic::at(source, span, message).with_help(help));
+    }
+
+    /// Reads an object or a list of them. Items of a typed list may leave their type to it.
+    fn read(&mut self, source: &Source, value: &Value, item_type: Option<(&str, &str)>) {
+        let Data::Map(entries) = &value.data else {
+            let help = "an object is a map with `apiVersion`, `kind` and `metadata`";
+            self.refuse(source, value.span.clone(), "this is not an object", help);
+            return;
+        };
+        let text = |field: &str| {
+            entries.iter().find_map(|(key, value)| match &value.data {
+                Data::Text(text) if key.text == field => Some(text.as_str()),
+                _ => None,
+            })
+        };
+        let typed = text("apiVersion").zip(text("kind")).or(item_type);
+        let Some((api_version, kind)) = typed else {
+            let missing = if text("kind").is_none() {
+                "kind"
+            } else {
+                "apiVersion"
+            };
+            let span = entries.first().map_or(&value.span, |(key, _)| &key.span);
+            let message = format!("the object has no `{missing}`");
+            self.refuse(
+                source,
+                span.clone(),
+                &message,
+                "add `apiVersion` and `kind`",
+            );
+            return;
+        };
+        let items = entries.iter().find(|(key, _)| key.text == "items");
+        if let (Some(item_kind), Some((_, items))) = (kind.strip_suffix("List"), items) {
+            let item_type = (!item_kind.is_empty()).then_some((api_version, item_kind));
+            match &items.data {
+                Data::List(items) => {
+                    for item in items {
+                        self.read(source, item, item_type);
+                    }
+                }
+                Data::Null => {}
+                _ => self.refuse(
+                    source,
+                    items.span.clone(),
+                    "`items` is not a list",
+                    "write a list",
+                ),
+            }
+            return;
+        }
+        match Kind::find(api_version, kind) {
+            Some(kind) => self.read_object(source, value, kind),
+            None => self.skip(source, entries, api_version, kind),
+        }
+    }
+
+    fn skip(
+        &mut self,
+        source: &Source,
+        entries: &[(yaml::Key, Value)],
+        api_version: &str,
+        kind: &str,
+    ) {
+        *self
+            .skipped
+            .entry(format!("{api_version} {kind}"))
+            .or_default() += 1;
+        let ours = match kind {
+            "EgressGatewayPolicy" => "projectcalico.org/v3",
+            "EgressGateway" if api_version.starts_with("egress.fastpath/") => {
+                "egress.fastpath/v1alpha1"
+            }
+            _ => return,
+        };
+        if let Some((_, value)) = entries.iter().find(|(key, _)| key.text == "apiVersion") {
+            self.diagnostics.push(
+                Diagnostic::at(
+                    source,
+                    value.span.clone(),
+                    format!("{api_version} {kind} is not known and is skipped"),
+                )
+                .with_severity(crate::diagnostic::Severity::Warning)
+                .with_help(format!("write `apiVersion: {ours}`")),
+            );
+        }
+    }
+
+    fn read_object(&mut self, source: &Source, value: &Value, kind: Kind) {
+        let nameless = Report::new(source, format!("{kind:?}"));
+        let Some((id, place)) = identify(&nameless, value, kind) else {
+            self.incomplete = true;
+            self.diagnostics.extend(nameless.into_diagnostics());
+            return;
+        };
+        let report = Report::new(source, id.to_string());
+        report.no_duplicate_keys(value);
+        let (object, parts) = content(&report, value, &id);
+        let valid = !report.refused();
+        self.diagnostics.extend(report.into_diagnostics());
+        // Without its namespace or itself, an annotated pod would be routed past its gateways.
+        let keep = valid || matches!(id.kind, Kind::Namespace | Kind::Pod);
+        self.entries.push(Entry {
+            id,
+            valid,
+            object: object.filter(|_| keep),
+            places: Places {
+                object: place,
+                parts,
+            },
+        });
+    }
+}
+
+fn identify(report: &Report<'_>, value: &Value, kind: Kind) -> Option<(ObjectId, Place)> {
+    let object = report.fields(value, "the object")?;
+    let metadata = report.fields(report.required(&object, "metadata")?, "metadata")?;
+    let name_value = report.required(&metadata, "name")?;
+    let name = report.text(name_value, "name")?;
+    if name.is_empty() {
+        report.error(
+            &name_value.span,
+            "`name` is empty",
+            "give the object a name",
+        );
+        return None;
+    }
+    let namespace = match metadata.get("namespace").filter(|_| kind.is_namespaced()) {
+        Some(value) => Some(report.text(value, "namespace")?).filter(|name| !name.is_empty()),
+        None => None,
+    };
+    let id = ObjectId {
+        kind,
+        namespace: kind
+            .is_namespaced()
+            .then(|| namespace.unwrap_or("default").to_owned()),
+        name: name.to_owned(),
+    };
+    Some((id, report.source().place(name_value.span.clone())))
+}
+
+/// The object's content, and the places of its parts.
+fn content(report: &Report<'_>, value: &Value, id: &ObjectId) -> (Option<Object>, Vec<Place>) {
+    let Some(object) = report.fields(value, "the object") else {
+        return (None, Vec::new());
+    };
+    let metadata = read_metadata(report, &object, id);
+    match id.kind {
+        Kind::Namespace => {
+            let (namespace, place) = cluster::namespace(report, metadata);
+            (
+                Some(Object::Namespace(namespace)),
+                place.into_iter().collect(),
+            )
+        }
+        Kind::Pod => {
+            let (pod, place) = cluster::pod(report, &object, metadata);
+            (Some(Object::Pod(pod)), place.into_iter().collect())
+        }
+        Kind::Node => (
+            Some(Object::Node(cluster::node(report, &object))),
+            Vec::new(),
+        ),
+        Kind::EgressGatewayPolicy => policy::read(report, &object)
+            .map(|(policy, places)| (Object::Policy(policy), places))
+            .map_or_else(Default::default, |(policy, places)| (Some(policy), places)),
+        Kind::EgressGateway => {
+            let gateway = gateway::read(report, &object, metadata.labels);
+            (gateway.map(Object::Gateway), Vec::new())
+        }
+        Kind::Service => prefixes(cluster::service(report, &object)),
+        Kind::IPPool => prefixes(cluster::ip_pool(report, &object)),
+        Kind::ServiceCIDR => prefixes(cluster::service_cidr(report, &object)),
+    }
+}
+
+const fn prefixes(prefixes: Vec<IpNet>) -> (Option<Object>, Vec<Place>) {
+    (Some(Object::ClusterPrefixes(prefixes)), Vec::new())
+}
+
+fn read_metadata<'v>(report: &Report<'_>, object: &Fields<'v>, id: &'v ObjectId) -> Metadata<'v> {
+    let metadata = object
+        .get("metadata")
+        .and_then(|value| report.fields(value, "metadata"));
+    let field = |name| metadata.and_then(|metadata| metadata.get(name));
+    // Nothing of the other kinds is selected by labels or steered by annotations.
+    let steered = matches!(id.kind, Kind::Namespace | Kind::Pod);
+    let labelled = steered || id.kind == Kind::EgressGateway;
+    Metadata {
+        labels: field("labels")
+            .filter(|_| labelled)
+            .map(|value| cluster::labels(report, value))
+            .unwrap_or_default(),
+        annotations: match field("annotations").filter(|_| steered) {
+            None => Annotations::None,
+            Some(value) => report
+                .fields(value, "annotations")
+                .map_or(Annotations::Unreadable, Annotations::Some),
+        },
+        namespace: id.namespace.as_deref().unwrap_or_default(),
+        name: &id.name,
+    }
+}
