@@ -3,8 +3,10 @@
 //! Data flows one way: `sources` → `resources` → `model` → `resolve` → `compile` → `state` → `diff` →
 //! `kernel`. ARCHITECTURE.md walks through it.
 
+pub mod counters;
 pub mod model;
 pub mod node;
 pub mod resolve;
 pub mod selector;
+pub mod snapshot;
 pub mod state;
