@@ -4,6 +4,7 @@
 //! `kernel`. ARCHITECTURE.md walks through it.
 
 pub mod counters;
+pub mod metrics;
 pub mod model;
 pub mod node;
 pub mod resolve;
