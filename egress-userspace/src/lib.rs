@@ -4,6 +4,8 @@
 //! `kernel`. ARCHITECTURE.md walks through it.
 
 pub mod counters;
+pub mod explain;
+pub mod http;
 pub mod metrics;
 pub mod model;
 pub mod node;
