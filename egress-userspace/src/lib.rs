@@ -3,6 +3,7 @@
 //! Data flows one way: `sources` → `resources` → `model` → `resolve` → `compile` → `state` → `diff` →
 //! `kernel`. ARCHITECTURE.md walks through it.
 
+pub mod commands;
 pub mod counters;
 pub mod explain;
 pub mod http;
