@@ -9,7 +9,7 @@ use std::{
 
 pub use egress_common::verdict::Replies;
 use ipnet::IpNet;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::selector::Selector;
 
@@ -17,7 +17,7 @@ use crate::selector::Selector;
 pub type Labels = BTreeMap<String, String>;
 
 /// The name of a namespaced object.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ObjectName {
     /// Its namespace.
     pub namespace: String,

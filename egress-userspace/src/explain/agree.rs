@@ -1,0 +1,66 @@
+//! Whether resources and maps say the same.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use super::{Explanation, KernelDecision, KernelVerdict, Outcome};
+use crate::state::Names;
+
+/// The share below which a gateway may be left without a slot.
+const LEAST_SHARE: f64 = 1.0 / 1024.0;
+
+/// Every difference between what the resources ask for and what the maps do, a sentence each.
+#[must_use]
+pub fn disagreements(wanted: &Explanation, kernel: &KernelVerdict, names: &Names) -> Vec<String> {
+    let mut found = Vec::new();
+    if let Some(broken) = &kernel.broken {
+        found.push(format!("the kernel's maps are broken: {broken}"));
+    }
+    if let (Some(policy), Some(id)) = (&wanted.policy, kernel.policy)
+        && names.policies.get(policy) != Some(&id)
+    {
+        found.push(format!(
+            "the resources count the packet for policy {policy}, the kernel for policy number {id}"
+        ));
+    }
+    match (&wanted.verdict, &kernel.decision) {
+        (Outcome::Unmatched, KernelDecision::Unmatched)
+        | (Outcome::Local, KernelDecision::Local) => {}
+        (Outcome::Drop(wanted), KernelDecision::Drop(is)) if wanted == is => {}
+        (Outcome::Gateway, KernelDecision::Members(members)) => {
+            let is: BTreeSet<(IpAddr, u32, u32)> = members
+                .iter()
+                .map(|m| (m.next_hop, m.ifindex, m.mtu))
+                .collect();
+            let asked: BTreeSet<_> = wanted
+                .gateways
+                .iter()
+                .map(|g| (g.next_hop, g.ifindex, g.mtu))
+                .collect();
+            for way in is.difference(&asked) {
+                found.push(format!(
+                    "the kernel uses {}, which the resources do not ask for",
+                    spell(way)
+                ));
+            }
+            for gateway in &wanted.gateways {
+                let way = (gateway.next_hop, gateway.ifindex, gateway.mtu);
+                if gateway.share >= LEAST_SHARE && !is.contains(&way) {
+                    found.push(format!(
+                        "the resources ask for {}, which the kernel does not use",
+                        spell(&way)
+                    ));
+                }
+            }
+        }
+        (wanted, is) => found.push(format!(
+            "the resources say {}, the kernel says {}",
+            wanted.phrase(),
+            is.phrase()
+        )),
+    }
+    found
+}
+
+fn spell((next_hop, ifindex, mtu): &(IpAddr, u32, u32)) -> String {
+    format!("next hop {next_hop} on device #{ifindex} with MTU {mtu}")
+}

@@ -1,0 +1,113 @@
+//! The agent over HTTP: `/metrics`, `/livez`, `/readyz`, `/status`, `/explain`.
+//!
+//! Read-only, without authentication, and bounded in connections, time and header size: the caller
+//! chooses where it listens.
+
+use std::{net::IpAddr, sync::Arc};
+
+use anyhow::Context as _;
+use arc_swap::ArcSwap;
+use axum::{
+    Router,
+    extract::{Query, State},
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    explain,
+    metrics::{Format, Metrics},
+    model::ObjectName,
+    snapshot::Snapshot,
+};
+
+pub mod client;
+mod server;
+pub mod status;
+
+pub use server::serve;
+
+/// What the pages show.
+#[derive(Clone, Debug)]
+pub struct Pages {
+    /// What the agent publishes.
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// What is measured.
+    pub metrics: Arc<Metrics>,
+}
+
+/// Every page.
+pub fn router(pages: Pages) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics))
+        .route("/livez", get(async || "ok\n"))
+        .route("/readyz", get(readyz))
+        .route("/status", get(status))
+        .route("/explain", get(explain_page))
+        .fallback(async || {
+            let pages = "no such page; there are /metrics /livez /readyz /status /explain\n";
+            (StatusCode::NOT_FOUND, pages)
+        })
+        .with_state(pages)
+}
+
+async fn metrics(State(pages): State<Pages>, headers: HeaderMap) -> Response {
+    let accept = headers.get(header::ACCEPT).and_then(|v| v.to_str().ok());
+    let format = Format::negotiate(accept);
+    // Reading the counters is a system call for each of them.
+    let rendered = tokio::task::spawn_blocking(move || pages.metrics.render(format)).await;
+    match rendered.context("the scrape was cut short").flatten() {
+        Ok(text) => ([(header::CONTENT_TYPE, format.content_type())], text).into_response(),
+        Err(error) => {
+            tracing::error!("a scrape failed: {error:#}");
+            let text = format!("the kernel's counters cannot be read: {error:#}\n");
+            (StatusCode::INTERNAL_SERVER_ERROR, text).into_response()
+        }
+    }
+}
+
+async fn readyz(State(pages): State<Pages>) -> Response {
+    match pages.snapshot.load().not_ready_because() {
+        None => "ok\n".into_response(),
+        Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, reason + "\n").into_response(),
+    }
+}
+
+async fn status(State(pages): State<Pages>) -> Response {
+    json(&status::Status::of(&pages.snapshot.load()))
+}
+
+#[derive(Deserialize)]
+struct Question {
+    pod: String,
+    dst: String,
+}
+
+async fn explain_page(
+    State(pages): State<Pages>,
+    question: Result<Query<Question>, axum::extract::rejection::QueryRejection>,
+) -> Response {
+    let asked = question
+        .map_err(|e| format!("{e}; ask /explain?pod=NAMESPACE/NAME&dst=ADDRESS"))
+        .and_then(|Query(q)| Ok((explain::parse_pod(&q.pod)?, explain::parse_address(&q.dst)?)));
+    let (pod, dst): (ObjectName, IpAddr) = match asked {
+        Ok(asked) => asked,
+        Err(error) => return (StatusCode::BAD_REQUEST, error + "\n").into_response(),
+    };
+    json(&explain::against_kernel(&pages.snapshot.load(), &pod, dst))
+}
+
+fn json(page: &impl Serialize) -> Response {
+    match serde_json::to_string_pretty(page) {
+        Ok(text) => ([(header::CONTENT_TYPE, "application/json")], text + "\n").into_response(),
+        Err(error) => {
+            tracing::error!("a page cannot be written as JSON: {error}");
+            (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,232 @@
+#![expect(clippy::unwrap_used, reason = "a panic fails the test where it is")]
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use egress_common::DropReason;
+
+use super::*;
+use crate::{
+    counters::{
+        CounterSource,
+        tests::{Fake, Kernel, label},
+    },
+    model::ObjectName,
+    resolve::Resolved,
+    snapshot::{Apply, AttachedProgram, Degraded},
+    state::Names,
+};
+
+/// The metrics of a small node, and its kernel.
+pub(crate) fn node() -> (Arc<Metrics>, Arc<Fake>) {
+    let names = Names {
+        policies: BTreeMap::from([("to-partners".to_owned(), 1)]),
+        members: vec![(label("red"), 0), (label("blue"), 1)],
+    };
+    let fake = Arc::new(Fake::default());
+    *fake.kernel.lock().unwrap() = Kernel {
+        members: BTreeMap::from([(0, count(12, 3400))]),
+        drops: BTreeMap::from([
+            ((0, DropReason::SpoofedSource), count(3, 180)),
+            ((1, DropReason::TooBig), count(1, 9000)),
+        ]),
+        passes: BTreeMap::from([((1, PassKind::Unmatched), count(2, 96))]),
+        maps: vec![MapUse {
+            name: "PODS".to_owned(),
+            entries: 2,
+            capacity: 4096,
+        }],
+        broken: false,
+    };
+    let counters = Counters::taking_over(Arc::clone(&fake) as Arc<dyn CounterSource>, &names);
+    let metrics = Metrics::new(
+        Arc::new(ArcSwap::from_pointee(snapshot(names))),
+        Arc::new(counters),
+    );
+    metrics.observe_apply(Duration::from_millis(4));
+    metrics.observe_apply(Duration::from_millis(300));
+    (Arc::new(metrics), fake)
+}
+
+fn count(packets: u64, bytes: u64) -> Count {
+    Count { packets, bytes }
+}
+
+pub(crate) fn snapshot(names: Names) -> Snapshot {
+    let resolved = Resolved {
+        gateways: BTreeMap::from([
+            (ObjectName::new("edge", "red"), GatewayStatus::Up(vec![])),
+            (
+                ObjectName::new("edge", "blue"),
+                GatewayStatus::Down("no route to 192.0.2.9".to_owned()),
+            ),
+        ]),
+        pod_states: BTreeMap::from([
+            (ObjectName::new("shop", "web"), PodState::Steered),
+            (ObjectName::new("shop", "job"), PodState::Finished),
+        ]),
+        ..Resolved::default()
+    };
+    Snapshot {
+        node: "node-a".to_owned(),
+        generation: 2,
+        synced: true,
+        resolved: Arc::new(resolved),
+        names: Arc::new(names),
+        resource_errors: BTreeMap::from([(PathBuf::from("/etc/egress/a \"b\"\\c\n.yaml"), 1)]),
+        skipped: BTreeMap::from([("Deployment".to_owned(), 4)]),
+        degraded: [Degraded {
+            kind: "EgressGatewayPolicy".to_owned(),
+            namespace: String::new(),
+            name: "to-partners".to_owned(),
+            last_good: true,
+            error: "two rules with one destination".to_owned(),
+        }]
+        .into(),
+        last_apply: Some(Apply {
+            finished: UNIX_EPOCH + Duration::from_millis(1_700_000_000_500),
+            duration: Duration::from_millis(4),
+            changes: 7,
+            error: None,
+        }),
+        last_success: Some(UNIX_EPOCH + Duration::from_millis(1_700_000_000_500)),
+        programs: vec![AttachedProgram {
+            interface: "veth0".to_owned(),
+            program: "egress_from_pod".to_owned(),
+            attached: true,
+            mode: "tcx".to_owned(),
+        }],
+        ..Snapshot::default()
+    }
+}
+
+/// Writes the architecture out of the golden files.
+fn neutral(text: &str) -> String {
+    text.replace(std::env::consts::ARCH, "ARCH")
+}
+
+#[test]
+fn open_metrics() {
+    let (metrics, _) = node();
+    insta::assert_snapshot!(neutral(&metrics.render(Format::OpenMetrics).unwrap()));
+}
+
+#[test]
+fn prometheus_text() {
+    let (metrics, _) = node();
+    insta::assert_snapshot!(neutral(&metrics.render(Format::Text).unwrap()));
+}
+
+#[test]
+fn both_formats_show_the_same_samples() {
+    let (metrics, _) = node();
+    let samples = |format| {
+        let text = metrics.render(format).unwrap();
+        parse(&text, format)
+    };
+    let open = samples(Format::OpenMetrics);
+    assert_eq!(open, samples(Format::Text));
+    assert_eq!(
+        open[r#"egress_gateway_packets_total{gateway="red",namespace="edge",policy="to-partners",rule="192.0.2.0/24"}"#],
+        12.0
+    );
+    assert_eq!(
+        open[r#"egress_gateway_bytes_total{gateway="blue",namespace="edge",policy="to-partners",rule="192.0.2.0/24"}"#],
+        0.0
+    );
+    assert_eq!(
+        open[r#"egress_dropped_packets_total{reason="NoGateway",policy="to-partners"}"#],
+        0.0
+    );
+    assert_eq!(
+        open[r#"egress_local_packets_total{policy="to-partners"}"#],
+        0.0
+    );
+}
+
+#[test]
+fn a_failing_kernel_fails_the_scrape_and_is_counted_in_the_next() {
+    let (metrics, fake) = node();
+    fake.kernel.lock().unwrap().broken = true;
+    let error = metrics.render(Format::Text).unwrap_err();
+    assert!(format!("{error:#}").contains("MEMBER_COUNTS"));
+    fake.kernel.lock().unwrap().broken = false;
+    let text = metrics.render(Format::Text).unwrap();
+    assert_eq!(
+        parse(&text, Format::Text)["egress_scrape_errors_total"],
+        1.0
+    );
+}
+
+#[test]
+fn open_metrics_only_for_those_who_name_it() {
+    let negotiate = |accept| Format::negotiate(Some(accept));
+    assert_eq!(Format::negotiate(None), Format::Text);
+    assert_eq!(negotiate("*/*"), Format::Text);
+    assert_eq!(negotiate("text/plain;version=0.0.4"), Format::Text);
+    assert_eq!(
+        negotiate("application/openmetrics-text;version=1.0.0;q=0.5,text/plain;q=0.2"),
+        Format::OpenMetrics
+    );
+    assert_eq!(negotiate("application/openmetrics-text;q=0"), Format::Text);
+}
+
+#[test]
+fn every_metric_is_documented() {
+    let docs = include_str!("../../../docs/metrics.md");
+    let (metrics, _) = node();
+    let text = metrics.render(Format::Text).unwrap();
+    let undocumented: Vec<_> = text
+        .lines()
+        .filter_map(|l| l.strip_prefix("# TYPE ")?.split(' ').next())
+        .filter(|name| !docs.contains(&format!("`{name}`")))
+        .collect();
+    assert_eq!(undocumented, [""; 0]);
+    let reasons: Vec<_> = DropReason::ALL
+        .iter()
+        .filter(|r| !docs.contains(&format!("| `{}` |", r.name())))
+        .collect();
+    assert_eq!(reasons, [&DropReason::TooBig; 0]);
+}
+
+/// Parses an exposition strictly, and gives its samples.
+fn parse(text: &str, format: Format) -> BTreeMap<String, f64> {
+    let mut samples = BTreeMap::new();
+    let mut family = ("", "");
+    let mut families = std::collections::BTreeSet::new();
+    let mut ended = false;
+    for line in text.lines() {
+        assert!(!ended, "after the end: {line}");
+        if line == "# EOF" {
+            ended = true;
+        } else if let Some(rest) = line.strip_prefix("# TYPE ") {
+            family = rest.split_once(' ').unwrap();
+            assert!(families.insert(family.0), "twice: {line}");
+            let counter_named_total = family.1 == "counter" && family.0.ends_with("_total");
+            let counter = family.1 == "counter";
+            assert_eq!(
+                counter_named_total,
+                counter && format == Format::Text,
+                "{line}"
+            );
+        } else if let Some(rest) = line.strip_prefix("# UNIT ") {
+            let (name, unit) = rest.split_once(' ').unwrap();
+            assert_eq!(format, Format::OpenMetrics, "{line}");
+            assert!(name.ends_with(&format!("_{unit}")), "{line}");
+        } else if !line.starts_with("# HELP ") {
+            let (series, value) = line.rsplit_once(' ').unwrap();
+            let name = series.split('{').next().unwrap();
+            let suffix = name.strip_prefix(family.0).unwrap();
+            let allowed: &[&str] = match (family.1, format) {
+                ("counter", Format::OpenMetrics) => &["_total"],
+                ("info", _) => &["_info"],
+                ("histogram", _) => &["_bucket", "_sum", "_count"],
+                _ => &[""],
+            };
+            assert!(allowed.contains(&suffix), "{line} in {family:?}");
+            let before = samples.insert(series.to_owned(), value.parse().unwrap());
+            assert_eq!(before, None, "twice: {line}");
+        }
+    }
+    assert_eq!(ended, format == Format::OpenMetrics);
+    samples
+}

@@ -1,0 +1,159 @@
+//! What the agent publishes after every apply, for whoever shows it: the one meeting point of agent and readers.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    resolve::Resolved,
+    state::{KernelState, Names},
+};
+
+/// The agent's view of the node at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// The node's name.
+    pub node: String,
+    /// How many applies there were.
+    pub generation: u64,
+    /// Whether the sources were read in full and the result was applied at least once.
+    pub synced: bool,
+    /// What this node has to do.
+    pub resolved: Arc<Resolved>,
+    /// What the maps say.
+    pub kernel: Arc<KernelState>,
+    /// What the counters are called.
+    pub names: Arc<Names>,
+    /// Names of the node's interfaces.
+    pub interfaces: Arc<BTreeMap<u32, String>>,
+    /// Errors in each file that was read, files without errors included.
+    pub resource_errors: BTreeMap<PathBuf, usize>,
+    /// Objects of kinds that mean nothing to us.
+    pub skipped: BTreeMap<String, u64>,
+    /// Objects whose newest version is refused.
+    pub degraded: BTreeSet<Degraded>,
+    /// The last apply, whether it worked or not.
+    pub last_apply: Option<Apply>,
+    /// When an apply last worked.
+    pub last_success: Option<SystemTime>,
+    /// The programs that belong on this node's interfaces.
+    pub programs: Vec<AttachedProgram>,
+    /// Times that something else removed a program or its qdisc, and it was put back.
+    pub reattached: u64,
+}
+
+/// An object whose newest version is refused.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Degraded {
+    /// Its kind.
+    pub kind: String,
+    /// Its namespace; empty where the kind has none.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Whether a last good version is in force.
+    pub last_good: bool,
+    /// What is wrong with the newest one, in a line.
+    pub error: String,
+}
+
+/// One apply.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Apply {
+    /// When it ended.
+    pub finished: SystemTime,
+    /// How long it took, from reading the sources to the last map write.
+    pub duration: Duration,
+    /// How many changes it made in the kernel.
+    pub changes: usize,
+    /// Why it failed.
+    pub error: Option<String>,
+}
+
+/// A program that belongs on an interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachedProgram {
+    /// The interface.
+    pub interface: String,
+    /// The program.
+    pub program: String,
+    /// Whether it is there.
+    pub attached: bool,
+    /// How it is attached: "tcx" or "clsact".
+    pub mode: String,
+}
+
+impl Snapshot {
+    /// Whether the node does what it was told.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.not_ready_because().is_none()
+    }
+
+    /// What keeps the node from doing what it was told.
+    #[must_use]
+    pub fn not_ready_because(&self) -> Option<String> {
+        if !self.synced {
+            let error = self.last_apply.as_ref().and_then(|a| a.error.as_deref());
+            return Some(error.map_or_else(
+                || "the resources have not been applied yet".to_owned(),
+                |error| format!("the first apply failed: {error}"),
+            ));
+        }
+        let missing: Vec<String> = self
+            .programs
+            .iter()
+            .filter(|p| !p.attached)
+            .map(|p| format!("{} on {}", p.program, p.interface))
+            .collect();
+        (!missing.is_empty()).then(|| format!("not attached: {}", missing.join(", ")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_is_ready_once_synced_and_attached() {
+        let mut snapshot = Snapshot::default();
+        assert_eq!(
+            snapshot.not_ready_because().as_deref(),
+            Some("the resources have not been applied yet")
+        );
+        snapshot.synced = true;
+        assert!(snapshot.is_ready());
+        snapshot.programs.push(AttachedProgram {
+            interface: "veth0".to_owned(),
+            program: "egress_from_pod".to_owned(),
+            attached: false,
+            mode: "tcx".to_owned(),
+        });
+        assert_eq!(
+            snapshot.not_ready_because().as_deref(),
+            Some("not attached: egress_from_pod on veth0")
+        );
+    }
+
+    #[test]
+    fn a_first_apply_that_fails_is_the_reason() {
+        let snapshot = Snapshot {
+            last_apply: Some(Apply {
+                finished: SystemTime::UNIX_EPOCH,
+                duration: Duration::ZERO,
+                changes: 0,
+                error: Some("PODS: no space left".to_owned()),
+            }),
+            ..Snapshot::default()
+        };
+        assert_eq!(
+            snapshot.not_ready_because().as_deref(),
+            Some("the first apply failed: PODS: no space left")
+        );
+    }
+}
