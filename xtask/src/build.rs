@@ -23,23 +23,35 @@ pub(crate) fn run(workspace: &Workspace, release: bool) -> Result<()> {
     Ok(())
 }
 
-/// Builds the `egress` binary, after set-up.
+/// Builds the `egress` binary alone, after set-up.
 pub(crate) fn egress(workspace: &Workspace, profile: Profile) -> Result<PathBuf> {
-    binary(workspace, profile, "egress-userspace", "egress")
-}
-
-/// Builds one binary of one package, after set-up.
-pub(crate) fn binary(
-    workspace: &Workspace,
-    profile: Profile,
-    package: &str,
-    name: &str,
-) -> Result<PathBuf> {
     command::run(
         command::cargo()
             .current_dir(workspace.root())
-            .args(["build", "--package", package, "--bin", name])
+            .args(["build", "--package", "egress-userspace", "--bin", "egress"])
             .args(profile.arguments()),
     )?;
-    Ok(workspace.binary(profile, name))
+    Ok(workspace.binary(profile, "egress"))
+}
+
+/// The binaries that tests and the demo start.
+pub(crate) struct TestBinaries {
+    pub(crate) egress: PathBuf,
+    pub(crate) demo: PathBuf,
+}
+
+/// Builds every binary, after set-up.
+///
+/// All packages at once, as the tests are built: cargo unites the features of what it builds together,
+/// and another choice of packages would build most dependencies twice.
+pub(crate) fn test_binaries(workspace: &Workspace) -> Result<TestBinaries> {
+    command::run(
+        command::cargo()
+            .current_dir(workspace.root())
+            .args(["build", "--bins"]),
+    )?;
+    Ok(TestBinaries {
+        egress: workspace.binary(Profile::Dev, "egress"),
+        demo: workspace.binary(Profile::Dev, "egress-demo"),
+    })
 }

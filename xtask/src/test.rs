@@ -8,13 +8,11 @@ use crate::{
     build,
     command::{self, find_program, is_root, say},
     setup,
-    workspace::{Profile, Workspace},
+    workspace::Workspace,
 };
 
 /// The package whose tests load programs and make network namespaces.
 const ROOT_PACKAGE: &str = "egress-tests";
-/// Built for another target, by the build script of `egress-userspace`.
-const EBPF_PACKAGE: &str = "egress-ebpf";
 
 /// `cargo nextest` ends like this when no test matches the filters.
 const NOTHING_RUN: i32 = 4;
@@ -22,11 +20,25 @@ const NOTHING_RUN: i32 = 4;
 /// Sets up, builds the binary, and runs the tests whose names match the filters.
 pub(crate) fn run(workspace: &Workspace, filters: &[String]) -> Result<()> {
     setup::everything(workspace)?;
-    let egress = build::egress(workspace, Profile::Dev)?;
+    let egress = build::test_binaries(workspace)?.egress;
     let runner = Runner::find();
 
-    let mut ran_any = false;
     let mut failures = Vec::new();
+    // Nextest runs no documentation tests; plain cargo runs them with the others.
+    if matches!(runner, Runner::Nextest) && filters.is_empty() {
+        say(format_args!("examples in the documentation"));
+        let mut examples = command::cargo();
+        examples
+            .current_dir(workspace.root())
+            .args(["test", "--doc", "--quiet"]);
+        failures.extend(
+            command::run(&mut examples)
+                .err()
+                .map(|error| error.to_string()),
+        );
+    }
+
+    let mut ran_any = false;
     for stage in [Stage::User, Stage::Root] {
         say(format_args!("{}", stage.title()));
         let mut command = runner.command(workspace, stage, filters);
@@ -69,19 +81,6 @@ impl Stage {
             Self::Root => "tests that load programs and make network namespaces, as root",
         }
     }
-
-    const fn packages(self) -> &'static [&'static str] {
-        match self {
-            Self::User => &[
-                "--workspace",
-                "--exclude",
-                EBPF_PACKAGE,
-                "--exclude",
-                ROOT_PACKAGE,
-            ],
-            Self::Root => &["--package", ROOT_PACKAGE],
-        }
-    }
 }
 
 /// What runs test binaries.
@@ -104,23 +103,33 @@ impl Runner {
     fn command(&self, workspace: &Workspace, stage: Stage, filters: &[String]) -> Command {
         let mut command = command::cargo();
         command.current_dir(workspace.root());
-        match self {
-            Self::Nextest => {
+        match (self, stage) {
+            // The same packages for both stages, so that nothing is built twice.
+            (Self::Nextest, Stage::User) => {
+                let filterset = format!("not package({ROOT_PACKAGE})");
                 command
-                    .args(["nextest", "run", "--no-fail-fast"])
-                    .args(stage.packages())
+                    .args(["nextest", "run", "--no-fail-fast", "-E", &filterset])
                     .args(filters);
             }
-            Self::Cargo => {
+            (Self::Nextest, Stage::Root) => {
+                let filterset = format!("package({ROOT_PACKAGE})");
                 command
-                    .args(["test", "--no-fail-fast", "--all-targets"])
-                    .args(stage.packages())
+                    .args(["nextest", "run", "--no-fail-fast", "-E", &filterset])
+                    .args(filters);
+            }
+            (Self::Cargo, Stage::User) => {
+                command
+                    .args(["test", "--no-fail-fast", "--workspace"])
+                    .args(["--exclude", "egress-ebpf", "--exclude", ROOT_PACKAGE])
                     .arg("--")
                     .args(filters);
-                if matches!(stage, Stage::Root) {
-                    // Hosts and traffic of one test at a time, as nextest's groups have it.
-                    command.arg("--test-threads=1");
-                }
+            }
+            // Hosts and traffic of one test at a time, as nextest's groups have it.
+            (Self::Cargo, Stage::Root) => {
+                command
+                    .args(["test", "--no-fail-fast", "--package", ROOT_PACKAGE])
+                    .args(["--", "--test-threads=1"])
+                    .args(filters);
             }
         }
         command
