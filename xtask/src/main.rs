@@ -3,6 +3,8 @@
 //! Nothing here knows what a policy is. One module per subcommand; `command` runs every program, so
 //! that every failure names its command line.
 
+#![forbid(unsafe_code)]
+
 mod build;
 mod command;
 mod demo;
