@@ -41,11 +41,8 @@ pub(crate) fn run(workspace: &Workspace, filters: &[String]) -> Result<()> {
     let mut ran_any = false;
     for stage in [Stage::User, Stage::Root] {
         say(format_args!("{}", stage.title()));
-        let mut command = runner.command(workspace, stage, filters);
+        let mut command = runner.command(workspace, stage, filters)?;
         command.env("EGRESS_BIN", &egress);
-        if matches!(stage, Stage::Root) && !is_root()? {
-            elevate_each_test(&mut command)?;
-        }
         let status = command::status(&mut command)?;
         if status.success() {
             ran_any = true;
@@ -81,6 +78,34 @@ impl Stage {
             Self::Root => "tests that load programs and make network namespaces, as root",
         }
     }
+
+    fn filterset(self) -> String {
+        match self {
+            Self::User => format!("not package({ROOT_PACKAGE})"),
+            Self::Root => format!("package({ROOT_PACKAGE})"),
+        }
+    }
+
+    const fn packages(self) -> &'static [&'static str] {
+        match self {
+            Self::User => &[
+                "--workspace",
+                "--exclude",
+                "egress-ebpf",
+                "--exclude",
+                ROOT_PACKAGE,
+            ],
+            Self::Root => &["--package", ROOT_PACKAGE, "--lib", "--bins", "--tests"],
+        }
+    }
+
+    const fn harness(self) -> &'static [&'static str] {
+        match self {
+            Self::User => &[],
+            // Hosts and traffic of one test at a time: plain cargo knows no groups.
+            Self::Root => &["--test-threads=1"],
+        }
+    }
 }
 
 /// What runs test binaries.
@@ -100,44 +125,36 @@ impl Runner {
         }
     }
 
-    fn command(&self, workspace: &Workspace, stage: Stage, filters: &[String]) -> Command {
+    fn command(&self, workspace: &Workspace, stage: Stage, filters: &[String]) -> Result<Command> {
+        let elevation = match stage {
+            Stage::User => Vec::new(),
+            Stage::Root => elevation()?,
+        };
         let mut command = command::cargo();
         command.current_dir(workspace.root());
-        match (self, stage) {
+        match self {
             // The same packages for both stages, so that nothing is built twice.
-            (Self::Nextest, Stage::User) => {
-                let filterset = format!("not package({ROOT_PACKAGE})");
-                command
-                    .args(["nextest", "run", "--no-fail-fast", "-E", &filterset])
-                    .args(filters);
-            }
-            (Self::Nextest, Stage::Root) => {
-                let filterset = format!("package({ROOT_PACKAGE})");
-                command
-                    .args(["nextest", "run", "--no-fail-fast", "-E", &filterset])
-                    .args(filters);
-            }
-            (Self::Cargo, Stage::User) => {
-                command
-                    .args(["test", "--no-fail-fast", "--workspace"])
-                    .args(["--exclude", "egress-ebpf", "--exclude", ROOT_PACKAGE])
-                    .arg("--")
-                    .args(filters);
-            }
-            // Hosts and traffic of one test at a time, as nextest's groups have it.
-            (Self::Cargo, Stage::Root) => {
-                command
-                    .args(["test", "--no-fail-fast", "--package", ROOT_PACKAGE])
-                    .args(["--", "--test-threads=1"])
-                    .args(filters);
-            }
-        }
-        command
+            Self::Nextest => command
+                .args(["nextest", "run", "--no-fail-fast", "-E", &stage.filterset()])
+                .args(elevation)
+                .args(filters),
+            Self::Cargo => command
+                .args(["test", "--no-fail-fast"])
+                .args(stage.packages())
+                .args(elevation)
+                .arg("--")
+                .args(stage.harness())
+                .args(filters),
+        };
+        Ok(command)
     }
 }
 
-/// Builds as the user, and runs each test binary through sudo.
-fn elevate_each_test(command: &mut Command) -> Result<()> {
+/// What makes cargo run each test binary, built by the user, as root.
+fn elevation() -> Result<Vec<String>> {
+    if is_root()? {
+        return Ok(Vec::new());
+    }
     let Some(sudo) = find_program("sudo") else {
         bail!("these tests need root, and there is no sudo: run `cargo xtask test` as root");
     };
@@ -145,6 +162,5 @@ fn elevate_each_test(command: &mut Command) -> Result<()> {
         "target.'cfg(all())'.runner=[\"{}\", \"--preserve-env\"]",
         sudo.display()
     );
-    command.args(["--config", &runner]);
-    Ok(())
+    Ok(vec!["--config".to_owned(), runner])
 }
