@@ -79,3 +79,32 @@ enum Task {
     /// Check formatting, clippy on both sides of the kernel boundary, and dependencies
     Lint,
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn what_follows_the_dashes_is_the_agents() {
+        let parsed = Arguments::try_parse_from(["cargo xtask", "run", "--", "--resources", "DIR"]);
+        let arguments = match parsed.map(|arguments| arguments.task) {
+            Ok(Task::Run { arguments }) => arguments,
+            Ok(
+                Task::Setup
+                | Task::Build { .. }
+                | Task::Demo { .. }
+                | Task::Test { .. }
+                | Task::Lint,
+            )
+            | Err(_) => Vec::new(),
+        };
+        assert_eq!(arguments, ["--resources", "DIR"]);
+    }
+}
