@@ -1,2 +1,110 @@
-//! Set-up, build, run, demo, test and lint.
-fn main() {}
+//! Set-up, build, run, demo, test and lint: what a checkout needs, each as one command.
+//!
+//! Nothing here knows what a policy is. One module per subcommand; `command` runs every program, so
+//! that every failure names its command line.
+
+#![forbid(unsafe_code)]
+
+mod build;
+mod command;
+mod demo;
+mod lint;
+mod run;
+mod setup;
+mod test;
+mod workspace;
+
+use std::{ffi::OsString, process::ExitCode};
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::{command::say, workspace::Workspace};
+
+fn main() -> ExitCode {
+    match perform(Arguments::parse().task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(format_args!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn perform(task: Task) -> Result<()> {
+    let workspace = Workspace::find()?;
+    match task {
+        Task::Setup => setup::everything(&workspace).map(drop),
+        Task::Build { release } => build::run(&workspace, release),
+        Task::Run { arguments } => run::run(&workspace, &arguments),
+        Task::Demo { arguments } => demo::run(&workspace, &arguments),
+        Task::Test { filters } => test::run(&workspace, &filters),
+        Task::Lint => lint::run(&workspace),
+    }
+}
+
+/// Tasks of this repository.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Find what builds and tests need, and install what is missing
+    Setup,
+    /// Build the `egress` binary with the eBPF programs inside
+    Build {
+        /// Optimised, as for a node
+        #[arg(long)]
+        release: bool,
+    },
+    /// Build the release binary and become `egress run` with these arguments, elevated
+    Run {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Show real traffic leaving through the gateways of the example policies
+    Demo {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Run every test; those that need root are elevated
+    Test {
+        /// Only tests whose names contain one of these
+        filters: Vec<String>,
+    },
+    /// Check formatting, clippy on both sides of the kernel boundary, and dependencies
+    Lint,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn what_follows_the_dashes_is_the_agents() {
+        let parsed = Arguments::try_parse_from(["cargo xtask", "run", "--", "--resources", "DIR"]);
+        let arguments = match parsed.map(|arguments| arguments.task) {
+            Ok(Task::Run { arguments }) => arguments,
+            Ok(
+                Task::Setup
+                | Task::Build { .. }
+                | Task::Demo { .. }
+                | Task::Test { .. }
+                | Task::Lint,
+            )
+            | Err(_) => Vec::new(),
+        };
+        assert_eq!(arguments, ["--resources", "DIR"]);
+    }
+}

@@ -1,0 +1,103 @@
+//! `cargo xtask lint`: formatting, clippy on both sides of the kernel boundary, dependencies.
+
+use std::{env, process::Command};
+
+use anyhow::Result;
+
+use crate::{
+    command::{self, find_program, is_executable, say},
+    setup::{self, EbpfTools},
+    workspace::Workspace,
+};
+
+/// Runs every check there is a tool for, and names the others.
+pub(crate) fn run(workspace: &Workspace) -> Result<()> {
+    let tools = setup::build_tools(workspace)?;
+    formatting(workspace)?;
+    host(workspace)?;
+    ebpf(workspace, &tools)?;
+    dependencies(workspace)
+}
+
+fn formatting(workspace: &Workspace) -> Result<()> {
+    say(format_args!("formatting"));
+    command::run(
+        command::cargo()
+            .current_dir(workspace.root())
+            .args(["fmt", "--all", "--check"]),
+    )
+}
+
+fn host(workspace: &Workspace) -> Result<()> {
+    say(format_args!("clippy, userspace"));
+    command::run(
+        command::cargo()
+            .current_dir(workspace.root())
+            .args([
+                "clippy",
+                "--workspace",
+                "--exclude",
+                "egress-ebpf",
+                "--all-targets",
+            ])
+            .args(["--", "-D", "warnings"]),
+    )
+}
+
+/// Clippy of the compiler that builds the eBPF programs: no other understands their target.
+fn ebpf(workspace: &Workspace, tools: &EbpfTools) -> Result<()> {
+    let compiler = &tools.compiler;
+    let clippy = compiler.cargo().with_file_name("cargo-clippy");
+    if !is_executable(&clippy) || compiler.bootstrap().is_some() {
+        say(format_args!(
+            "skipped: clippy, eBPF: {} comes without clippy (rustup's nightly has it: \
+             `rustup component add clippy --toolchain nightly`)",
+            compiler.version()
+        ));
+        return Ok(());
+    }
+    say(format_args!("clippy, eBPF"));
+    let target = if cfg!(target_endian = "big") {
+        "bpfeb-unknown-none"
+    } else {
+        "bpfel-unknown-none"
+    };
+    let arch = format!("--cfg=bpf_target_arch=\"{}\"", env::consts::ARCH);
+    let mut command = Command::new(clippy);
+    command
+        .current_dir(workspace.root())
+        .args(["clippy", "--package", "egress-ebpf", "--profile", "ebpf"])
+        .args(["-Z", "build-std=core", "--target", target])
+        // Its artifacts come from another compiler than those in the usual folder.
+        .arg("--target-dir")
+        .arg(workspace.root().join("target/ebpf-clippy"))
+        .args(["--", "-D", "warnings"])
+        .env("CARGO", compiler.cargo())
+        .env("RUSTC", compiler.rustc())
+        .env("CARGO_ENCODED_RUSTFLAGS", arch)
+        .env_remove("RUSTUP_TOOLCHAIN");
+    command::run(&mut command)
+}
+
+/// Licences, duplicates and sources; advisories where their database has been fetched.
+fn dependencies(workspace: &Workspace) -> Result<()> {
+    if find_program("cargo-deny").is_none() {
+        say(format_args!(
+            "skipped: cargo deny: not installed (`cargo install cargo-deny --locked`)"
+        ));
+        return Ok(());
+    }
+    say(format_args!("cargo deny"));
+    command::run(command::cargo().current_dir(workspace.root()).args([
+        "deny",
+        "--offline",
+        "check",
+        "bans",
+        "licenses",
+        "sources",
+    ]))?;
+    say(format_args!(
+        "skipped: cargo deny check advisories: needs the network"
+    ));
+    Ok(())
+}

@@ -1,0 +1,64 @@
+//! Debian packages: the programs that tests use, and what a compiler or linker lacks.
+
+use std::{ffi::OsStr, process::Command};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::command::{self, find_program, say};
+
+/// What tests and the demo start, with the package that has it.
+const TEST_TOOLS: [(&str, &str); 6] = [
+    ("ip", "iproute2"),
+    ("nft", "nftables"),
+    ("iperf3", "iperf3"),
+    ("curl", "curl"),
+    ("tcpdump", "tcpdump"),
+    ("sysctl", "procps"),
+];
+
+/// Installs the programs of the tests that are missing.
+pub(super) fn install_test_tools() -> Result<()> {
+    let missing: Vec<&str> = TEST_TOOLS
+        .iter()
+        .filter(|(program, _)| find_program(program).is_none())
+        .map(|&(_, package)| package)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    install(&missing, "programs that the tests and the demo use")
+}
+
+/// Installs packages, after saying so.
+pub(super) fn install(packages: &[&str], purpose: &str) -> Result<()> {
+    let list = packages.join(" ");
+    if find_program("apt-get").is_none() {
+        bail!(
+            "missing: {list} ({purpose}); there is no apt-get here, so install what your distribution \
+             calls these, and start this again"
+        );
+    }
+    say(format_args!("installing {list} ({purpose})"));
+    // Lists that cannot be fetched may still name what is wanted.
+    if let Err(error) = command::run(apt()?.args(["-qq", "update"])) {
+        say(format_args!(
+            "{error:#}; going on with the package lists that are here"
+        ));
+    }
+    command::run(
+        apt()?
+            .args(["-qq", "install", "--yes", "--no-install-recommends"])
+            .args(packages),
+    )
+    .with_context(|| format!("cannot install {list} ({purpose})"))
+}
+
+fn apt() -> Result<Command> {
+    let mut apt = command::elevated(
+        "apt-get",
+        &[("DEBIAN_FRONTEND", OsStr::new("noninteractive"))],
+    )?;
+    // Another apt at work is no failure.
+    apt.args(["-o", "DPkg::Lock::Timeout=300", "-o", "Dpkg::Use-Pty=0"]);
+    Ok(apt)
+}
