@@ -258,7 +258,7 @@ impl Maps<'_> {
             }) => {
                 let mut slots: BTreeMap<u16, usize> = BTreeMap::new();
                 let table = self.kernel.slot_tables.get(&lines);
-                for number in table.into_iter().flatten() {
+                for number in table.into_iter().flat_map(|cells| cells.iter()) {
                     *slots.entry(*number).or_default() += 1;
                 }
                 let members: Vec<String> = slots

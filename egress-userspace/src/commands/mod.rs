@@ -8,8 +8,10 @@ use comfy_table::{Table, presets};
 use serde::Serialize;
 
 pub mod completion;
+pub mod detach;
 pub mod dump;
 pub mod explain;
+pub mod run;
 pub mod status;
 pub mod validate;
 

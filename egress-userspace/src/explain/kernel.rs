@@ -177,7 +177,7 @@ fn group(state: &KernelState, lines: u32, first: u32) -> Result<Vec<KernelMember
         .get(&lines)
         .ok_or_else(|| format!("LINES has no slot table at line {lines}"))?;
     let mut slots: BTreeMap<u16, u32> = BTreeMap::new();
-    for number in table {
+    for number in table.iter() {
         *slots.entry(*number).or_default() += 1;
     }
     let all: u32 = slots.values().sum();

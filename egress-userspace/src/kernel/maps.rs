@@ -1,12 +1,9 @@
 //! The live maps: the only writer, and the reader that walks them.
 
-use std::{collections::BTreeMap, net::IpAddr, path::Path};
+use std::{net::IpAddr, path::Path};
 
 use anyhow::{Context, anyhow};
-use aya::{
-    Pod,
-    maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, lpm_trie::Key},
-};
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, lpm_trie::Key};
 use egress_common::{
     cells::Line,
     keys::PodKey,
@@ -16,6 +13,7 @@ use egress_common::{
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{grace, paths::Paths, segments::Segments, slots::Slots};
+use crate::diff::MapReader;
 
 /// The maps that hold policy, opened from where they are pinned.
 pub struct Maps {
@@ -49,51 +47,6 @@ impl Maps {
     #[must_use]
     pub fn line_bytes(&self) -> u64 {
         self.segments.bytes()
-    }
-
-    /// Source pods and their slots.
-    pub fn pods(&self) -> anyhow::Result<BTreeMap<PodKey, u32>> {
-        collect(self.pods.iter()).with_context(|| format!("cannot read {PODS}"))
-    }
-
-    /// What a slot holds.
-    pub fn slot(&self, slot: u32) -> anyhow::Result<PodState> {
-        self.slots.get(slot)
-    }
-
-    /// Prefixes and their classes, by enumeration.
-    pub fn prefixes(&self) -> anyhow::Result<BTreeMap<IpNet, u32>> {
-        let mut prefixes = BTreeMap::new();
-        for entry in self.prefixes4.iter() {
-            let (key, class) = entry.with_context(|| format!("cannot read {PREFIXES4}"))?;
-            let net = Ipv4Net::new(key.data().into(), u8::try_from(key.prefix_len())?)?;
-            prefixes.insert(IpNet::V4(net), class);
-        }
-        for entry in self.prefixes6.iter() {
-            let (key, class) = entry.with_context(|| format!("cannot read {PREFIXES6}"))?;
-            let net = Ipv6Net::new(key.data().into(), u8::try_from(key.prefix_len())?)?;
-            prefixes.insert(IpNet::V6(net), class);
-        }
-        Ok(prefixes)
-    }
-
-    /// Lines of the line store.
-    pub fn lines(&self, first: u32, count: u32) -> anyhow::Result<Vec<Line>> {
-        self.segments.read(first, count)
-    }
-
-    /// A verdict.
-    pub fn verdict(&self, index: u32) -> anyhow::Result<Verdict> {
-        self.verdicts
-            .get(&index, 0)
-            .with_context(|| format!("cannot read {VERDICTS}[{index}]"))
-    }
-
-    /// A member.
-    pub fn member(&self, id: u32) -> anyhow::Result<Member> {
-        self.members
-            .get(&id, 0)
-            .with_context(|| format!("cannot read {MEMBERS}[{id}]"))
     }
 
     /// Writes lines of the line store.
@@ -170,6 +123,50 @@ impl Maps {
     }
 }
 
+impl MapReader for Maps {
+    type Error = anyhow::Error;
+
+    fn pods(&self) -> anyhow::Result<Vec<(PodKey, u32)>> {
+        let pods: Result<_, _> = self.pods.iter().collect();
+        pods.with_context(|| format!("cannot read {PODS}"))
+    }
+
+    fn slot(&self, slot: u32) -> anyhow::Result<PodState> {
+        self.slots.get(slot)
+    }
+
+    fn prefixes(&self) -> anyhow::Result<Vec<(IpNet, u32)>> {
+        let mut prefixes = Vec::new();
+        for entry in self.prefixes4.iter() {
+            let (key, class) = entry.with_context(|| format!("cannot read {PREFIXES4}"))?;
+            let net = Ipv4Net::new(key.data().into(), u8::try_from(key.prefix_len())?)?;
+            prefixes.push((IpNet::V4(net), class));
+        }
+        for entry in self.prefixes6.iter() {
+            let (key, class) = entry.with_context(|| format!("cannot read {PREFIXES6}"))?;
+            let net = Ipv6Net::new(key.data().into(), u8::try_from(key.prefix_len())?)?;
+            prefixes.push((IpNet::V6(net), class));
+        }
+        Ok(prefixes)
+    }
+
+    fn lines(&self, first: u32, count: u32) -> anyhow::Result<Vec<Line>> {
+        self.segments.read(first, count)
+    }
+
+    fn verdict(&self, index: u32) -> anyhow::Result<Verdict> {
+        self.verdicts
+            .get(&index, 0)
+            .with_context(|| format!("cannot read {VERDICTS}[{index}]"))
+    }
+
+    fn member(&self, id: u32) -> anyhow::Result<Member> {
+        self.members
+            .get(&id, 0)
+            .with_context(|| format!("cannot read {MEMBERS}[{id}]"))
+    }
+}
+
 /// Opens a pinned map.
 pub(super) fn open(paths: &Paths, name: &str) -> anyhow::Result<Map> {
     let path = paths.map(name);
@@ -183,12 +180,6 @@ fn not_running(path: &Path) -> String {
          root?",
         path.display()
     )
-}
-
-fn collect<K: Pod + Ord, V: Pod>(
-    entries: impl Iterator<Item = Result<(K, V), MapError>>,
-) -> Result<BTreeMap<K, V>, MapError> {
-    entries.collect()
 }
 
 fn absent_is_fine(result: Result<(), MapError>) -> anyhow::Result<()> {

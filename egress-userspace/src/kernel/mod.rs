@@ -11,6 +11,7 @@ mod load;
 mod maps;
 mod object;
 mod paths;
+mod reader;
 mod segments;
 mod slots;
 
@@ -20,3 +21,4 @@ pub use load::{Capacities, Datapath, LoadOptions};
 pub use maps::Maps;
 pub use object::{OBJECT, Program, ebpf_object};
 pub use paths::Paths;
+pub use reader::CounterReader;

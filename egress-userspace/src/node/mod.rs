@@ -2,6 +2,7 @@
 //!
 //! `netlink` reads it, `watch` follows it, and `index` answers questions from it without asking the kernel again.
 
+mod assumed;
 mod index;
 mod netlink;
 mod problem;

@@ -1,0 +1,248 @@
+//! Apply: the only writer of live maps, in the order that the plan gives.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use anyhow::{Context, bail};
+
+use crate::{
+    counters::Counters,
+    diff::{self, Change, Plan},
+    kernel::{CounterMaps, CounterReader, Datapath, Hook, Maps},
+    settings::Settings,
+    snapshot::AttachedProgram,
+    state::{DesiredState, KernelState, Limits, Names},
+    state_dir::StateDir,
+};
+
+/// The datapath, what is known of its content, and what its numbers mean.
+pub(super) struct Kernel {
+    datapath: Datapath,
+    zeroing: CounterMaps,
+    reader: Arc<CounterReader>,
+    state_dir: StateDir,
+    limits: Limits,
+    state: Arc<KernelState>,
+    names: Arc<Names>,
+    took_over: bool,
+    /// Whether the maps may differ from `state`, because an apply broke off.
+    unsure: bool,
+}
+
+impl Kernel {
+    /// Loads the datapath, and reads what an earlier run has left in its maps.
+    pub(super) fn load(settings: &Settings, state_dir: StateDir) -> anyhow::Result<Self> {
+        let took_over = settings.load.paths.has_maps();
+        let mut datapath = Datapath::load(&settings.load)?;
+        // The last run may have freed something just before it ended.
+        datapath.maps.grace()?;
+        let state = diff::trace(&datapath.maps).context("cannot read the maps of the last run")?;
+        let names = state_dir.names();
+        tracing::debug!(took_over, pods = state.pods.len(), "loaded");
+        Ok(Self {
+            zeroing: CounterMaps::open(&settings.load.paths)?,
+            reader: Arc::new(CounterReader::open(&settings.load.paths)?),
+            datapath,
+            state_dir,
+            limits: settings.limits,
+            took_over: took_over && !state.pods.is_empty(),
+            state: Arc::new(state),
+            names: Arc::new(names),
+            unsure: false,
+        })
+    }
+
+    /// The counters, going on from where the last run was.
+    pub(super) fn counters(&self) -> Arc<Counters> {
+        let source = Arc::clone(&self.reader);
+        Arc::new(Counters::taking_over(source, &self.names))
+    }
+
+    pub(super) fn attach_mode(&self) -> &'static str {
+        self.datapath.attachments.mode().name()
+    }
+
+    /// Whether an earlier run left pods that are steered.
+    pub(super) fn took_over(&self) -> bool {
+        self.took_over
+    }
+
+    pub(super) fn state(&self) -> Arc<KernelState> {
+        Arc::clone(&self.state)
+    }
+
+    pub(super) fn names(&self) -> Arc<Names> {
+        Arc::clone(&self.names)
+    }
+
+    /// Which of the programs that are wanted are attached.
+    pub(super) fn programs(&self, wanted: &BTreeSet<Hook>) -> Vec<AttachedProgram> {
+        let attached = self.datapath.attachments.attached();
+        wanted
+            .iter()
+            .map(|hook| AttachedProgram {
+                interface: hook.interface.clone(),
+                program: hook.program.name().to_owned(),
+                attached: attached.contains(hook),
+                mode: self.attach_mode().to_owned(),
+            })
+            .collect()
+    }
+
+    /// Brings maps and hooks to the desired state, and says how many changes that took.
+    ///
+    /// Programs of pods that are let go are detached before the maps forget them, or their packets
+    /// would be dropped as spoofed; those of new pods are attached once the maps know them.
+    pub(super) fn bring_to(
+        &mut self,
+        desired: &DesiredState,
+        hooks: &BTreeSet<Hook>,
+        counters: &Counters,
+    ) -> anyhow::Result<usize> {
+        if self.unsure {
+            self.datapath.maps.grace()?;
+            self.state = Arc::new(diff::trace(&self.datapath.maps)?);
+            self.unsure = false;
+        }
+        let plan = diff::plan(&self.state, &self.names, desired, &self.limits)?;
+        let before = self.datapath.attachments.attached();
+        let mut errors = self.datapath.attachments.detach_others(hooks);
+        let changes = plan.changes.len();
+        if changes > 0 || plan.names != *self.names {
+            self.unsure = true;
+            self.change(plan, counters)?;
+            self.unsure = false;
+        }
+        let (attachments, ebpf) = self.datapath.attaching();
+        errors.extend(attachments.attach(ebpf, hooks));
+        self.reader
+            .set_state(&self.state, self.limits.matrix_memory)?;
+        if let Some(first) = errors.first() {
+            bail!("{first:#}{}", more(errors.len() - 1));
+        }
+        let hooks_changed = self
+            .datapath
+            .attachments
+            .attached()
+            .symmetric_difference(&before)
+            .count();
+        Ok(changes + hooks_changed)
+    }
+
+    fn change(&mut self, plan: Plan, counters: &Counters) -> anyhow::Result<()> {
+        // A number may carry what a label had that nobody knows any more: it starts from zero.
+        for id in fresh(&self.names, &plan.names) {
+            match id {
+                Number::Member(id) => self.zeroing.clear_member(id)?,
+                Number::Policy(id) => self.zeroing.clear_policy(id)?,
+            }
+        }
+        // Both are named until the last packet of the old ones is through.
+        let both = union(&self.names, &plan);
+        self.state_dir.keep_names(&both)?;
+        self.names = Arc::new(both);
+        counters.adopt(&self.names)?;
+        for change in &plan.changes {
+            carry_out(&mut self.datapath.maps, change)
+                .with_context(|| format!("while changing the maps ({})", describe(change)))?;
+        }
+        counters.retain(&plan.names)?;
+        self.state_dir.keep_names(&plan.names)?;
+        self.state = Arc::new(plan.after);
+        self.names = Arc::new(plan.names);
+        Ok(())
+    }
+}
+
+fn more(count: usize) -> String {
+    match count {
+        0 => String::new(),
+        1 => " (and one more)".to_owned(),
+        n => format!(" (and {n} more)"),
+    }
+}
+
+enum Number {
+    Member(u32),
+    Policy(u32),
+}
+
+/// Numbers that `after` names and `before` did not.
+fn fresh(before: &Names, after: &Names) -> Vec<Number> {
+    let known: BTreeSet<u32> = before.members.iter().map(|(_, id)| *id).collect();
+    let members = after
+        .members
+        .iter()
+        .map(|(_, id)| *id)
+        .filter(|id| !known.contains(id));
+    let known: BTreeSet<u32> = before.policies.values().copied().collect();
+    let policies = after
+        .policies
+        .values()
+        .copied()
+        .filter(|id| !known.contains(id));
+    members
+        .map(Number::Member)
+        .chain(policies.map(Number::Policy))
+        .collect()
+}
+
+fn union(before: &Names, plan: &Plan) -> Names {
+    let mut both = plan.names.clone();
+    both.members.extend(plan.retired_members.iter().cloned());
+    both.members.sort();
+    for (policy, id) in &plan.retired_policies {
+        debug_assert!(
+            before.policies.contains_key(policy),
+            "only what was named is retired"
+        );
+        both.policies.insert(policy.clone(), *id);
+    }
+    both
+}
+
+fn carry_out(maps: &mut Maps, change: &Change) -> anyhow::Result<()> {
+    match change {
+        Change::WriteLines { first_line, lines } => maps.write_lines(*first_line, lines),
+        Change::WriteMember { id, member } => maps.write_member(*id, member),
+        Change::WriteVerdicts { base, verdicts } => maps.write_verdicts(*base, verdicts),
+        Change::InsertPrefix { prefix, class } => maps.insert_prefix(prefix, *class),
+        Change::TurnPod { slot, state } => maps.turn_pod(*slot, *state),
+        Change::InsertPod { key, slot } => maps.insert_pod(*key, *slot),
+        Change::RemovePod { key } => maps.remove_pod(key),
+        Change::RemovePrefix { prefix } => maps.remove_prefix(prefix),
+        Change::Grace => maps.grace(),
+    }
+}
+
+/// A change in a few words, whatever its size.
+pub(crate) fn describe(change: &Change) -> String {
+    match change {
+        Change::WriteLines { first_line, lines } => {
+            format!("write {} lines from {first_line}", lines.len())
+        }
+        Change::WriteMember { id, .. } => format!("write member {id}"),
+        Change::WriteVerdicts { base, verdicts } => {
+            format!("write {} verdicts from {base}", verdicts.len())
+        }
+        Change::InsertPrefix { prefix, class } => format!("publish {prefix} as class {class}"),
+        Change::TurnPod { slot, state } => {
+            format!(
+                "turn slot {slot} to row {} and rules {}",
+                state.row(),
+                state.rule_base()
+            )
+        }
+        Change::InsertPod { key, slot } => format!(
+            "add pod {} on interface {} as slot {slot}",
+            std::net::IpAddr::from(key.addr),
+            key.ifindex
+        ),
+        Change::RemovePod { key } => format!(
+            "remove pod {} on interface {}",
+            std::net::IpAddr::from(key.addr),
+            key.ifindex
+        ),
+        Change::RemovePrefix { prefix } => format!("withdraw {prefix}"),
+        Change::Grace => "wait for packets in flight".to_owned(),
+    }
+}

@@ -1,0 +1,249 @@
+//! The loop: sources → resolve → compile → diff → apply, and what wakes it.
+//!
+//! The one place that knows the order of the pipeline.
+
+mod apply;
+mod hooks;
+mod report;
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Context;
+use arc_swap::ArcSwap;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+    time::{Instant, sleep_until},
+};
+
+use self::{apply::Kernel, report::Report};
+use crate::{
+    compile::compile,
+    counters::Counters,
+    http::{self, Pages},
+    metrics::Metrics,
+    node::{self, NodeView},
+    resolve::resolve,
+    settings::Settings,
+    snapshot::{Apply, Snapshot},
+    sources::files::{self, Loaded, Loader},
+    state_dir::StateDir,
+};
+
+pub(crate) use apply::describe;
+pub(crate) use hooks::wanted as wanted_hooks;
+
+/// The pauses after failed applies: doubled each time, between these.
+const FIRST_RETRY: Duration = Duration::from_millis(500);
+const LAST_RETRY: Duration = Duration::from_secs(30);
+
+/// Runs until it is told to stop, and leaves everything in the kernel as it is then.
+pub async fn run(settings: Settings) -> anyhow::Result<()> {
+    let listener = TcpListener::bind(settings.metrics_listen)
+        .await
+        .with_context(|| {
+            format!(
+                "cannot listen on {}: choose another address with --metrics-listen",
+                settings.metrics_listen
+            )
+        })?;
+    let state_dir = StateDir::open(&settings.state_dir)?;
+    let kernel = tokio::task::block_in_place(|| Kernel::load(&settings, state_dir))?;
+
+    let (changed, mut files_changed) = mpsc::channel(1);
+    let _watching = files::watch(settings.resources.clone(), changed)
+        .context("cannot watch the resources for changes")?;
+    let mut node_changed = node::watch()
+        .await
+        .context("cannot follow the node's network")?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+
+    let snapshot = Arc::new(ArcSwap::default());
+    let counters = kernel.counters();
+    let metrics = Arc::new(Metrics::new(Arc::clone(&snapshot), Arc::clone(&counters)));
+    let pages = Pages {
+        snapshot: Arc::clone(&snapshot),
+        metrics: Arc::clone(&metrics),
+    };
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let server = tokio::spawn(http::serve(listener, pages, async {
+        // An error means that the agent is gone: as good as being told.
+        let _stopped = stopped.await;
+    }));
+    tracing::info!(
+        listen = %settings.metrics_listen,
+        node = settings.resolve.node_name,
+        attach = kernel.attach_mode(),
+        "started"
+    );
+
+    let mut agent = Agent::new(settings, kernel, counters, metrics, snapshot);
+    agent.read_files();
+    loop {
+        let view = Arc::clone(&node_changed.borrow_and_update());
+        tokio::task::block_in_place(|| agent.sync(&view));
+        if agent.is_ready() {
+            tell_supervisor();
+        }
+        let retry = agent.retry_at();
+        tokio::select! {
+            Some(()) = files_changed.recv() => agent.read_files(),
+            Some(()) = hangup.recv() => agent.read_files(),
+            Ok(()) = node_changed.changed() => {}
+            () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => {}
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+        }
+    }
+    tracing::info!("stopping; programs and maps stay in the kernel and keep working");
+    // The server may have ended by itself; there is nothing to tell it then.
+    let _ended = stop.send(());
+    server.await.context("the HTTP server failed")?;
+    Ok(())
+}
+
+fn tell_supervisor() {
+    // Without a supervisor there is no socket, and nobody to tell.
+    let _nobody = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+}
+
+/// The state of the loop.
+struct Agent {
+    settings: Settings,
+    kernel: Kernel,
+    counters: Arc<Counters>,
+    metrics: Arc<Metrics>,
+    published: Arc<ArcSwap<Snapshot>>,
+    loader: Loader,
+    loaded: Loaded,
+    report: Report,
+    snapshot: Snapshot,
+    failures: u32,
+}
+
+impl Agent {
+    fn new(
+        settings: Settings,
+        kernel: Kernel,
+        counters: Arc<Counters>,
+        metrics: Arc<Metrics>,
+        published: Arc<ArcSwap<Snapshot>>,
+    ) -> Self {
+        let snapshot = Snapshot {
+            node: settings.resolve.node_name.clone(),
+            ..Snapshot::default()
+        };
+        Self {
+            loader: Loader::new(settings.resources.clone()),
+            settings,
+            kernel,
+            counters,
+            metrics,
+            published,
+            loaded: Loaded::default(),
+            report: Report::default(),
+            snapshot,
+            failures: 0,
+        }
+    }
+
+    fn is_ready(&self) -> bool {
+        self.snapshot.is_ready()
+    }
+
+    fn retry_at(&self) -> Option<Instant> {
+        let doublings = self.failures.checked_sub(1)?.min(16);
+        Some(Instant::now() + (FIRST_RETRY * 2_u32.pow(doublings)).min(LAST_RETRY))
+    }
+
+    fn read_files(&mut self) {
+        self.loaded = tokio::task::block_in_place(|| self.loader.load());
+        self.report.diagnostics(&self.loaded.diagnostics);
+    }
+
+    /// Brings the kernel to what files and node say now, or says why not and changes nothing.
+    fn sync(&mut self, view: &NodeView) {
+        let began = std::time::Instant::now();
+        let result = self.try_sync(view);
+        let duration = began.elapsed();
+        let finished = std::time::SystemTime::now();
+        let (changes, error) = match result {
+            Ok(changes) => {
+                self.failures = 0;
+                self.snapshot.synced = true;
+                self.snapshot.last_success = Some(finished);
+                (changes, None)
+            }
+            Err(error) => {
+                self.failures = self.failures.saturating_add(1);
+                tracing::error!("apply failed, the last good state stays: {error:#}");
+                (0, Some(format!("{error:#}")))
+            }
+        };
+        if changes > 0 {
+            tracing::info!(
+                changes,
+                pods = self.snapshot.resolved.pods.len(),
+                milliseconds = duration.as_millis(),
+                "applied"
+            );
+        }
+        self.metrics.observe_apply(duration);
+        self.snapshot.generation += 1;
+        self.snapshot.last_apply = Some(Apply {
+            finished,
+            duration,
+            changes,
+            error,
+        });
+        self.snapshot.resource_errors = self.loaded.errors_by_file.clone();
+        self.snapshot.skipped = self
+            .loaded
+            .skipped
+            .iter()
+            .map(|(kind, n)| (kind.clone(), *n as u64))
+            .collect();
+        self.snapshot.degraded = report::degraded(&self.loaded);
+        self.snapshot.kernel = self.kernel.state();
+        self.snapshot.names = self.kernel.names();
+        self.snapshot.interfaces = Arc::new(
+            view.links
+                .iter()
+                .map(|(index, link)| (*index, link.name.clone()))
+                .collect(),
+        );
+        self.published.store(Arc::new(self.snapshot.clone()));
+    }
+
+    fn try_sync(&mut self, view: &NodeView) -> anyhow::Result<usize> {
+        self.refuse_to_forget()?;
+        let resolved = resolve(&self.loaded.model, view, &self.settings.resolve);
+        self.report.warnings(&resolved.warnings);
+        let desired = compile(&resolved, &self.settings.limits)?;
+        let hooks = hooks::wanted(&resolved, &desired, view);
+        let changes = self.kernel.bring_to(&desired, &hooks, &self.counters);
+        self.snapshot.programs = self.kernel.programs(&hooks);
+        if changes.is_ok() {
+            self.snapshot.resolved = Arc::new(resolved);
+        }
+        changes
+    }
+
+    /// A file that cannot be read at the first start says nothing about the pods in it. Taking that for
+    /// "no pods" would let go of pods that an earlier run steers.
+    fn refuse_to_forget(&self) -> anyhow::Result<()> {
+        if self.snapshot.synced || !self.kernel.took_over() {
+            return Ok(());
+        }
+        let unread = report::unreadable(&self.loaded);
+        anyhow::ensure!(
+            unread.is_empty(),
+            "what the last run left in the kernel stays as it is until these can be read: {}",
+            unread.join(", ")
+        );
+        Ok(())
+    }
+}

@@ -1,0 +1,304 @@
+//! Settings of the agent: flags over the configuration file over defaults.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use egress_common::{cells::MAX_SEGMENTS, maps::capacity};
+use ipnet::IpNet;
+use serde::Deserialize;
+
+use crate::{
+    kernel::{AttachMode, Capacities, LoadOptions, Paths},
+    resolve,
+    state::Limits,
+};
+
+/// Where the agent pins by default.
+pub const PIN_DIR: &str = "/sys/fs/bpf/egress";
+const MIB: u64 = 1 << 20;
+const MATRIX_MEMORY_MIB: u64 = 256;
+const METRICS_PORT: u16 = 9464;
+
+/// Where an agent's pins and files are: what every command that touches the kernel takes.
+#[derive(Args, Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct Places {
+    /// Directory below /sys/fs/bpf where maps and links are pinned; one for each agent of a kernel
+    /// [default: /sys/fs/bpf/egress]
+    #[arg(long, value_name = "DIR")]
+    pub pin_dir: Option<PathBuf>,
+    /// Directory for the names of counters [default: /run/egress/ and the pin directory's path]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+}
+
+impl Places {
+    /// The pin directory.
+    #[must_use]
+    pub fn paths(&self) -> Paths {
+        Paths::new(
+            self.pin_dir
+                .clone()
+                .unwrap_or_else(|| PathBuf::from(PIN_DIR)),
+        )
+    }
+
+    /// The state directory, one for each pin directory.
+    #[must_use]
+    pub fn state_dir(&self) -> PathBuf {
+        self.state_dir.clone().unwrap_or_else(|| {
+            let name = self
+                .paths()
+                .root()
+                .to_string_lossy()
+                .trim_matches('/')
+                .replace('/', "-");
+            Path::new("/run/egress").join(name)
+        })
+    }
+}
+
+/// What `egress run` takes as flags, and as keys of the same names in the file that `--config` names.
+#[derive(Args, Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct Flags {
+    /// YAML file, or directory of them, with resources; may be given several times
+    #[arg(long, value_name = "PATH", num_args = 1..)]
+    pub resources: Vec<PathBuf>,
+    /// Name of this node, as pods' spec.nodeName has it [default: the host name]
+    #[arg(long, value_name = "NAME")]
+    pub node: Option<String>,
+    /// Address to serve /metrics, /livez, /readyz and /status on [default: 127.0.0.1:9464]
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub metrics_listen: Option<SocketAddr>,
+    /// Prefix that stays local unless a rule is at least as specific; may be given several times
+    #[arg(long, value_name = "CIDR", num_args = 1..)]
+    pub local_cidr: Vec<IpNet>,
+    /// Directory below /sys/fs/bpf where maps and links are pinned; one for each agent of a kernel
+    /// [default: /sys/fs/bpf/egress]
+    #[arg(long, value_name = "DIR")]
+    pub pin_dir: Option<PathBuf>,
+    /// Directory for the names of counters [default: /run/egress/ and the pin directory's path]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Whether a pod's own annotations count, or only its namespace's [default: true]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    pub per_pod_policies: Option<bool>,
+    /// How programs are attached [default: what the kernel has]
+    #[arg(long, value_name = "MODE")]
+    #[serde(default)]
+    pub attach_mode: Option<AttachMode>,
+    /// Most kernel memory for the policy matrix, in MiB [default: 256]
+    #[arg(long, value_name = "MIB")]
+    pub matrix_memory: Option<u64>,
+    /// Most source pods, an entry for each address [default: 4096]
+    #[arg(long, value_name = "N")]
+    pub max_pods: Option<u32>,
+    /// Most distinct prefixes of one family [default: 1048576]
+    #[arg(long, value_name = "N")]
+    pub max_prefixes: Option<u32>,
+    /// Most verdicts of all policies [default: 65536]
+    #[arg(long, value_name = "N")]
+    pub max_verdicts: Option<u32>,
+    /// Most (rule, gateway) pairs of all policies [default: 16384]
+    #[arg(long, value_name = "N")]
+    pub max_members: Option<u32>,
+    /// Most policies that are counted [default: 2048]
+    #[arg(long, value_name = "N")]
+    pub max_policies: Option<u32>,
+    /// Connections whose replies are recorded; the least recently used make room [default: 65536]
+    #[arg(long, value_name = "N")]
+    pub max_replies: Option<u32>,
+    /// Datagrams whose fragments are remembered [default: 8192]
+    #[arg(long, value_name = "N")]
+    pub max_fragments: Option<u32>,
+    /// Let the programs log each packet that they drop (RUST_LOG=debug shows it); needs a restart to change
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub debug_log: Option<bool>,
+}
+
+/// The settings in force.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Files and directories with resources.
+    pub resources: Vec<PathBuf>,
+    /// Where HTTP is served.
+    pub metrics_listen: SocketAddr,
+    /// The state directory.
+    pub state_dir: PathBuf,
+    /// What `resolve` needs to know.
+    pub resolve: resolve::Settings,
+    /// What `compile` and `diff` must keep to.
+    pub limits: Limits,
+    /// How to load.
+    pub load: LoadOptions,
+}
+
+impl Flags {
+    /// Reads the configuration file, and lets these flags win over it.
+    pub fn settings(self, config: Option<&Path>) -> anyhow::Result<Settings> {
+        let config = config.map(read).transpose()?.unwrap_or_default();
+        self.over(config).check()
+    }
+
+    fn over(self, config: Self) -> Self {
+        let or = |flags: Vec<PathBuf>, config| if flags.is_empty() { config } else { flags };
+        Self {
+            resources: or(self.resources, config.resources),
+            node: self.node.or(config.node),
+            metrics_listen: self.metrics_listen.or(config.metrics_listen),
+            local_cidr: if self.local_cidr.is_empty() {
+                config.local_cidr
+            } else {
+                self.local_cidr
+            },
+            pin_dir: self.pin_dir.or(config.pin_dir),
+            state_dir: self.state_dir.or(config.state_dir),
+            per_pod_policies: self.per_pod_policies.or(config.per_pod_policies),
+            attach_mode: self.attach_mode.or(config.attach_mode),
+            matrix_memory: self.matrix_memory.or(config.matrix_memory),
+            max_pods: self.max_pods.or(config.max_pods),
+            max_prefixes: self.max_prefixes.or(config.max_prefixes),
+            max_verdicts: self.max_verdicts.or(config.max_verdicts),
+            max_members: self.max_members.or(config.max_members),
+            max_policies: self.max_policies.or(config.max_policies),
+            max_replies: self.max_replies.or(config.max_replies),
+            max_fragments: self.max_fragments.or(config.max_fragments),
+            debug_log: self.debug_log.or(config.debug_log),
+        }
+    }
+
+    fn check(self) -> anyhow::Result<Settings> {
+        if self.resources.is_empty() {
+            bail!("no resources: name files or directories with --resources PATH, or in --config");
+        }
+        let places = Places {
+            pin_dir: self.pin_dir,
+            state_dir: self.state_dir,
+        };
+        let matrix_memory = self
+            .matrix_memory
+            .unwrap_or(MATRIX_MEMORY_MIB)
+            .checked_mul(MIB)
+            .context("--matrix-memory is in MiB, and too large")?;
+        let most = u64::from(MAX_SEGMENTS) * MIB;
+        if matrix_memory > most {
+            bail!("--matrix-memory can be at most {} MiB", most / MIB);
+        }
+        let capacities = Capacities {
+            pods: self.max_pods.unwrap_or(capacity::PODS),
+            prefixes: self.max_prefixes.unwrap_or(capacity::PREFIXES),
+            verdicts: self.max_verdicts.unwrap_or(capacity::VERDICTS),
+            members: self.max_members.unwrap_or(capacity::MEMBERS),
+            policies: self.max_policies.unwrap_or(capacity::POLICIES),
+            replies: self.max_replies.unwrap_or(capacity::REPLIES),
+            fragments: self.max_fragments.unwrap_or(capacity::FRAGMENTS),
+        };
+        let node_name = match self.node {
+            Some(name) => name,
+            None => nix::unistd::gethostname()
+                .context("cannot read the host name: give --node NAME")?
+                .to_string_lossy()
+                .into_owned(),
+        };
+        Ok(Settings {
+            resources: self.resources,
+            metrics_listen: self
+                .metrics_listen
+                .unwrap_or_else(|| (Ipv4Addr::LOCALHOST, METRICS_PORT).into()),
+            state_dir: places.state_dir(),
+            resolve: resolve::Settings {
+                node_name,
+                local_cidrs: self.local_cidr,
+                per_pod_policies: self.per_pod_policies.unwrap_or(true),
+            },
+            limits: Limits {
+                matrix_memory,
+                pods: capacities.pods,
+                prefixes: capacities.prefixes,
+                verdicts: capacities.verdicts,
+                members: capacities.members,
+                policies: capacities.policies,
+            },
+            load: LoadOptions {
+                paths: places.paths(),
+                capacities,
+                attach_mode: self.attach_mode,
+                debug_log: self.debug_log.unwrap_or(false),
+            },
+        })
+    }
+}
+
+fn read(path: &Path) -> anyhow::Result<Flags> {
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("cannot read the configuration {}", path.display()))?;
+    serde_saphyr::from_str(&text)
+        .with_context(|| format!("the configuration {} is not valid", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test may fail loudly")]
+
+    use std::io::Write;
+
+    use super::*;
+
+    fn config(text: &str) -> tempfile::NamedTempFile {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        file
+    }
+
+    #[test]
+    fn flags_win_over_the_file() {
+        let file = config("resources: [/a]\nnode: file\nmax-pods: 7\nlocal-cidr: [10.0.0.0/8]\n");
+        let flags = Flags {
+            node: Some("flag".to_owned()),
+            ..Flags::default()
+        };
+        let settings = flags.settings(Some(file.path())).unwrap();
+        assert_eq!(settings.resolve.node_name, "flag");
+        assert_eq!(settings.resources, [PathBuf::from("/a")]);
+        assert_eq!(
+            (settings.limits.pods, settings.load.capacities.pods),
+            (7, 7)
+        );
+        assert_eq!(
+            settings.resolve.local_cidrs,
+            ["10.0.0.0/8".parse().unwrap()]
+        );
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_its_place() {
+        let file = config("resources: [/a]\nnodes: x\n");
+        let error = format!(
+            "{:#}",
+            Flags::default().settings(Some(file.path())).unwrap_err()
+        );
+        assert!(
+            error.contains("nodes") && error.contains("line 2"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn each_pin_directory_has_its_state_directory() {
+        let places = Places {
+            pin_dir: Some("/sys/fs/bpf/a/b".into()),
+            state_dir: None,
+        };
+        assert_eq!(places.state_dir(), Path::new("/run/egress/sys-fs-bpf-a-b"));
+    }
+
+    #[test]
+    fn no_resources_is_an_error() {
+        assert!(Flags::default().settings(None).is_err());
+    }
+}
