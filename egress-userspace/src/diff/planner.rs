@@ -7,7 +7,7 @@ use std::{
 
 use egress_common::{
     Addr,
-    cells::{CELLS_PER_LINE, Line, MAX_SEGMENTS, SEGMENT_LINES, SLOT_LINES},
+    cells::{CELLS_PER_LINE, Line, SLOT_LINES},
     keys::PodKey,
     verdict::{Decision, Member, PodState, Verdict},
 };
@@ -15,9 +15,10 @@ use ipnet::IpNet;
 
 use super::{
     Change, PlanError,
-    content::{BlockMeaning, Index, Interner, Meaning, TableId, group_members, hash},
+    content::{BlockMeaning, Index, Interner, Meaning, TableId, hash},
     names::Assigned,
-    space::Space,
+    space::{MAX_LINES, Room, Space},
+    trace::{live_classes, retain_reachable},
     universe::{NONE, Universe, cell},
 };
 use crate::{
@@ -27,9 +28,6 @@ use crate::{
     },
     state::{DesiredState, Extent, KernelState, Limits, MemberSpec, VerdictSpec},
 };
-
-/// Lines that there can be.
-const MAX_LINES: u32 = MAX_SEGMENTS * SEGMENT_LINES;
 
 /// Makes a list of changes, and knows at each of them what is live.
 pub(super) struct Planner<'a> {
@@ -50,14 +48,6 @@ pub(super) struct Planner<'a> {
     groups: BTreeMap<Vec<Candidate<'a>>, TableId>,
     /// First line of each wanted row, once it is live.
     placed: Vec<Option<u32>>,
-}
-
-/// Ids that nothing live has.
-struct Room {
-    lines: Space,
-    verdicts: Space,
-    members: Space,
-    slots: Space,
 }
 
 impl<'a> Planner<'a> {
@@ -86,13 +76,13 @@ impl<'a> Planner<'a> {
             groups: BTreeMap::new(),
             placed: Vec::new(),
         };
-        planner.retain(None);
+        retain_reachable(&mut planner.now, None);
         Ok(planner)
     }
 
     pub(super) fn run(mut self) -> Result<(Vec<Change>, KernelState), PlanError> {
         self.publish()?;
-        self.retain(None);
+        retain_reachable(&mut self.now, None);
         self.refresh();
         self.turn()?;
         self.clean();
@@ -419,7 +409,7 @@ impl<'a> Planner<'a> {
             self.unsettled = true;
         }
         self.settle();
-        self.retain(None);
+        retain_reachable(&mut self.now, None);
         self.forget_columns();
     }
 
@@ -441,7 +431,7 @@ impl<'a> Planner<'a> {
     /// Cells of withdrawn prefixes mean nothing any more.
     fn forget_columns(&mut self) {
         let universe = &self.universe;
-        let live = super::trace::live_classes(&self.now.prefixes);
+        let live = live_classes(&self.now.prefixes);
         let dead: Vec<u32> = universe
             .classes
             .iter()
@@ -469,7 +459,7 @@ impl<'a> Planner<'a> {
     fn make_room(&mut self, keep: Option<PodState>) {
         self.remove_pods();
         self.settle();
-        self.retain(keep);
+        retain_reachable(&mut self.now, keep);
         self.refresh();
     }
 
@@ -481,67 +471,11 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Forgets everything that no pod reaches.
-    fn retain(&mut self, keep: Option<PodState>) {
-        let now = &mut self.now;
-        let slots: BTreeSet<u32> = now.pods.values().copied().collect();
-        now.slots.retain(|slot, _| slots.contains(slot));
-        let states: BTreeSet<PodState> = now.slots.values().copied().chain(keep).collect();
-        let rows: BTreeSet<u32> = states.iter().map(|state| state.row()).collect();
-        now.rows.retain(|first, _| rows.contains(first));
-        let bases: BTreeSet<u32> = states.iter().map(|state| state.rule_base()).collect();
-        now.blocks.retain(|base, _| bases.contains(base));
-        let mut members = BTreeSet::new();
-        let mut tables: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
-        for verdict in now.blocks.values().flatten() {
-            match verdict.decode() {
-                Some(Decision::Member(id)) => {
-                    members.insert(id);
-                }
-                Some(Decision::Group {
-                    lines,
-                    first_member,
-                }) => {
-                    tables.entry(lines).or_default().insert(first_member);
-                }
-                Some(Decision::Unmatched | Decision::Local | Decision::Drop(_)) | None => {}
-            }
-        }
-        now.slot_tables.retain(|first, cells| {
-            let Some(groups) = tables.get(first) else {
-                return false;
-            };
-            for group in groups {
-                members.extend(group_members(*group, cells));
-            }
-            true
-        });
-        now.members.retain(|id, _| members.contains(id));
-    }
-
     /// Looks again where content is and where room is.
     fn refresh(&mut self) {
         self.index = Index::new(&self.now, &self.universe, &mut self.interner);
         self.room = Room::new(&self.now, self.limits);
         self.placed = vec![None; self.desired.rows.len()];
-    }
-}
-
-impl Room {
-    fn new(live: &KernelState, limits: &Limits) -> Self {
-        let rows = live.rows.iter().map(|(first, row)| (*first, row.lines));
-        let tables = live.slot_tables.keys().map(|first| (*first, SLOT_LINES));
-        let blocks = live.blocks.iter().map(|(base, block)| {
-            let length = u32::try_from(block.len()).unwrap_or(u32::MAX);
-            (*base, length)
-        });
-        let one = |id: &u32| (*id, 1);
-        Self {
-            lines: Space::new(0, MAX_LINES, rows.chain(tables)),
-            verdicts: Space::new(0, limits.verdicts, blocks),
-            members: Space::new(0, limits.members, live.members.keys().map(one)),
-            slots: Space::new(0, limits.pods, live.pods.values().map(one)),
-        }
     }
 }
 

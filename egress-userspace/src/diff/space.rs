@@ -2,6 +2,39 @@
 
 use std::collections::BTreeMap;
 
+use egress_common::cells::{MAX_SEGMENTS, SEGMENT_LINES, SLOT_LINES};
+
+use crate::state::{KernelState, Limits};
+
+/// Lines that there can be.
+pub(super) const MAX_LINES: u32 = MAX_SEGMENTS * SEGMENT_LINES;
+
+/// Ids that nothing live has.
+pub(super) struct Room {
+    pub(super) lines: Space,
+    pub(super) verdicts: Space,
+    pub(super) members: Space,
+    pub(super) slots: Space,
+}
+
+impl Room {
+    pub(super) fn new(live: &KernelState, limits: &Limits) -> Self {
+        let rows = live.rows.iter().map(|(first, row)| (*first, row.lines));
+        let tables = live.slot_tables.keys().map(|first| (*first, SLOT_LINES));
+        let blocks = live.blocks.iter().map(|(base, block)| {
+            let length = u32::try_from(block.len()).unwrap_or(u32::MAX);
+            (*base, length)
+        });
+        let one = |id: &u32| (*id, 1);
+        Self {
+            lines: Space::new(0, MAX_LINES, rows.chain(tables)),
+            verdicts: Space::new(0, limits.verdicts, blocks),
+            members: Space::new(0, limits.members, live.members.keys().map(one)),
+            slots: Space::new(0, limits.pods, live.pods.values().map(one)),
+        }
+    }
+}
+
 /// The free ids below a limit, as ranges.
 #[derive(Debug)]
 pub(super) struct Space {

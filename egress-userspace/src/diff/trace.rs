@@ -133,6 +133,43 @@ pub fn trace<R: MapReader>(maps: &R) -> Result<KernelState, R::Error> {
     Ok(live)
 }
 
+/// Forgets everything that no pod reaches, nor `keep`.
+pub(super) fn retain_reachable(live: &mut KernelState, keep: Option<PodState>) {
+    let slots: BTreeSet<u32> = live.pods.values().copied().collect();
+    live.slots.retain(|slot, _| slots.contains(slot));
+    let states: BTreeSet<PodState> = live.slots.values().copied().chain(keep).collect();
+    let rows: BTreeSet<u32> = states.iter().map(|state| state.row()).collect();
+    live.rows.retain(|first, _| rows.contains(first));
+    let bases: BTreeSet<u32> = states.iter().map(|state| state.rule_base()).collect();
+    live.blocks.retain(|base, _| bases.contains(base));
+    let mut members = BTreeSet::new();
+    let mut tables: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
+    for verdict in live.blocks.values().flatten() {
+        match verdict.decode() {
+            Some(Decision::Member(id)) => {
+                members.insert(id);
+            }
+            Some(Decision::Group {
+                lines,
+                first_member,
+            }) => {
+                tables.entry(lines).or_default().insert(first_member);
+            }
+            Some(Decision::Unmatched | Decision::Local | Decision::Drop(_)) | None => {}
+        }
+    }
+    live.slot_tables.retain(|first, cells| {
+        let Some(groups) = tables.get(first) else {
+            return false;
+        };
+        for group in groups {
+            members.extend(group_members(*group, cells));
+        }
+        true
+    });
+    live.members.retain(|id, _| members.contains(id));
+}
+
 /// For each class up to the highest in use, whether a prefix has it.
 pub(super) fn live_classes(prefixes: &BTreeMap<IpNet, u32>) -> Vec<bool> {
     let bound = prefixes.values().max().map_or(0, |highest| highest + 1);
