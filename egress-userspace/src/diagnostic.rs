@@ -262,7 +262,9 @@ impl Diagnostic {
             GraphicalTheme::unicode_nocolor()
         };
         let mut out = String::new();
-        let handler = GraphicalReportHandler::new_themed(theme).with_width(WIDTH);
+        let handler = GraphicalReportHandler::new_themed(theme)
+            .with_width(WIDTH)
+            .with_wrap_lines(false);
         if handler.render_report(&mut out, &Report(self)).is_err() {
             // The graph is a convenience; what is wrong has to be said in any case.
             return format!("{self}\n");
