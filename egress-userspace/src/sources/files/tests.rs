@@ -120,6 +120,8 @@ fn an_invalid_object_keeps_its_last_good_version() -> Outcome {
         let loaded = loader.load();
         assert_eq!(in_force(&loaded), ["p=10.0.0.0/8", "q=12.0.0.0/8", "n"]);
         assert_eq!(loaded.degraded, ["EgressGatewayPolicy p".to_owned()].into());
+        let refused: Vec<_> = loaded.refused.iter().map(ToString::to_string).collect();
+        assert_eq!(refused, ["EgressGatewayPolicy r"]);
         assert_eq!(loaded.errors_by_file[&file], 2);
     }
 
