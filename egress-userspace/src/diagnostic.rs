@@ -20,12 +20,17 @@ const CONTEXT_LINES: usize = 2;
 /// Bytes shown of a line on either side of what is meant: JSON may be one line of megabytes.
 const CONTEXT_BYTES: usize = 120;
 
+/// Bytes between two points where the characters are counted: a file may be one line of megabytes.
+const BLOCK: usize = 4096;
+
 /// A file's text, able to say where a byte stands.
 #[derive(Debug)]
 pub struct Source {
     file: Arc<Path>,
     text: String,
     line_starts: Vec<usize>,
+    /// Characters before each block of the text.
+    block_starts: Vec<usize>,
 }
 
 impl Source {
@@ -35,10 +40,20 @@ impl Source {
         let line_starts = std::iter::once(0)
             .chain(text.match_indices('\n').map(|(at, _)| at + 1))
             .collect();
+        let block_starts = text
+            .as_bytes()
+            .chunks(BLOCK)
+            .scan(0, |before, block| {
+                let start = *before;
+                *before += count_characters(block);
+                Some(start)
+            })
+            .collect();
         Self {
             file: file.into().into(),
             text,
             line_starts,
+            block_starts,
         }
     }
 
@@ -59,12 +74,13 @@ impl Source {
     pub fn place(&self, span: Range<usize>) -> Place {
         let span = self.within(span);
         let line = self.line_index(span.start);
-        let before = &self.text[self.line_starts[line]..span.start];
         Place {
             file: Arc::clone(&self.file),
             position: Position {
                 line: line + 1,
-                column: before.chars().count() + 1,
+                column: self.characters_before(span.start)
+                    - self.characters_before(self.line_starts[line])
+                    + 1,
                 span,
             },
         }
@@ -79,6 +95,13 @@ impl Source {
 
     fn line_index(&self, at: usize) -> usize {
         self.line_starts.partition_point(|start| *start <= at) - 1
+    }
+
+    fn characters_before(&self, at: usize) -> usize {
+        // The end of a text of whole blocks begins a block that is not there.
+        let block = (at / BLOCK).min(self.block_starts.len().saturating_sub(1));
+        let counted = self.block_starts.get(block).copied().unwrap_or(0);
+        counted + count_characters(&self.text.as_bytes()[block * BLOCK..at])
     }
 
     fn snippet(&self, position: &Position) -> Snippet {
@@ -111,6 +134,11 @@ impl Source {
             marked: start..start + marked,
         }
     }
+}
+
+/// Counts the bytes that begin a character.
+fn count_characters(bytes: &[u8]) -> usize {
+    bytes.iter().filter(|byte| **byte & 0xc0 != 0x80).count()
 }
 
 /// The text with each byte of a control character replaced, so that a file cannot drive a terminal.
@@ -262,7 +290,9 @@ impl Diagnostic {
             GraphicalTheme::unicode_nocolor()
         };
         let mut out = String::new();
-        let handler = GraphicalReportHandler::new_themed(theme).with_width(WIDTH);
+        let handler = GraphicalReportHandler::new_themed(theme)
+            .with_width(WIDTH)
+            .with_wrap_lines(false);
         if handler.render_report(&mut out, &Report(self)).is_err() {
             // The graph is a convenience; what is wrong has to be said in any case.
             return format!("{self}\n");
@@ -375,5 +405,49 @@ impl SourceCode for Report<'_> {
             column,
             read.line_count(),
         )))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::Source;
+
+    proptest! {
+        #[test]
+        fn a_place_counts_lines_and_characters(
+            text in "([aé€𝄞]|\n){0,40}",
+            filler in prop::sample::select(vec![0, 1, 4093, 4096, 8192, 9000]),
+            at in any::<prop::sample::Index>(),
+        ) {
+            let text = format!("é\n{}{text}", "x".repeat(filler));
+            let boundaries: Vec<_> = text.char_indices().map(|(at, _)| at).chain([text.len()]).collect();
+            let at = boundaries[at.index(boundaries.len())];
+            let position = Source::new("a", text.clone()).place(at..at).position;
+            let line = text[..at].matches('\n').count() + 1;
+            let column = text[..at].rsplit('\n').next().unwrap_or("").chars().count() + 1;
+            prop_assert_eq!((position.line, position.column), (line, column));
+        }
+    }
+
+    #[test]
+    fn places_outside_the_text_are_moved_into_it() {
+        let source = Source::new("a", "é".to_owned());
+        assert_eq!(source.place(1..99).position.span, 0..2);
+        assert_eq!(
+            Source::new("a", String::new()).place(5..9).position.column,
+            1
+        );
+    }
+
+    #[test]
+    fn a_long_line_is_no_slower_than_many() {
+        let source = Source::new("a", "x".repeat(8 << 20));
+        let columns: usize = (0..source.text().len())
+            .step_by(97)
+            .map(|at| source.place(at..at).position.column)
+            .sum();
+        assert!(columns > 0);
     }
 }

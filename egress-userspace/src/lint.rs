@@ -27,9 +27,13 @@ pub struct Finding {
     pub help: String,
 }
 
-/// Looks at everything that is in force, in order of objects.
+/// Looks at everything that is in force, in order of objects; `refused` objects are known, but not in force.
 #[must_use]
-pub fn lint(model: &Model, places: &BTreeMap<ObjectId, Places>) -> Vec<Finding> {
+pub fn lint(
+    model: &Model,
+    places: &BTreeMap<ObjectId, Places>,
+    refused: &BTreeSet<ObjectId>,
+) -> Vec<Finding> {
     let cluster = cluster_prefixes(model);
     let mut findings = Findings {
         found: Vec::new(),
@@ -59,12 +63,18 @@ pub fn lint(model: &Model, places: &BTreeMap<ObjectId, Places>) -> Vec<Finding> 
     }
     for (id, own_namespace, steering) in steerings(model) {
         match steering {
-            Steering::Policy(name) if !model.policies.contains_key(name) => findings.add(
-                &id,
-                Some(0),
-                format!("the annotation names the policy {name:?}, which does not exist: every packet is dropped"),
-                "make the policy, or correct the name",
-            ),
+            Steering::Policy(name) if !model.policies.contains_key(name) => {
+                let policy = object_id(Kind::EgressGatewayPolicy, None, name);
+                let (fault, help) = if refused.contains(&policy) {
+                    ("is refused", "correct the policy")
+                } else {
+                    ("does not exist", "make the policy, or correct the name")
+                };
+                let message = format!(
+                    "the annotation names the policy {name:?}, which {fault}: every packet is dropped"
+                );
+                findings.add(&id, Some(0), message, help);
+            }
             Steering::Gateways(selector) => {
                 let namespaces = BTreeSet::from([own_namespace]);
                 lint_selector(&mut findings, &id, 0, model, selector, Some(&namespaces));

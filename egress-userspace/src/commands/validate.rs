@@ -81,7 +81,7 @@ fn report(args: ValidateArgs, out: &mut impl Write, colour: bool) -> anyhow::Res
 }
 
 fn warnings(loaded: &Loaded) -> Vec<Diagnostic> {
-    lint(&loaded.model, &loaded.places)
+    lint(&loaded.model, &loaded.places, &loaded.refused)
         .into_iter()
         .filter_map(|finding| {
             let source = loaded.sources.get(&*finding.place.file)?;

@@ -213,9 +213,11 @@ impl ParsedFile {
             return;
         };
         let text = |field: &str| {
-            entries.iter().find_map(|(key, value)| match &value.data {
-                Data::Text(text) if key.text == field => Some(text.as_str()),
-                _ => None,
+            entries.iter().find_map(|(key, value)| {
+                if let (true, Data::Text(text)) = (key.text == field, &value.data) {
+                    return Some(text.as_str());
+                }
+                None
             })
         };
         let typed = text("apiVersion").zip(text("kind")).or(item_type);
@@ -238,19 +240,13 @@ impl ParsedFile {
         let items = entries.iter().find(|(key, _)| key.text == "items");
         if let (Some(item_kind), Some((_, items))) = (kind.strip_suffix("List"), items) {
             let item_type = (!item_kind.is_empty()).then_some((api_version, item_kind));
-            match &items.data {
-                Data::List(items) => {
-                    for item in items {
-                        self.read(source, item, item_type);
-                    }
+            if let Data::List(items) = &items.data {
+                for item in items {
+                    self.read(source, item, item_type);
                 }
-                Data::Null => {}
-                _ => self.refuse(
-                    source,
-                    items.span.clone(),
-                    "`items` is not a list",
-                    "write a list",
-                ),
+            } else if items.data != Data::Null {
+                let span = items.span.clone();
+                self.refuse(source, span, "`items` is not a list", "write a list");
             }
             return;
         }

@@ -48,6 +48,14 @@ fn read_rule(report: &Report<'_>, item: &Value) -> Option<(Rule, Range<usize>)> 
         .and_then(|value| report.text(value, "description"))
         .map(str::to_owned);
     let preference = read_preference(report, &fields);
+    // What a template left empty must not turn a gateway's rule into a local one, or widen it.
+    for field in ["gateway", "destination"] {
+        if let Some(key) = fields.is_null(field) {
+            let message = format!("`{field}` is empty");
+            report.error(&key.span, message, "fill it in, or remove the line");
+            return None;
+        }
+    }
     let gateway = fields.get("gateway");
     let destination = fields.get("destination");
     if gateway.is_none() && destination.is_none() {

@@ -179,12 +179,15 @@ impl<'s> Report<'s> {
             Ok(selector) => Some(selector),
             Err(error) => {
                 let span = self.place_within(value, text, &error.span);
-                let message = if text.trim().is_empty() {
-                    format!("`{name}` is an empty selector")
-                } else {
-                    format!("`{name}`: {}", error.message)
+                let (message, help) = match (text.trim().is_empty(), name) {
+                    (true, "namespaceSelector") => (
+                        format!("`{name}` is an empty selector"),
+                        "leave it out to mean the pod's own namespace, or write `all()`".to_owned(),
+                    ),
+                    (true, _) => (format!("`{name}` is an empty selector"), error.help),
+                    (false, _) => (format!("`{name}`: {}", error.message), error.help),
                 };
-                self.problem(consequence, &span, message, &error.help);
+                self.problem(consequence, &span, message, &help);
                 None
             }
         }
@@ -247,7 +250,7 @@ impl<'s> Report<'s> {
     pub(super) fn required<'v>(&self, fields: &Fields<'v>, field: &str) -> Option<&'v Value> {
         let value = fields.get(field);
         if value.is_none() {
-            let message = format!("`{}` has no `{field}`", fields.name);
+            let message = format!("{} has no `{field}`", fields.title());
             self.error(fields.span, message, &format!("add `{field}`"));
         }
         value
@@ -307,7 +310,6 @@ impl<'s> Report<'s> {
             Data::Map(_) => "a map".to_owned(),
             Data::Skipped => "something else".to_owned(),
         };
-        // A list or a map begins where its first item does; a place of no width is hard to see.
         self.error(
             &value.span,
             format!("`{name}` is not {expected} but {found}"),
@@ -330,6 +332,21 @@ pub(super) struct Fields<'v> {
 }
 
 impl<'v> Fields<'v> {
+    fn title(&self) -> String {
+        if self.name.contains(' ') {
+            return self.name.to_owned();
+        }
+        format!("`{}`", self.name)
+    }
+
+    /// Whether a field is written, but with nothing after it.
+    pub(super) fn is_null(&self, field: &str) -> Option<&'v Key> {
+        self.entries
+            .iter()
+            .find(|(key, value)| key.text == field && value.data == Data::Null)
+            .map(|(key, _)| key)
+    }
+
     /// The value of a field; null is as good as absent.
     pub(super) fn get(&self, field: &str) -> Option<&'v Value> {
         self.entries

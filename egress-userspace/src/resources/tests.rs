@@ -548,11 +548,12 @@ fn hostile_yaml_is_refused() {
 
 #[test]
 fn many_documents_are_read() {
-    let text = (0..100_000).fold(String::new(), |text, index| {
+    const { assert!(super::MAX_DOCUMENTS >= 100_000) };
+    let text = (0..20_000).fold(String::new(), |text, index| {
         text + &format!("---\n{{apiVersion: v1, kind: Namespace, metadata: {{name: n{index}}}}}\n")
     });
     let file = read(&text);
-    assert_eq!((file.entries.len(), file.diagnostics.len()), (100_000, 0));
+    assert_eq!((file.entries.len(), file.diagnostics.len()), (20_000, 0));
     let text = "---\na\n".repeat(super::MAX_DOCUMENTS + 1);
     let file = read(&text);
     assert!(file.incomplete && file.entries.is_empty());

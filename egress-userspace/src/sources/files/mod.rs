@@ -46,6 +46,8 @@ pub struct Loaded {
     pub skipped: BTreeMap<String, usize>,
     /// The objects for which the last good version is in force, such as "EgressGatewayPolicy egw-policy".
     pub degraded: BTreeSet<String>,
+    /// The objects that are invalid and have no last good version.
+    pub refused: BTreeSet<ObjectId>,
     /// Where each object in force is written.
     pub places: BTreeMap<ObjectId, Places>,
     /// The files' texts, to show those places.
@@ -104,7 +106,7 @@ impl Loader {
                     loaded.sources.insert(path, source);
                 }
                 Err(fault) => {
-                    loaded.note(fault);
+                    loaded.note(*fault);
                     unreadable.push(path);
                 }
             }
@@ -129,20 +131,20 @@ impl Loader {
 }
 
 /// Reads a file whole, if it is a regular one of a size that a manifest may have.
-fn read(path: &Path) -> Result<String, Diagnostic> {
+fn read(path: &Path) -> Result<String, Box<Diagnostic>> {
     let unreadable = |error: std::io::Error| {
-        Diagnostic::of_file(path, format!("cannot be read: {error}"))
-            .with_help("what came from this file before stays in force")
+        let fault = Diagnostic::of_file(path, format!("cannot be read: {error}"));
+        Box::new(fault.with_help("what came from this file before stays in force"))
     };
     let too_large = || {
         let message = format!("is larger than {} MiB", MAX_FILE_BYTES >> 20);
-        Diagnostic::of_file(path, message).with_help("split the file")
+        Box::new(Diagnostic::of_file(path, message).with_help("split the file"))
     };
     // A named pipe would block the open.
     let metadata = std::fs::metadata(path).map_err(unreadable)?;
     if !metadata.is_file() {
-        return Err(Diagnostic::of_file(path, "is not a regular file")
-            .with_help("name files and directories only"));
+        let fault = Diagnostic::of_file(path, "is not a regular file");
+        return Err(Box::new(fault.with_help("name files and directories only")));
     }
     if metadata.len() > MAX_FILE_BYTES {
         return Err(too_large());
@@ -157,12 +159,11 @@ fn read(path: &Path) -> Result<String, Diagnostic> {
     String::from_utf8(bytes).map_err(|error| {
         let valid = error.utf8_error().valid_up_to();
         let text = String::from_utf8_lossy(error.as_bytes()).into_owned();
-        Diagnostic::at(
-            &Source::new(path, text),
-            valid..valid,
-            "the file is not UTF-8 here",
+        let source = Source::new(path, text);
+        let fault = Diagnostic::at(&source, valid..valid, "the file is not UTF-8 here");
+        Box::new(
+            fault.with_help("save it as UTF-8; what came from this file before stays in force"),
         )
-        .with_help("save it as UTF-8; what came from this file before stays in force")
     })
 }
 
@@ -250,6 +251,9 @@ impl Merge {
             }
         }
         for good in self.seen.values() {
+            if !good.entry.valid {
+                loaded.refused.insert(good.entry.id.clone());
+            }
             loaded.put_in_force(&good.entry);
         }
         self.seen.retain(|_, good| good.entry.valid);
