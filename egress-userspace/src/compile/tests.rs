@@ -266,11 +266,14 @@ proptest! {
 /// The policy that the README shows, for one pod.
 fn readme() -> Resolved {
     let fate = fate(vec![
-        (None, Action::Gateways(vec![gateway(3, true, true, 1)])),
+        (
+            None,
+            Action::Gateways(vec![gateway(3, true, true, 1)].into()),
+        ),
         (Some(net("10.0.0.0/8")), Action::Local),
         (
             Some(net("192.0.2.0/24")),
-            Action::Gateways(vec![gateway(1, true, true, 1), gateway(2, true, false, 2)]),
+            Action::Gateways(vec![gateway(1, true, true, 1), gateway(2, true, false, 2)].into()),
         ),
     ]);
     Resolved {
@@ -329,7 +332,7 @@ fn render(state: &DesiredState) -> String {
 fn rows_do_not_depend_on_which_gateways_are_usable() -> Result<(), CompileError> {
     let with = |gateways: Vec<UsableGateway>| {
         let fate = fate(vec![
-            (None, Action::Gateways(gateways)),
+            (None, Action::Gateways(gateways.into())),
             (Some(net("10.0.0.0/8")), Action::Local),
         ]);
         let resolved = Resolved {
@@ -350,7 +353,7 @@ fn the_same_content_is_held_once() -> Result<(), CompileError> {
     let rules = |gw| {
         fate(vec![(
             Some(net("192.0.2.0/24")),
-            Action::Gateways(vec![gateway(gw, true, false, 1)]),
+            Action::Gateways(vec![gateway(gw, true, false, 1)].into()),
         )])
     };
     let resolved = Resolved {
@@ -404,7 +407,7 @@ fn a_policy_with_too_many_numbers_is_named() {
         let rules = (0..count)
             .map(|i| {
                 let host = IpNet::from(IpAddr::from((0x0b00_0000 + i).to_be_bytes()));
-                (Some(host), Action::Gateways(vec![]))
+                (Some(host), Action::Gateways(vec![].into()))
             })
             .collect();
         Resolved {
