@@ -11,8 +11,9 @@ use egress_common::{
 
 use super::*;
 use crate::{
+    compile, diff,
     resolve::GatewayStatus,
-    state::{Extent, KernelState, MemberLabel, Names},
+    state::{Extent, KernelState, Limits, MemberLabel, Names},
 };
 
 pub(crate) const VETH: u32 = 5;
@@ -61,15 +62,18 @@ pub(crate) fn node() -> Snapshot {
     let red = gateway("red", 1, &["192.0.2.1"]);
     let blue = gateway("blue", 3, &["192.0.2.2", "2001:db8::2"]);
     let rules = [
-        rule(None, Action::Gateways(vec![blue.clone()])),
+        rule(None, Action::Gateways(vec![blue.clone()].into())),
         rule(Some("10.0.0.0/8"), Action::Local),
-        rule(Some("10.1.2.0/24"), Action::Gateways(vec![red.clone()])),
+        rule(
+            Some("10.1.2.0/24"),
+            Action::Gateways(vec![red.clone()].into()),
+        ),
         rule(
             Some("198.51.100.0/24"),
-            Action::Gateways(vec![blue, red.clone()]),
+            Action::Gateways(vec![blue, red.clone()].into()),
         ),
-        rule(Some("203.0.113.0/24"), Action::Gateways(vec![])),
-        rule(Some("2001:db8:6::/48"), Action::Gateways(vec![red])),
+        rule(Some("203.0.113.0/24"), Action::Gateways(vec![].into())),
+        rule(Some("2001:db8:6::/48"), Action::Gateways(vec![red].into())),
     ];
     let resolved = Resolved {
         pods: BTreeMap::from([(
@@ -159,11 +163,21 @@ fn maps() -> KernelState {
         pods: BTreeMap::from([(key("10.1.0.5"), 0), (key("fd00::5"), 0)]),
         slots: BTreeMap::from([(0, egress_common::verdict::PodState::new(64, 100))]),
         prefixes,
-        rows: BTreeMap::from([(64, Extent { lines: 1, cells })]),
+        rows: BTreeMap::from([(
+            64,
+            Extent {
+                lines: 1,
+                cells: Arc::new(cells),
+            },
+        )]),
         // Three of four slots are the first member's.
         slot_tables: BTreeMap::from([(
             512,
-            (0..SLOTS).map(|slot| u16::from(slot % 4 == 0)).collect(),
+            Arc::new(
+                (0..SLOTS)
+                    .map(|slot| u16::from(slot.is_multiple_of(4)))
+                    .collect(),
+            ),
         )]),
         blocks: BTreeMap::from([(
             100,
@@ -326,14 +340,15 @@ fn a_flow_takes_the_member_of_its_slot() {
 
 #[test]
 fn maps_that_differ_are_an_error() {
-    let broken = |dst: &str, change: fn(&mut KernelState)| {
+    type Change = fn(&mut KernelState);
+    let broken = |dst: &str, change: Change| {
         let mut node = node();
         let mut kernel = (*node.kernel).clone();
         change(&mut kernel);
         node.kernel = Arc::new(kernel);
         ask(&node, dst).disagreements.join("; ")
     };
-    let cases: [(&str, &str, fn(&mut KernelState)); 7] = [
+    let cases: [(&str, &str, Change); 7] = [
         (
             "10.9.9.9",
             "the resources say local: routed by the kernel, the kernel says unmatched: routed by the kernel",
@@ -357,7 +372,7 @@ fn maps_that_differ_are_an_error() {
             k.members.remove(&4);
         }),
         ("198.51.100.1", "which the kernel does not use", |k| {
-            k.slot_tables.insert(512, vec![0; 16384]);
+            k.slot_tables.insert(512, Arc::new(vec![0; 16384]));
         }),
     ];
     for (dst, expected, change) in cases {
@@ -405,4 +420,29 @@ fn an_answer_survives_json() {
     let answer = ask(&node(), "198.51.100.1");
     let json = serde_json::to_string(&answer).unwrap();
     assert_eq!(serde_json::from_str::<Answer>(&json).unwrap(), answer);
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
+
+    /// What the compiler makes of any rules, and the planner of that, is what the rules are explained to mean.
+    #[test]
+    fn compiled_maps_agree_with_every_explanation(resolved in compile::tests::arbitrary_resolved()) {
+        let limits = Limits::default();
+        let desired = compile::compile(&resolved, &limits)?;
+        let empty = (KernelState::default(), Names::default());
+        let plan = diff::plan(&empty.0, &empty.1, &desired, &limits)?;
+        let snapshot = Snapshot {
+            resolved: Arc::new(resolved),
+            kernel: Arc::new(plan.after),
+            names: Arc::new(plan.names),
+            ..Snapshot::default()
+        };
+        for pod in snapshot.resolved.pods.keys() {
+            for dst in compile::tests::probes() {
+                let answer = against_kernel(&snapshot, pod, dst);
+                proptest::prop_assert_eq!(&answer.disagreements, &[""; 0], "{}", answer);
+            }
+        }
+    }
 }

@@ -3,7 +3,7 @@
 //! Read-only, without authentication, and bounded in connections, time and header size: the caller
 //! chooses where it listens.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
@@ -17,10 +17,11 @@ use axum::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    explain,
+    explain::{self, Answer},
     metrics::{Format, Metrics},
     model::ObjectName,
     snapshot::Snapshot,
+    state::KernelState,
 };
 
 pub mod client;
@@ -29,13 +30,18 @@ pub mod status;
 
 pub use server::serve;
 
+/// Reads back what the kernel's maps say.
+pub type ReadMaps = dyn Fn() -> anyhow::Result<KernelState> + Send + Sync;
+
 /// What the pages show.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Pages {
     /// What the agent publishes.
     pub snapshot: Arc<ArcSwap<Snapshot>>,
     /// What is measured.
     pub metrics: Arc<Metrics>,
+    /// Reads the maps for `/explain`; without it the snapshot's word is taken for theirs.
+    pub maps: Option<Arc<ReadMaps>>,
 }
 
 /// Every page.
@@ -96,7 +102,43 @@ async fn explain_page(
         Ok(asked) => asked,
         Err(error) => return (StatusCode::BAD_REQUEST, error + "\n").into_response(),
     };
-    json(&explain::against_kernel(&pages.snapshot.load(), &pod, dst))
+    let answered = tokio::task::spawn_blocking(move || answer(&pages, &pod, dst)).await;
+    match answered.context("the explanation was cut short").flatten() {
+        Ok(answer) => json(&answer),
+        Err(error) => {
+            tracing::error!("an explanation failed: {error:#}");
+            let text = format!("the kernel's maps cannot be read: {error:#}\n");
+            (StatusCode::INTERNAL_SERVER_ERROR, text).into_response()
+        }
+    }
+}
+
+/// Explains, and asks again where the kernel disagrees: an apply may be on its way.
+fn answer(pages: &Pages, pod: &ObjectName, dst: IpAddr) -> anyhow::Result<Answer> {
+    const TRIES: u32 = 5;
+    const PAUSE: Duration = Duration::from_millis(50);
+    let explain_now = || -> anyhow::Result<Answer> {
+        let snapshot = pages.snapshot.load_full();
+        Ok(match &pages.maps {
+            None => explain::against_kernel(&snapshot, pod, dst),
+            Some(read) => {
+                let live = Snapshot {
+                    kernel: Arc::new(read()?),
+                    ..(*snapshot).clone()
+                };
+                explain::against_kernel(&live, pod, dst)
+            }
+        })
+    };
+    let mut answer = explain_now()?;
+    for _ in 1..TRIES {
+        if answer.disagreements.is_empty() {
+            break;
+        }
+        std::thread::sleep(PAUSE);
+        answer = explain_now()?;
+    }
+    Ok(answer)
 }
 
 fn json(page: &impl Serialize) -> Response {

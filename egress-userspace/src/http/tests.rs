@@ -1,6 +1,6 @@
 #![expect(clippy::unwrap_used, reason = "a panic fails the test where it is")]
 
-use std::{net::SocketAddr, time::Duration};
+use std::net::SocketAddr;
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -12,7 +12,7 @@ use super::{
     server::{Limits, serve_within},
     *,
 };
-use crate::{explain::Answer, http::status::Status, metrics::tests as metrics_tests};
+use crate::{http::status::Status, metrics::tests as metrics_tests};
 
 const WEB: &str = "/explain?pod=shop/web&dst=198.51.100.1";
 
@@ -25,11 +25,16 @@ struct Server {
 }
 
 async fn server(limits: Limits) -> Server {
+    server_that_reads(limits, None).await
+}
+
+async fn server_that_reads(limits: Limits, maps: Option<Arc<ReadMaps>>) -> Server {
     let (metrics, fake) = metrics_tests::node();
     let snapshot = Arc::new(ArcSwap::from_pointee(explain::tests::node()));
     let pages = Pages {
         snapshot: Arc::clone(&snapshot),
         metrics,
+        maps,
     };
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -128,6 +133,43 @@ async fn status_and_explain_are_json() {
         answer,
         explain::against_kernel(&server.snapshot.load(), &web, dst)
     );
+}
+
+#[tokio::test]
+async fn explain_believes_the_maps_and_not_the_agents_memory() {
+    let empty: Arc<ReadMaps> = Arc::new(|| Ok(KernelState::default()));
+    let server = server_that_reads(patient(), Some(empty)).await;
+    let answer: Answer = serde_json::from_str(&get(server.address, WEB).await.unwrap()).unwrap();
+    assert_eq!(
+        answer.disagreements,
+        ["the resources say through a gateway, the kernel says dropped (SpoofedSource)"]
+    );
+    let broken: Arc<ReadMaps> = Arc::new(|| anyhow::bail!("PODS: Operation not permitted"));
+    let server = server_that_reads(patient(), Some(broken)).await;
+    let text = ask(server.address, WEB, "").await;
+    assert!(text.starts_with("HTTP/1.1 500"), "{text}");
+    assert!(text.contains("PODS: Operation not permitted"), "{text}");
+}
+
+#[tokio::test]
+async fn maps_read_during_an_apply_are_read_again() {
+    let cell: Arc<std::sync::OnceLock<Arc<ArcSwap<Snapshot>>>> = Arc::default();
+    let during = Arc::clone(&cell);
+    let reads: Arc<ReadMaps> = Arc::new(move || {
+        let snapshot = during.get().unwrap();
+        if snapshot.load().generation > 0 {
+            return Ok((*explain::tests::node().kernel).clone());
+        }
+        snapshot.rcu(|old| Snapshot {
+            generation: 1,
+            ..(**old).clone()
+        });
+        Ok(KernelState::default())
+    });
+    let server = server_that_reads(patient(), Some(reads)).await;
+    cell.set(Arc::clone(&server.snapshot)).unwrap();
+    let answer: Answer = serde_json::from_str(&get(server.address, WEB).await.unwrap()).unwrap();
+    assert_eq!(answer.disagreements, [""; 0]);
 }
 
 #[tokio::test]

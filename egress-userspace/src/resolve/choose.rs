@@ -169,6 +169,6 @@ mod tests {
         let pod = ObjectName::new("a", "b");
         assert_eq!(choice(&pod, &gateways, &[0, 1, 2], 3), [0, 1, 2]);
         assert_eq!(choice(&pod, &gateways, &[0, 2], 9), [0, 2]);
-        assert_eq!(choice(&pod, &gateways, &[], 9), []);
+        assert_eq!(choice(&pod, &gateways, &[], 9), [0_usize; 0]);
     }
 }

@@ -1,0 +1,252 @@
+#![expect(clippy::unwrap_used, reason = "a panic fails the test where it is")]
+
+use super::*;
+
+/// Counters as the kernel would hold them: they only ever grow, unless a test sets them to zero.
+#[derive(Default)]
+pub(crate) struct Fake {
+    pub(crate) kernel: Mutex<Kernel>,
+}
+
+#[derive(Default)]
+pub(crate) struct Kernel {
+    pub(crate) members: BTreeMap<u32, Count>,
+    pub(crate) drops: BTreeMap<(u32, DropReason), Count>,
+    pub(crate) passes: BTreeMap<(u32, PassKind), Count>,
+    pub(crate) maps: Vec<MapUse>,
+    pub(crate) broken: bool,
+}
+
+impl Fake {
+    fn with(&self, change: impl FnOnce(&mut Kernel)) {
+        change(&mut self.kernel.lock().unwrap());
+    }
+
+    fn send(&self, member: u32, packets: u64) {
+        self.with(|k| {
+            let count = k.members.entry(member).or_default();
+            count.packets += packets;
+            count.bytes += packets * 100;
+        });
+    }
+
+    fn refuse(&self, policy: u32, reason: DropReason, packets: u64) {
+        self.with(|k| k.drops.entry((policy, reason)).or_default().packets += packets);
+    }
+}
+
+impl CounterSource for Fake {
+    fn read(&self, numbers: &Numbers) -> anyhow::Result<Reading> {
+        let kernel = self.kernel.lock().unwrap();
+        anyhow::ensure!(!kernel.broken, "MEMBER_COUNTS: Bad file descriptor");
+        Ok(Reading {
+            members: numbers
+                .members
+                .iter()
+                .map(|id| (*id, kernel.members.get(id).copied().unwrap_or_default()))
+                .collect(),
+            drops: kernel
+                .drops
+                .iter()
+                .filter(|((id, _), _)| numbers.policies.contains(id))
+                .map(|((id, reason), count)| (*id, *reason, *count))
+                .collect(),
+            passes: kernel
+                .passes
+                .iter()
+                .filter(|((id, _), _)| numbers.policies.contains(id))
+                .map(|((id, kind), count)| (*id, *kind, *count))
+                .collect(),
+            maps: kernel.maps.clone(),
+        })
+    }
+}
+
+pub(crate) fn label(gateway: &str) -> MemberLabel {
+    MemberLabel {
+        namespace: "edge".to_owned(),
+        gateway: gateway.to_owned(),
+        policy: "to-partners".to_owned(),
+        rule: "192.0.2.0/24".to_owned(),
+    }
+}
+
+fn names(members: &[(&str, u32)], policies: &[(&str, u32)]) -> Names {
+    Names {
+        policies: policies
+            .iter()
+            .map(|(p, id)| ((*p).to_owned(), *id))
+            .collect(),
+        members: members.iter().map(|(g, id)| (label(g), *id)).collect(),
+    }
+}
+
+fn packets(counters: &Counters, gateway: &str) -> Option<u64> {
+    let (series, _) = counters.read().unwrap();
+    series.members.get(&label(gateway)).map(|c| c.packets)
+}
+
+fn start(names: &Names) -> (Arc<Fake>, Counters) {
+    let fake = Arc::new(Fake::default());
+    let counters = Counters::taking_over(Arc::clone(&fake) as Arc<dyn CounterSource>, names);
+    (fake, counters)
+}
+
+#[test]
+fn an_agent_goes_on_where_the_one_before_it_stopped() {
+    let fake = Arc::new(Fake::default());
+    fake.send(1, 7);
+    fake.refuse(4, DropReason::NoGateway, 2);
+    let counters = Counters::taking_over(
+        Arc::clone(&fake) as Arc<dyn CounterSource>,
+        &names(&[("red", 1)], &[("to-partners", 4)]),
+    );
+    assert_eq!(packets(&counters, "red"), Some(7));
+    let (series, _) = counters.read().unwrap();
+    let key = ("to-partners".to_owned(), DropReason::NoGateway);
+    assert_eq!(series.drops.get(&key).map(|c| c.packets), Some(2));
+}
+
+#[test]
+fn a_number_given_to_another_member_does_not_carry_its_packets_along() {
+    let (fake, counters) = start(&names(&[("red", 1)], &[]));
+    fake.send(1, 10);
+    counters.retain(&names(&[], &[])).unwrap();
+    counters.adopt(&names(&[("blue", 1)], &[])).unwrap();
+    assert_eq!(packets(&counters, "blue"), Some(0));
+    fake.send(1, 3);
+    assert_eq!(packets(&counters, "blue"), Some(3));
+    assert_eq!(packets(&counters, "red"), Some(10));
+}
+
+#[test]
+fn packets_after_retirement_belong_to_nobody() {
+    let (fake, counters) = start(&names(&[("red", 1)], &[]));
+    fake.send(1, 10);
+    counters.retain(&names(&[], &[])).unwrap();
+    fake.send(1, 5);
+    counters.adopt(&names(&[("blue", 1)], &[])).unwrap();
+    assert_eq!(packets(&counters, "blue"), Some(0));
+    assert_eq!(packets(&counters, "red"), Some(10));
+}
+
+#[test]
+fn a_label_that_comes_back_under_another_number_goes_on() {
+    let (fake, counters) = start(&names(&[("red", 1)], &[]));
+    fake.send(1, 10);
+    counters.retain(&names(&[], &[])).unwrap();
+    assert_eq!(packets(&counters, "red"), Some(10), "while it is gone");
+    counters.adopt(&names(&[("red", 9)], &[])).unwrap();
+    fake.send(9, 4);
+    assert_eq!(packets(&counters, "red"), Some(14));
+}
+
+#[test]
+fn both_numbers_count_while_a_label_moves() {
+    let (fake, counters) = start(&names(&[("red", 1)], &[("p", 1)]));
+    counters.adopt(&names(&[("red", 2)], &[("p", 2)])).unwrap();
+    fake.send(1, 1);
+    fake.send(2, 2);
+    fake.refuse(1, DropReason::TooBig, 10);
+    fake.refuse(2, DropReason::TooBig, 20);
+    assert_eq!(packets(&counters, "red"), Some(3));
+    let (series, _) = counters.read().unwrap();
+    let key = ("p".to_owned(), DropReason::TooBig);
+    assert_eq!(series.drops.get(&key).map(|c| c.packets), Some(30));
+    counters.retain(&names(&[("red", 2)], &[("p", 2)])).unwrap();
+    fake.send(1, 100);
+    assert_eq!(packets(&counters, "red"), Some(3));
+}
+
+#[test]
+fn a_number_that_changes_hands_at_once_is_split_at_that_moment() {
+    let (fake, counters) = start(&names(&[("red", 1)], &[]));
+    fake.send(1, 10);
+    counters.adopt(&names(&[("blue", 1)], &[])).unwrap();
+    fake.send(1, 1);
+    assert_eq!(packets(&counters, "red"), Some(10));
+    assert_eq!(packets(&counters, "blue"), Some(1));
+}
+
+#[test]
+fn a_counter_set_to_zero_does_not_take_its_series_along() {
+    let (fake, counters) = start(&names(&[("red", 1)], &[]));
+    fake.send(1, 10);
+    assert_eq!(packets(&counters, "red"), Some(10));
+    fake.with(|k| {
+        k.members.insert(1, Count::default());
+    });
+    fake.send(1, 2);
+    assert_eq!(packets(&counters, "red"), Some(12));
+}
+
+#[test]
+fn a_policy_that_is_removed_keeps_what_it_counted_and_loses_its_zeroes() {
+    let (fake, counters) = start(&names(&[], &[("p", 3)]));
+    fake.refuse(3, DropReason::NoGateway, 5);
+    counters.retain(&names(&[], &[])).unwrap();
+    let (series, _) = counters.read().unwrap();
+    let of = |reason| series.drops.get(&("p".to_owned(), reason)).copied();
+    assert_eq!(of(DropReason::NoGateway).map(|c| c.packets), Some(5));
+    assert_eq!(of(DropReason::PolicyMissing), None);
+    assert_eq!(
+        series.passes.get(&("p".to_owned(), PassKind::Local)),
+        None,
+        "it never counted anything"
+    );
+}
+
+#[test]
+fn stale_drops_of_a_reused_policy_number_are_not_the_new_policys() {
+    let (fake, counters) = start(&names(&[], &[]));
+    fake.refuse(3, DropReason::TooBig, 50);
+    counters.adopt(&names(&[], &[("p", 3)])).unwrap();
+    fake.refuse(3, DropReason::TooBig, 1);
+    fake.refuse(3, DropReason::TtlExceeded, 2);
+    let (series, _) = counters.read().unwrap();
+    let of = |reason| series.drops.get(&("p".to_owned(), reason)).copied();
+    assert_eq!(of(DropReason::TooBig).map(|c| c.packets), Some(1));
+    assert_eq!(of(DropReason::TtlExceeded).map(|c| c.packets), Some(2));
+}
+
+#[test]
+fn a_known_policy_exports_the_reasons_worth_an_alert_from_zero_on() {
+    let (_fake, counters) = start(&names(&[], &[("p", 3)]));
+    let (series, _) = counters.read().unwrap();
+    let zeroes: Vec<_> = series
+        .drops
+        .keys()
+        .map(|(p, r)| (p.as_str(), r.name()))
+        .collect();
+    assert_eq!(
+        zeroes,
+        [
+            ("", "SpoofedSource"),
+            ("", "NotPlainIp"),
+            ("", "Malformed"),
+            ("", "StateMissing"),
+            ("", "RedirectFailed"),
+            ("p", "PolicyMissing"),
+            ("p", "NoGateway"),
+        ]
+    );
+}
+
+#[test]
+fn a_failing_read_is_an_error_and_loses_nothing() {
+    let (fake, counters) = start(&names(&[("red", 1)], &[]));
+    fake.send(1, 10);
+    fake.with(|k| k.broken = true);
+    assert!(counters.read().is_err());
+    assert!(counters.adopt(&names(&[("blue", 2)], &[])).is_err());
+    fake.send(2, 9);
+    fake.with(|k| k.broken = false);
+    assert_eq!(packets(&counters, "red"), Some(10));
+    assert_eq!(
+        packets(&counters, "blue"),
+        Some(0),
+        "nobody knows whose those were"
+    );
+    fake.send(2, 1);
+    assert_eq!(packets(&counters, "blue"), Some(1));
+}
