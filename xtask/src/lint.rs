@@ -2,7 +2,7 @@
 
 use std::{env, process::Command};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use crate::{
     command::{self, find_program, is_executable, say},
@@ -13,10 +13,21 @@ use crate::{
 /// Runs every check there is a tool for, and names the others.
 pub(crate) fn run(workspace: &Workspace) -> Result<()> {
     let tools = setup::build_tools(workspace)?;
-    formatting(workspace)?;
-    host(workspace)?;
-    ebpf(workspace, &tools)?;
-    dependencies(workspace)
+    // One run shows everything there is to mend.
+    let failures: Vec<String> = [
+        formatting(workspace),
+        host(workspace),
+        ebpf(workspace, &tools),
+        dependencies(workspace),
+    ]
+    .into_iter()
+    .filter_map(Result::err)
+    .map(|error| error.to_string())
+    .collect();
+    if !failures.is_empty() {
+        bail!("{}", failures.join("\n"));
+    }
+    Ok(())
 }
 
 fn formatting(workspace: &Workspace) -> Result<()> {
