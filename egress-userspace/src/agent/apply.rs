@@ -7,7 +7,8 @@ use anyhow::{Context, bail};
 use crate::{
     counters::Counters,
     diff::{self, Change, Plan},
-    kernel::{CounterMaps, CounterReader, Datapath, Hook, Maps},
+    http::ReadMaps,
+    kernel::{CounterMaps, CounterReader, Datapath, Hook, Maps, Paths},
     settings::Settings,
     snapshot::AttachedProgram,
     state::{DesiredState, KernelState, Limits, Names},
@@ -20,6 +21,7 @@ pub(super) struct Kernel {
     zeroing: CounterMaps,
     reader: Arc<CounterReader>,
     state_dir: StateDir,
+    paths: Paths,
     limits: Limits,
     state: Arc<KernelState>,
     names: Arc<Names>,
@@ -43,6 +45,7 @@ impl Kernel {
             reader: Arc::new(CounterReader::open(&settings.load.paths)?),
             datapath,
             state_dir,
+            paths: settings.load.paths.clone(),
             limits: settings.limits,
             took_over: took_over && !state.pods.is_empty(),
             state: Arc::new(state),
@@ -55,6 +58,12 @@ impl Kernel {
     pub(super) fn counters(&self) -> Arc<Counters> {
         let source = Arc::clone(&self.reader);
         Arc::new(Counters::taking_over(source, &self.names))
+    }
+
+    /// Reads what the live maps say, beside whoever writes them.
+    pub(super) fn reading_maps(&self) -> Arc<ReadMaps> {
+        let paths = self.paths.clone();
+        Arc::new(move || diff::trace(&Maps::open(&paths)?))
     }
 
     pub(super) fn attach_mode(&self) -> &'static str {
@@ -140,16 +149,23 @@ impl Kernel {
         let both = union(&self.names, &plan);
         self.state_dir.keep_names(&both)?;
         self.names = Arc::new(both);
-        counters.adopt(&self.names)?;
+        told(counters.adopt(&self.names));
         for change in &plan.changes {
             carry_out(&mut self.datapath.maps, change)
                 .with_context(|| format!("while changing the maps ({})", describe(change)))?;
         }
-        counters.retain(&plan.names)?;
+        told(counters.retain(&plan.names));
         self.state_dir.keep_names(&plan.names)?;
         self.state = Arc::new(plan.after);
         self.names = Arc::new(plan.names);
         Ok(())
+    }
+}
+
+/// A reading that fails costs a few counts, and is no reason to leave packets without their policy.
+fn told(reading: anyhow::Result<()>) {
+    if let Err(error) = reading {
+        tracing::warn!("{error:#}");
     }
 }
 

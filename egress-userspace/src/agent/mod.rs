@@ -67,6 +67,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let pages = Pages {
         snapshot: Arc::clone(&snapshot),
         metrics: Arc::clone(&metrics),
+        maps: Some(kernel.reading_maps()),
     };
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let server = tokio::spawn(http::serve(listener, pages, async {

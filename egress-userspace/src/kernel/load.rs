@@ -132,7 +132,8 @@ impl Datapath {
                 )
             })?;
         }
-        let maps = Maps::open(&options.paths)?;
+        let mut maps = Maps::open(&options.paths)?;
+        maps.repair()?;
         let attachments = Attachments::new(&mut ebpf, options.paths.clone(), options.attach_mode)?;
         Ok(Self {
             maps,

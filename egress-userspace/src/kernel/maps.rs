@@ -49,6 +49,11 @@ impl Maps {
         self.segments.bytes()
     }
 
+    /// Mends what a crash in the middle of a write may have left.
+    pub fn repair(&mut self) -> anyhow::Result<()> {
+        self.segments.publish_all()
+    }
+
     /// Writes lines of the line store.
     pub fn write_lines(&mut self, first: u32, lines: &[Line]) -> anyhow::Result<()> {
         self.segments.write(first, lines)

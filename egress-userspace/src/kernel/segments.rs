@@ -34,16 +34,20 @@ impl Segments {
             let map = Map::from_map_data(data)?;
             open.insert(index, Array::try_from(map)?);
         }
-        let mut segments = Self {
+        Ok(Self {
             outer,
             open,
             paths: paths.clone(),
-        };
-        // A crash between the pin and the publication leaves a segment that the programs do not see.
-        for index in segments.open.keys().copied().collect::<Vec<_>>() {
-            segments.publish(index)?;
+        })
+    }
+
+    /// Publishes every segment: a crash between a pin and its publication leaves one that the programs
+    /// do not see.
+    pub(super) fn publish_all(&mut self) -> anyhow::Result<()> {
+        for index in self.open.keys().copied().collect::<Vec<_>>() {
+            self.publish(index)?;
         }
-        Ok(segments)
+        Ok(())
     }
 
     /// Bytes of kernel memory that the segments take.
