@@ -12,6 +12,9 @@ pub(crate) const L3: u32 = 14;
 
 const AF_INET: u32 = 2;
 const AF_INET6: u32 = 10;
+/// Length of `struct bpf_redir_neigh`.
+const NEIGHBOUR_LEN: i32 = 20;
+const _: () = assert!(size_of::<bpf_redir_neigh>() == 20);
 /// `PACKET_HOST` of `linux/if_packet.h`: the frame is addressed to this host.
 const PACKET_HOST: u32 = 0;
 /// Where the addresses lie in an Ethernet header.
@@ -49,8 +52,13 @@ impl<'a> Packet<'a> {
     #[inline(always)]
     pub(crate) fn ethertype(&self) -> u16 {
         // SAFETY: as in `ifindex`.
-        let wire = unsafe { (*self.skb()).protocol };
-        u16::from_be(wire as u16)
+        let wire = unsafe { (*self.skb()).protocol }.to_ne_bytes();
+        // A `__be16` that the kernel widened as a number, so it lies in the low half.
+        if cfg!(target_endian = "little") {
+            u16::from_be_bytes([wire[0], wire[1]])
+        } else {
+            u16::from_be_bytes([wire[2], wire[3]])
+        }
     }
 
     /// Whether the kernel took a VLAN tag off the frame and keeps it beside it.
@@ -168,9 +176,8 @@ impl<'a> Packet<'a> {
                 },
             }
         };
-        let len = size_of::<bpf_redir_neigh>() as i32;
         // SAFETY: `neighbour` lives on the stack for the call and has the length that is given.
-        redirected(unsafe { bpf_redirect_neigh(ifindex, &mut neighbour, len, 0) })
+        redirected(unsafe { bpf_redirect_neigh(ifindex, &mut neighbour, NEIGHBOUR_LEN, 0) })
     }
 }
 
