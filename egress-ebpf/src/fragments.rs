@@ -23,7 +23,7 @@ static REPLY_FRAGMENTS: LruHashMap<FragmentKey, ReplyPath, { capacity::FRAGMENTS
 #[inline(always)]
 pub(crate) fn remember_hash(ip: &Ip, id: u32, hash: u32) {
     // A full table makes room by forgetting the oldest; what fails here is dropped as unknown later.
-    let _ = FRAGMENTS.insert(key(ip, id), hash, 0);
+    let _ = FRAGMENTS.insert(&key(ip, id), &hash, 0);
 }
 
 /// The hash that the first fragment of this datagram had.
@@ -31,20 +31,20 @@ pub(crate) fn remember_hash(ip: &Ip, id: u32, hash: u32) {
 pub(crate) fn hash(ip: &Ip, id: u32) -> Option<u32> {
     // SAFETY: a word; an entry that is evicted and reused meanwhile gives another flow's hash of the
     // same group, never an address.
-    unsafe { FRAGMENTS.get(key(ip, id)) }.copied()
+    unsafe { FRAGMENTS.get(&key(ip, id)) }.copied()
 }
 
 /// Remembers where a first fragment of a reply went.
 #[inline(always)]
 pub(crate) fn remember_path(ip: &Ip, id: u32, path: &ReplyPath) {
-    let _ = REPLY_FRAGMENTS.insert(key(ip, id), path, 0);
+    let _ = REPLY_FRAGMENTS.insert(&key(ip, id), path, 0);
 }
 
 /// Where the first fragment of this reply went.
 #[inline(always)]
 pub(crate) fn path(ip: &Ip, id: u32) -> Option<ReplyPath> {
     // SAFETY: plain bytes, copied at once.
-    unsafe { REPLY_FRAGMENTS.get(key(ip, id)) }.copied()
+    unsafe { REPLY_FRAGMENTS.get(&key(ip, id)) }.copied()
 }
 
 #[inline(always)]

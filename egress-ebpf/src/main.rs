@@ -5,6 +5,10 @@
 #![no_std]
 #![no_main]
 #![expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "a key that is passed by value is copied, and the stack has 512 bytes"
+)]
+#![expect(
     missing_docs,
     unreachable_pub,
     reason = "the macros export the programs under undocumented public names"

@@ -40,7 +40,7 @@ pub(crate) fn identify(packet: &Packet<'_>, ip: &Ip) -> Source {
         addr: ip.source,
     };
     // SAFETY: the slot of a live key never changes, and a key is removed only after its pod is gone.
-    if let Some(&slot) = unsafe { PODS.get(key) } {
+    if let Some(&slot) = unsafe { PODS.get(&key) } {
         return match POD_STATE.get(slot) {
             // SAFETY: an aligned word that userspace writes with one store; it must be read with one load.
             Some(state) => Source::Pod(unsafe { core::ptr::read_volatile(state) }),

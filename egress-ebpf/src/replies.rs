@@ -45,7 +45,7 @@ pub(crate) fn record(packet: &Packet<'_>, ip: &Ip) -> Result<(), DropReason> {
         pad: [0; 3],
     };
     // SAFETY: compared at once; a reused entry differs and is written anew.
-    if unsafe { REPLIES.get(key) }.is_some_and(|known| *known == path) {
+    if unsafe { REPLIES.get(&key) }.is_some_and(|known| *known == path) {
         return Ok(());
     }
     REPLIES
@@ -77,7 +77,7 @@ pub(crate) fn find(packet: &Packet<'_>, ip: &Ip) -> Option<ReplyPath> {
         TransportKind::EchoRequest | TransportKind::IcmpOther => return None,
     }
     // SAFETY: plain bytes, copied at once.
-    unsafe { REPLIES.get(key) }.copied()
+    unsafe { REPLIES.get(&key) }.copied()
 }
 
 /// Turns the key into that of the connection which an ICMP error quotes.
