@@ -137,9 +137,11 @@ fn offline(args: &Explain, paths: &[PathBuf], node: Option<&str>) -> anyhow::Res
         local_cidrs: args.local_cidr.clone(),
         per_pod_policies: true,
     };
+    let view = NodeView::assumed(&loaded.model);
     Ok(resolve(
         &loaded.model,
-        &NodeView::assumed(&loaded.model),
+        &view,
         &settings,
+        &resolve::Held::new(),
     ))
 }

@@ -100,6 +100,17 @@ pub struct KernelState {
     pub members: BTreeMap<u32, Member>,
 }
 
+impl KernelState {
+    /// The interface of each address that is steered.
+    #[must_use]
+    pub fn held(&self) -> BTreeMap<IpAddr, u32> {
+        self.pods
+            .keys()
+            .map(|key| (key.addr.into(), key.ifindex))
+            .collect()
+    }
+}
+
 /// A live row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Extent {

@@ -6,7 +6,7 @@ mod apply;
 mod hooks;
 mod report;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use arc_swap::ArcSwap;
@@ -14,7 +14,7 @@ use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
     sync::mpsc,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 
 use self::{apply::Kernel, report::Report};
@@ -23,7 +23,7 @@ use crate::{
     counters::Counters,
     http::{self, Pages},
     metrics::Metrics,
-    node::{self, NodeView},
+    node::{self, Netlink, NodeView},
     resolve::resolve,
     settings::Settings,
     snapshot::{Apply, Snapshot},
@@ -37,6 +37,8 @@ pub(crate) use hooks::wanted as wanted_hooks;
 /// The pauses after failed applies: doubled each time, between these.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LAST_RETRY: Duration = Duration::from_secs(30);
+/// The pause before a neighbour that did not answer is asked for again.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Runs until it is told to stop, and leaves everything in the kernel as it is then.
 pub async fn run(settings: Settings) -> anyhow::Result<()> {
@@ -90,11 +92,13 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
             tell_supervisor();
         }
         let retry = agent.retry_at();
+        let ask_again = solicit(&agent.snapshot.resolved.to_solicit).await;
         tokio::select! {
             Some(()) = files_changed.recv() => agent.read_files(),
             Some(()) = hangup.recv() => agent.read_files(),
             Ok(()) = node_changed.changed() => {}
             () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => {}
+            () = sleep(ASK_AGAIN), if ask_again => {}
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
@@ -104,6 +108,22 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let _ended = stop.send(());
     server.await.context("the HTTP server failed")?;
     Ok(())
+}
+
+/// Lets the kernel ask for neighbours that bridges have forgotten: a silent pod is found by its answer.
+///
+/// Says whether there is anybody to ask for.
+async fn solicit(neighbours: &BTreeSet<(u32, IpAddr)>) -> bool {
+    for (ifindex, address) in neighbours {
+        let asked = match Netlink::connect() {
+            Ok(netlink) => netlink.solicit(*ifindex, *address).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = asked {
+            tracing::warn!("cannot ask for the neighbour {address}: {error:#}");
+        }
+    }
+    !neighbours.is_empty()
 }
 
 fn tell_supervisor() {
@@ -221,7 +241,12 @@ impl Agent {
 
     fn try_sync(&mut self, view: &NodeView) -> anyhow::Result<usize> {
         self.refuse_to_forget()?;
-        let resolved = resolve(&self.loaded.model, view, &self.settings.resolve);
+        let resolved = resolve(
+            &self.loaded.model,
+            view,
+            &self.settings.resolve,
+            &self.kernel.state().held(),
+        );
         self.report.warnings(&resolved.warnings);
         let desired = compile(&resolved, &self.settings.limits)?;
         let hooks = hooks::wanted(&resolved, &desired, view);

@@ -63,12 +63,12 @@ async fn dry_run(settings: &Settings) -> anyhow::Result<bool> {
         println!("{}", diagnostic.render(false));
     }
     let view = Netlink::connect()?.read().await?;
-    let resolved = resolve(&loaded.model, &view, &settings.resolve);
+    let (state, names) = current(settings)?;
+    let resolved = resolve(&loaded.model, &view, &settings.resolve, &state.held());
     for warning in &resolved.warnings {
         println!("warning: {warning}");
     }
     let desired = compile(&resolved, &settings.limits)?;
-    let (state, names) = current(settings)?;
     let plan = diff::plan(&state, &names, &desired, &settings.limits)?;
     for hook in agent::wanted_hooks(&resolved, &desired, &view) {
         println!(

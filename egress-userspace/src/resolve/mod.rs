@@ -39,11 +39,17 @@ pub struct Settings {
     pub per_pod_policies: bool,
 }
 
+/// Interfaces of the addresses that the kernel steers by now.
+///
+/// A pod keeps its interface while that exists, whatever else the routes and tables say for a moment: a
+/// route that flaps must not let its packets go, nor a neighbour that claims its address.
+pub type Held = BTreeMap<IpAddr, u32>;
+
 /// Resolves the model on this node.
 ///
 /// Equal inputs give equal results.
 #[must_use]
-pub fn resolve(model: &Model, node: &NodeView, settings: &Settings) -> Resolved {
+pub fn resolve(model: &Model, node: &NodeView, settings: &Settings, held: &Held) -> Resolved {
     let index = node.index();
     let mut resolved = Resolved {
         cluster_prefixes: cluster::prefixes(model, node, settings),
@@ -52,9 +58,7 @@ pub fn resolve(model: &Model, node: &NodeView, settings: &Settings) -> Resolved 
     let gateways = gateways::Gateways::new(model, &index, settings, &mut resolved.warnings);
     let mut planner = plan::Planner::new(model, &gateways);
     pods::resolve(
-        model,
-        &index,
-        settings,
+        pods::Places::new(model, &index, settings, held),
         &gateways,
         &mut planner,
         &mut resolved,

@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use super::{Fate, PodState, Resolved, Settings, SourcePod, gateways::Gateways, plan::Planner};
+use super::{
+    Fate, Held, PodState, Resolved, Settings, SourcePod, gateways::Gateways, plan::Planner,
+};
 use crate::{
     model::{Model, ObjectName, Phase, Pod, Steering},
     node::{InterfaceProblem, NodeIndex},
@@ -23,14 +25,18 @@ pub(super) fn steering<'a>(
 
 /// Fills in the pods, their states, and what there is to say about them.
 pub(super) fn resolve<'a>(
-    model: &'a Model,
-    index: &NodeIndex<'_>,
-    settings: &Settings,
+    places: Places<'a>,
     gateways: &Gateways<'a>,
     planner: &mut Planner<'a, '_>,
     resolved: &mut Resolved,
 ) {
-    let places = Places::new(model, index, settings);
+    let Places {
+        model,
+        settings,
+        index,
+        ..
+    } = places;
+    resolved.warnings.extend(places.kept.iter().cloned());
     for (name, pod) in &model.pods {
         if !places.may_be_here(pod, name) {
             continue;
@@ -107,9 +113,13 @@ fn warn(resolved: &mut Resolved, name: &ObjectName, why: &str) {
 }
 
 /// The host-side interfaces of this node's pods, annotated or not.
-struct Places<'a> {
+pub(super) struct Places<'a> {
+    model: &'a Model,
     settings: &'a Settings,
     index: &'a NodeIndex<'a>,
+    held: &'a Held,
+    /// What to say of pods that keep an interface which nothing else tells.
+    kept: Vec<String>,
     of: BTreeMap<&'a ObjectName, Result<u32, InterfaceProblem>>,
     /// Who is behind each interface.
     users: BTreeMap<u32, Vec<&'a ObjectName>>,
@@ -149,7 +159,13 @@ impl NoPlace {
 }
 
 impl<'a> Places<'a> {
-    fn new(model: &'a Model, index: &'a NodeIndex<'a>, settings: &'a Settings) -> Self {
+    pub(super) fn new(
+        model: &'a Model,
+        index: &'a NodeIndex<'a>,
+        settings: &'a Settings,
+        held: &'a Held,
+    ) -> Self {
+        let mut kept = Vec::new();
         let of: BTreeMap<_, _> = model
             .pods
             .iter()
@@ -163,10 +179,18 @@ impl<'a> Places<'a> {
             })
             .map(|(name, pod)| {
                 let addresses = one_per_family(&pod.addresses);
-                (
-                    name,
-                    index.pod_interface(&addresses, pod.interface.as_deref()),
-                )
+                let place = index
+                    .pod_interface(&addresses, pod.interface.as_deref())
+                    .or_else(|problem| {
+                        let ifindex = kept_interface(&problem, &addresses, index, held);
+                        let ifindex = ifindex.ok_or_else(|| problem.clone())?;
+                        kept.push(format!(
+                            "pod {name} stays steered on {}, where it was: {problem}",
+                            index.name(ifindex)
+                        ));
+                        Ok(ifindex)
+                    });
+                (name, place)
             })
             .collect();
         let mut users: BTreeMap<u32, Vec<_>> = BTreeMap::new();
@@ -176,8 +200,11 @@ impl<'a> Places<'a> {
             }
         }
         Self {
+            model,
             settings,
             index,
+            held,
+            kept,
             of,
             users,
         }
@@ -196,6 +223,19 @@ impl<'a> Places<'a> {
         }
     }
 
+    /// Whether the kernel steers one of the pod's addresses on this interface by now.
+    fn holds(&self, name: &ObjectName, ifindex: u32) -> bool {
+        let addresses = self
+            .model
+            .pods
+            .get(name)
+            .into_iter()
+            .flat_map(|pod| &pod.addresses);
+        addresses
+            .into_iter()
+            .any(|address| self.held.get(address) == Some(&ifindex))
+    }
+
     fn of(&self, name: &ObjectName) -> Result<u32, NoPlace> {
         let ifindex = match self.of.get(name) {
             Some(Ok(ifindex)) => *ifindex,
@@ -212,7 +252,9 @@ impl<'a> Places<'a> {
             .flatten()
             .filter(|&&other| other != name)
             .collect();
-        if others.is_empty() {
+        if others.is_empty()
+            || (self.holds(name, ifindex) && !others.iter().any(|o| self.holds(o, ifindex)))
+        {
             return Ok(ifindex);
         }
         Err(NoPlace::Shared {
@@ -223,6 +265,21 @@ impl<'a> Places<'a> {
             },
         })
     }
+}
+
+/// The interface that a pod had and still has, where nothing tells another.
+fn kept_interface(
+    problem: &InterfaceProblem,
+    addresses: &[IpAddr],
+    index: &NodeIndex<'_>,
+    held: &Held,
+) -> Option<u32> {
+    // An address that is the node's own by now is not the pod's any more.
+    if matches!(problem, InterfaceProblem::OwnAddress { .. }) {
+        return None;
+    }
+    let ifindex = addresses.iter().find_map(|address| held.get(address))?;
+    index.exists(*ifindex).then_some(*ifindex)
 }
 
 /// The first address of each family, IPv4 first.

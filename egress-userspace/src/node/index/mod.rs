@@ -215,6 +215,12 @@ impl<'a> NodeIndex<'a> {
         address.is_loopback() || self.own.contains(&address)
     }
 
+    /// Whether there is a link with this index.
+    #[must_use]
+    pub fn exists(&self, ifindex: u32) -> bool {
+        self.view.links.contains_key(&ifindex)
+    }
+
     /// The link's name, or its number where it has gone.
     #[must_use]
     pub fn name(&self, ifindex: u32) -> String {

@@ -25,6 +25,7 @@ struct World {
     model: Model,
     node: NodeView,
     settings: Settings,
+    held: Held,
 }
 
 fn ip(text: &str) -> IpAddr {
@@ -129,6 +130,7 @@ impl World {
                 local_cidrs: Vec::new(),
                 per_pod_policies: true,
             },
+            held: Held::new(),
         }
     }
 
@@ -181,8 +183,11 @@ impl World {
     }
 
     fn resolve(&self) -> Resolved {
-        let resolved = resolve(&self.model, &self.node, &self.settings);
-        assert_eq!(resolved, resolve(&self.model, &self.node, &self.settings));
+        let resolved = resolve(&self.model, &self.node, &self.settings, &self.held);
+        assert_eq!(
+            resolved,
+            resolve(&self.model, &self.node, &self.settings, &self.held)
+        );
         resolved
     }
 }

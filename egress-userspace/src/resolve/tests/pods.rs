@@ -138,6 +138,51 @@ fn a_shared_interface_tells_nobody_apart() {
 }
 
 #[test]
+fn a_steered_pod_keeps_its_interface_while_that_exists() {
+    let mut world = World::new();
+    world.policy("p", vec![rule(None, None)]);
+    let address = world.steered("apps/web", 2, "p").addresses[0];
+    let ifindex = world.resolve().pods[&name("apps/web")].ifindex;
+    world.held = [(address, ifindex)].into();
+
+    world.node.routes.retain(|route| route.ifindex != ifindex);
+    let resolved = world.resolve();
+    assert_eq!(
+        resolved.pods[&name("apps/web")].ifindex,
+        ifindex,
+        "its route flaps"
+    );
+    assert_warned(&resolved, &["apps/web", "stays steered", "through the router"]);
+
+    world.node.links.remove(&ifindex);
+    let resolved = world.resolve();
+    assert!(resolved.pods.is_empty(), "its interface is gone");
+    assert_eq!(
+        resolved.pod_states[&name("apps/web")],
+        PodState::NoInterface
+    );
+}
+
+#[test]
+fn a_neighbour_that_claims_a_steered_pods_interface_does_not_free_it() {
+    let mut world = World::new();
+    world.policy("p", vec![rule(None, None)]);
+    let address = world.steered("apps/web", 2, "p").addresses[0];
+    let ifindex = world.resolve().pods[&name("apps/web")].ifindex;
+    world.held = [(address, ifindex)].into();
+    world.steered("apps/intruder", 2, "p");
+    let resolved = world.resolve();
+    assert_eq!(
+        resolved.pods.keys().collect::<Vec<_>>(),
+        [&name("apps/web")]
+    );
+    assert_eq!(
+        resolved.pod_states[&name("apps/intruder")],
+        PodState::NoOwnInterface
+    );
+}
+
+#[test]
 fn a_bridged_pod_that_is_not_known_yet_is_asked_for() {
     let mut world = World::new();
     world.policy("p", vec![rule(None, None)]);

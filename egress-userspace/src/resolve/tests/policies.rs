@@ -293,7 +293,7 @@ fn a_large_node_resolves_quickly() {
         world.steered(&format!("apps/pod-{n}"), 1 + n, &format!("p{}", n % 10));
     }
     let begin = Instant::now();
-    let resolved = resolve(&world.model, &world.node, &world.settings);
+    let resolved = resolve(&world.model, &world.node, &world.settings, &world.held);
     let took = begin.elapsed();
     assert_eq!(resolved.pods.len(), 1000);
     assert!(took.as_secs() < 5, "{took:?}");
