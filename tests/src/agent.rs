@@ -1,0 +1,249 @@
+//! The agent: the real binary, run on the scene's node.
+
+use std::{
+    env,
+    fs::{self, File},
+    net::SocketAddr,
+    os::unix::process::ExitStatusExt,
+    path::{Path, PathBuf},
+    process::{Child, ExitStatus, Stdio},
+};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use crate::{
+    Host, Scene,
+    host::run,
+    scrape::{self, Metrics},
+    topology::{CLUSTER_CIDRS, NODE},
+    wait,
+};
+
+/// Where the agent serves HTTP, inside the node.
+pub const HTTP: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9464);
+
+/// How an agent is started; it can be started again, and takes over what the last one left.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    binary: PathBuf,
+    node: Host,
+    files: PathBuf,
+    bpffs: PathBuf,
+    /// Files and directories with resources.
+    pub resources: Vec<PathBuf>,
+    /// Prefixes of the cluster.
+    pub local_cidrs: Vec<String>,
+    /// Further arguments of `egress run`.
+    pub arguments: Vec<String>,
+}
+
+impl Setup {
+    /// An agent for the scene's node that reads `resources`.
+    pub fn new(scene: &Scene, resources: impl Into<PathBuf>) -> Result<Self> {
+        Ok(Self {
+            binary: binary()?,
+            node: scene.node.clone(),
+            files: scene.files(),
+            bpffs: scene.bpffs(),
+            resources: vec![resources.into()],
+            local_cidrs: CLUSTER_CIDRS.map(str::to_owned).to_vec(),
+            arguments: Vec::new(),
+        })
+    }
+
+    /// Starts the agent and waits until it is ready.
+    pub fn start(&self) -> Result<Agent> {
+        let mut agent = self.spawn()?;
+        agent.wait_until_ready()?;
+        Ok(agent)
+    }
+
+    /// Starts the agent.
+    pub fn spawn(&self) -> Result<Agent> {
+        let log = self.files.join("agent.log");
+        let output = File::options().create(true).append(true).open(&log)?;
+        let mut command = self.node.command(&self.binary);
+        command
+            .arg("run")
+            .args(["--node", NODE, "--metrics-listen", &HTTP.to_string()])
+            .arg("--pin-dir")
+            .arg(self.pin_dir())
+            .arg("--state-dir")
+            .arg(self.files.join("state"));
+        for path in &self.resources {
+            command.arg("--resources").arg(path);
+        }
+        for cidr in &self.local_cidrs {
+            command.args(["--local-cidr", cidr]);
+        }
+        let child = command
+            .args(&self.arguments)
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output)
+            .spawn()
+            .with_context(|| format!("cannot run {command:?}"))?;
+        Ok(Agent {
+            setup: self.clone(),
+            child,
+            log,
+        })
+    }
+
+    /// Where the agent pins its maps and links.
+    #[must_use]
+    pub fn pin_dir(&self) -> PathBuf {
+        self.bpffs.join("egress")
+    }
+
+    /// Runs another command of the binary on the node.
+    pub fn command(&self, words: &[&str]) -> Result<String> {
+        run(self.node.command(&self.binary).args(words))
+    }
+
+    /// Removes everything of the agent from the kernel.
+    pub fn detach(&self) -> Result<String> {
+        let pins = self.pin_dir();
+        self.command(&["detach", "--pin-dir", &pins.display().to_string()])
+    }
+}
+
+/// A running agent; dropping it kills it and prints its log, which the test runner shows on failure.
+#[derive(Debug)]
+pub struct Agent {
+    setup: Setup,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Agent {
+    /// How it was started.
+    #[must_use]
+    pub const fn setup(&self) -> &Setup {
+        &self.setup
+    }
+
+    /// Waits until `/readyz` says so.
+    pub fn wait_until_ready(&mut self) -> Result<()> {
+        wait::until("the agent is ready", || {
+            if let Some(status) = self.child.try_wait()? {
+                // Asking on would be in vain.
+                return Ok(Err(anyhow!("the agent ended: {status}")));
+            }
+            let (status, body) = self.get("/readyz")?;
+            ensure!(status == 200, "/readyz says {status} {body}");
+            Ok(Ok(()))
+        })
+        .flatten()
+        .with_context(|| format!("the agent's log:\n{}", self.log_tail()))
+    }
+
+    /// Fetches a path from its HTTP server.
+    pub fn get(&self, path: &str) -> Result<(u16, String)> {
+        scrape::get(&self.setup.node, HTTP, path)
+    }
+
+    /// Scrapes its metrics.
+    pub fn metrics(&self) -> Result<Metrics> {
+        let (status, body) = self.get("/metrics")?;
+        ensure!(status == 200, "/metrics says {status} {body}");
+        Metrics::parse(&body)
+    }
+
+    /// Scrapes until `condition` holds.
+    pub fn wait_for_metrics(
+        &self,
+        what: &str,
+        mut condition: impl FnMut(&Metrics) -> Result<()>,
+    ) -> Result<Metrics> {
+        wait::until(what, || {
+            let metrics = self.metrics()?;
+            condition(&metrics)?;
+            Ok(metrics)
+        })
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill(self.pid()?, signal)?)
+    }
+
+    /// Asks it to end, and waits.
+    pub fn terminate(mut self) -> Result<ExitStatus> {
+        self.signal(Signal::SIGTERM)?;
+        wait::until("the agent ends", || {
+            self.child.try_wait()?.context("it is still running")
+        })
+    }
+
+    /// Kills it as the kernel would, without a chance to do anything.
+    pub fn kill(mut self) -> Result<()> {
+        self.child.kill()?;
+        let status = self.child.wait()?;
+        ensure!(
+            status.signal() == Some(9),
+            "it was not the signal that ended the agent: {status}"
+        );
+        Ok(())
+    }
+
+    /// All that it said so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        let log = fs::read(&self.log).unwrap_or_default();
+        String::from_utf8_lossy(&log).into_owned()
+    }
+
+    fn pid(&self) -> Result<Pid> {
+        Ok(Pid::from_raw(i32::try_from(self.child.id())?))
+    }
+
+    fn log_tail(&self) -> String {
+        let log = self.log();
+        let lines: Vec<_> = log.lines().collect();
+        lines[lines.len().saturating_sub(40)..].join("\n")
+    }
+}
+
+impl Drop for Agent {
+    #[expect(
+        clippy::print_stderr,
+        reason = "the test runner keeps this and shows it when the test fails"
+    )]
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+        if env::var_os("NEXTEST").is_some() || cfg!(test) || std::thread::panicking() {
+            eprintln!("--- end of the agent's log\n{}\n---", self.log_tail());
+        }
+    }
+}
+
+/// The agent's binary: `EGRESS_BIN`, or what cargo built beside this program.
+fn binary() -> Result<PathBuf> {
+    if let Some(path) = env::var_os("EGRESS_BIN") {
+        let path = PathBuf::from(path);
+        ensure!(
+            path.is_file(),
+            "EGRESS_BIN names {}, which is no file",
+            path.display()
+        );
+        return Ok(path.canonicalize()?);
+    }
+    let own = env::current_exe()?;
+    for directory in own.ancestors().skip(1).take(2) {
+        let path = Path::new(directory).join("egress");
+        if path.is_file() {
+            return Ok(path);
+        }
+    }
+    bail!(
+        "there is no agent to run: set EGRESS_BIN, or build it beside {} with cargo build -p egress-userspace",
+        own.display()
+    )
+}
