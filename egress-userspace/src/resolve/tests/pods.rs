@@ -152,7 +152,10 @@ fn a_steered_pod_keeps_its_interface_while_that_exists() {
         ifindex,
         "its route flaps"
     );
-    assert_warned(&resolved, &["apps/web", "stays steered", "through the router"]);
+    assert_warned(
+        &resolved,
+        &["apps/web", "stays steered", "through the router"],
+    );
 
     world.node.links.remove(&ifindex);
     let resolved = world.resolve();
@@ -170,7 +173,15 @@ fn a_neighbour_that_claims_a_steered_pods_interface_does_not_free_it() {
     let address = world.steered("apps/web", 2, "p").addresses[0];
     let ifindex = world.resolve().pods[&name("apps/web")].ifindex;
     world.held = [(address, ifindex)].into();
-    world.steered("apps/intruder", 2, "p");
+    let claimed = ip("10.0.0.99");
+    world.steered("apps/intruder", 2, "p").addresses = vec![claimed];
+    world.node.routes.push(Route {
+        destination: claimed.into(),
+        gateway: None,
+        ifindex,
+        metric: 0,
+        mtu: None,
+    });
     let resolved = world.resolve();
     assert_eq!(
         resolved.pods.keys().collect::<Vec<_>>(),
