@@ -1,6 +1,6 @@
-//! Debug logs of the datapath: off unless asked for, and then no code at all is left of them.
+//! Debug logs of the datapath: unless they are asked for, no code at all is left of them.
 
-use aya_log_ebpf::debug;
+use aya_log_ebpf::info;
 use egress_common::DropReason;
 
 use crate::packet::Packet;
@@ -14,7 +14,7 @@ static LOG: u8 = 0;
 pub(crate) fn dropped(packet: &Packet<'_>, policy: u32, reason: DropReason) {
     // SAFETY: a static of the read-only section, read as the loader left it.
     if unsafe { core::ptr::read_volatile(&raw const LOG) } != 0 {
-        debug!(
+        info!(
             packet.ctx,
             "dropped: interface {}, policy {}, reason {}, {} bytes",
             packet.ifindex(),

@@ -116,7 +116,7 @@ pub struct Flags {
     /// Datagrams whose fragments are remembered [default: 8192]
     #[arg(long, value_name = "N")]
     pub max_fragments: Option<u32>,
-    /// Let the programs log each packet that they drop (RUST_LOG=debug shows it); needs a restart to change
+    /// Let the programs log each packet that they drop: for debugging, not for production
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub debug_log: Option<bool>,
 }

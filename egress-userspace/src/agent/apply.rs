@@ -8,7 +8,7 @@ use crate::{
     counters::Counters,
     diff::{self, Change, Plan},
     http::ReadMaps,
-    kernel::{CounterMaps, CounterReader, Datapath, Hook, Maps, Paths},
+    kernel::{CounterMaps, CounterReader, Datapath, Hook, Maps, Paths, ProgramLog},
     settings::Settings,
     snapshot::AttachedProgram,
     state::{DesiredState, KernelState, Limits, Names},
@@ -64,6 +64,11 @@ impl Kernel {
     pub(super) fn reading_maps(&self) -> Arc<ReadMaps> {
         let paths = self.paths.clone();
         Arc::new(move || diff::trace(&Maps::open(&paths)?))
+    }
+
+    /// The programs' log, if there is one.
+    pub(super) fn log(&mut self) -> anyhow::Result<Option<ProgramLog>> {
+        self.datapath.log()
     }
 
     pub(super) fn attach_mode(&self) -> &'static str {

@@ -6,10 +6,14 @@ mod apply;
 mod hooks;
 mod report;
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, os::fd::AsFd, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use arc_swap::ArcSwap;
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -22,6 +26,7 @@ use crate::{
     compile::compile,
     counters::Counters,
     http::{self, Pages},
+    kernel::ProgramLog,
     metrics::Metrics,
     node::{self, Netlink, NodeView},
     resolve::resolve,
@@ -51,7 +56,10 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
             )
         })?;
     let state_dir = StateDir::open(&settings.state_dir)?;
-    let kernel = tokio::task::block_in_place(|| Kernel::load(&settings, state_dir))?;
+    let mut kernel = tokio::task::block_in_place(|| Kernel::load(&settings, state_dir))?;
+    if let Some(log) = kernel.log()? {
+        std::thread::spawn(move || follow(log));
+    }
 
     let (changed, mut files_changed) = mpsc::channel(1);
     let _watching = files::watch(settings.resources.clone(), changed)
@@ -124,6 +132,23 @@ async fn solicit(neighbours: &BTreeSet<(u32, IpAddr)>) -> bool {
         }
     }
     !neighbours.is_empty()
+}
+
+/// Passes on what the programs log, for as long as the process lives.
+fn follow(mut log: ProgramLog) {
+    loop {
+        let readable = poll(
+            &mut [PollFd::new(log.as_fd(), PollFlags::POLLIN)],
+            PollTimeout::NONE,
+        );
+        match readable {
+            Ok(_) | Err(Errno::EINTR) => log.flush(),
+            Err(error) => {
+                tracing::error!("the programs' log cannot be followed any more: {error}");
+                return;
+            }
+        }
+    }
 }
 
 fn tell_supervisor() {

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, bail, ensure};
 use aya::{Ebpf, EbpfLoader, maps::MapInfo, programs::SchedClassifier};
+use aya_log::EbpfLogger;
 use egress_common::{
     DropReason,
     counter::PASS_KINDS,
@@ -77,6 +78,9 @@ impl Capacities {
     }
 }
 
+/// What the programs log, as events of `tracing`.
+pub type ProgramLog = EbpfLogger<&'static dyn log::Log>;
+
 /// How to load.
 #[derive(Clone, Debug)]
 pub struct LoadOptions {
@@ -97,6 +101,7 @@ pub struct Datapath {
     /// Which program is attached where.
     pub attachments: Attachments,
     ebpf: Ebpf,
+    debug_log: bool,
 }
 
 impl Datapath {
@@ -139,10 +144,22 @@ impl Datapath {
             maps,
             attachments,
             ebpf,
+            debug_log: options.debug_log,
         })
     }
 
-    /// The loaded object, for its log and for tests that run its programs.
+    /// The log of the programs, if they were loaded to write one.
+    ///
+    /// Whoever has it flushes it when its descriptor is readable; each message becomes an event at info.
+    pub fn log(&mut self) -> anyhow::Result<Option<ProgramLog>> {
+        if !self.debug_log {
+            return Ok(None);
+        }
+        let logger = EbpfLogger::init(&mut self.ebpf).context("cannot open the programs' log")?;
+        Ok(Some(logger))
+    }
+
+    /// The loaded object, for tests that run its programs.
     pub fn ebpf(&mut self) -> &mut Ebpf {
         &mut self.ebpf
     }

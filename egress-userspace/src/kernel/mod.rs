@@ -17,7 +17,7 @@ mod slots;
 
 pub use attach::{AttachMode, Attachments, Hook, detach_all};
 pub use counters::CounterMaps;
-pub use load::{Capacities, Datapath, LoadOptions};
+pub use load::{Capacities, Datapath, LoadOptions, ProgramLog};
 pub use maps::Maps;
 pub use object::{OBJECT, Program, ebpf_object};
 pub use paths::Paths;
