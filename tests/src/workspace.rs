@@ -16,7 +16,7 @@ use std::{
     thread,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
@@ -26,7 +26,7 @@ use nix::{
 };
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::{Host, host::run};
+use crate::{Host, host::run, wait};
 
 const FILES: &str = "/run/egress-tests";
 const NAMESPACES: &str = "/run/netns";
@@ -164,6 +164,7 @@ fn clean_up_on_signals() {
             for files in entries(Path::new(FILES), &own) {
                 remove_files(&files);
             }
+            end_children();
             process::exit(128 + number.unwrap_or(0));
         });
         // An answer is an installed handler, no answer a thread that ended: nothing to wait for either way.
@@ -238,6 +239,35 @@ fn processes_in(namespace: &Path) -> Vec<Pid> {
                 .is_ok_and(|found| (found.dev(), found.ino()) == (wanted.dev(), wanted.ino()))
         })
         .map(Pid::from_raw)
+        .collect()
+}
+
+/// Ends what this process has started, which may not have entered its namespace yet: with the namespace's
+/// name gone, nothing that starts from now on can.
+fn end_children() {
+    let gone = wait::until("the processes of the scene end", || {
+        let living = living_children();
+        for pid in &living {
+            let _ = kill(*pid, Signal::SIGKILL);
+        }
+        ensure!(living.is_empty(), "these live on: {living:?}");
+        Ok(())
+    });
+    // There is nobody left to tell but the caller of the process, who gets its exit code.
+    drop(gone);
+}
+
+fn living_children() -> Vec<Pid> {
+    entries(Path::new("/proc"), "")
+        .iter()
+        .filter_map(|path| {
+            let pid = path.file_name()?.to_str()?.parse().ok()?;
+            // `pid (name) state parent …`, and a name may hold anything.
+            let stat = fs::read_to_string(path.join("stat")).ok()?;
+            let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+            let (state, parent) = (fields.next()?, fields.next()?.parse::<u32>().ok()?);
+            (state != "Z" && process::id() == parent).then_some(Pid::from_raw(pid))
+        })
         .collect()
 }
 

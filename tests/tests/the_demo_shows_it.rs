@@ -2,6 +2,7 @@
 
 use std::{
     io::{BufRead, BufReader},
+    os::unix::process::CommandExt,
     process::{Command, Stdio},
 };
 
@@ -14,8 +15,31 @@ use nix::{
 
 fn demo() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_egress-demo"));
-    command.stdin(Stdio::null());
+    command.stdin(Stdio::null()).process_group(0);
     command
+}
+
+/// The processes of the group that a demo leads, without those that wait for nothing but their burial.
+fn living_in_group(leader: u32) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc")? {
+        // What ends while we look has no such file, and what is no process neither.
+        let Ok(stat) = std::fs::read_to_string(entry?.path().join("stat")) else {
+            continue;
+        };
+        let fields: Vec<_> = stat
+            .rsplit_once(')')
+            .map_or("", |(_, rest)| rest)
+            .split_whitespace()
+            .collect();
+        if let [state, _parent, group, ..] = fields[..]
+            && state != "Z"
+            && group == leader.to_string()
+        {
+            found.push(stat);
+        }
+    }
+    Ok(found)
 }
 
 #[test]
@@ -92,6 +116,11 @@ fn nothing_is_left_after_a_signal_at_any_time() -> Result<()> {
         ensure!(!status.success(), "{signal}: {status}");
         assert_eq!(
             remains(child.id()),
+            Vec::<String>::new(),
+            "{signal} after {lines} lines"
+        );
+        assert_eq!(
+            living_in_group(child.id())?,
             Vec::<String>::new(),
             "{signal} after {lines} lines"
         );
