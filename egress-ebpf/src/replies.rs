@@ -2,7 +2,7 @@
 
 use aya_ebpf::{btf_maps::LruHashMap, macros::btf_map};
 use egress_common::{
-    DropReason, WireU16,
+    DropReason, Mac, WireU16,
     keys::{ReplyKey, ReplyPath},
     maps::capacity,
 };
@@ -54,10 +54,36 @@ pub(crate) fn record(packet: &Packet<'_>, ip: &Ip) -> Result<(), DropReason> {
 }
 
 /// Where a packet goes if it answers a recorded connection, or is an ICMP error about one.
+#[inline(always)]
+pub(crate) fn find(packet: &Packet<'_>, ip: &Ip) -> Option<ReplyPath> {
+    let mut path = ReplyPath {
+        ifindex: 0,
+        pod_mac: Mac([0; 6]),
+        host_mac: Mac([0; 6]),
+    };
+    look_up(packet, ip, &mut path).then_some(path)
+}
+
+/// Fills in the path, and says whether there is one.
 ///
 /// A function of its own: the quoted packet and the key would not fit the caller's stack (512 bytes).
+/// It returns a flag, as [`parse::quoted`] does.
 #[inline(never)]
-pub(crate) fn find(packet: &Packet<'_>, ip: &Ip) -> Option<ReplyPath> {
+fn look_up(packet: &Packet<'_>, ip: &Ip, path: &mut ReplyPath) -> bool {
+    let Some(key) = key(packet, ip) else {
+        return false;
+    };
+    // SAFETY: plain bytes, copied at once.
+    let Some(known) = (unsafe { REPLIES.get(&key) }) else {
+        return false;
+    };
+    *path = *known;
+    true
+}
+
+/// What a reply's connection, or that of an error's quoted packet, is recorded under.
+#[inline(always)]
+fn key(packet: &Packet<'_>, ip: &Ip) -> Option<ReplyKey> {
     let transport = transport(packet, ip.protocol, ip.l4).ok()?;
     let mut key = ReplyKey {
         remote: ip.source,
@@ -76,8 +102,7 @@ pub(crate) fn find(packet: &Packet<'_>, ip: &Ip) -> Option<ReplyPath> {
         TransportKind::IcmpError => quoted(packet, ip, &mut key)?,
         TransportKind::EchoRequest | TransportKind::IcmpOther => return None,
     }
-    // SAFETY: plain bytes, copied at once.
-    unsafe { REPLIES.get(&key) }.copied()
+    Some(key)
 }
 
 /// Turns the key into that of the connection which an ICMP error quotes.

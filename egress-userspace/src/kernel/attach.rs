@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use anyhow::Context;
@@ -12,16 +12,21 @@ use aya::{
     programs::{
         LinkOrder, SchedClassifier, TcAttachType,
         links::{FdLink, PinnedLink},
-        tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact},
+        tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
     },
 };
 
-use super::{load::classifier, object::Program, paths::Paths};
+use super::{clsact, load::classifier, object::Program, paths::Paths};
 
 /// Fixed, so that a filter is found again by the next run; 1 is before everything else on the hook.
 const PRIORITY: u16 = 1;
-/// "eg": among filters of one priority, ours.
-const HANDLE: TcHandle = TcHandle::new(0, 0x6567);
+/// "eg" and "eh": among filters of one priority, ours. Two programs may share an interface.
+const fn handle(program: Program) -> TcHandle {
+    match program {
+        Program::FromPod => TcHandle::new(0, 0x6567),
+        Program::FromGateway => TcHandle::new(0, 0x6568),
+    }
+}
 
 /// How programs are attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
@@ -116,7 +121,7 @@ impl Attachments {
                     .iter()
                     .filter(|pin| !keep.contains(&(pin.program, pin.ifindex)))
                 {
-                    if let Err(error) = pin.remove() {
+                    if let Err(error) = pin.remove(&self.paths) {
                         errors.push(error);
                     }
                 }
@@ -207,17 +212,28 @@ fn attach_tcx(program: &mut SchedClassifier, hook: &Hook, paths: &Paths) -> anyh
 }
 
 fn attach_clsact(program: &mut SchedClassifier, hook: &Hook, paths: &Paths) -> anyhow::Result<()> {
-    // One that exists already is as good; attaching tells what is really wrong.
-    let made = qdisc_add_clsact(&hook.interface).is_ok();
-    let marker = paths.clsact_marker(hook.program, hook.ifindex);
-    if marker.exists() {
-        remove_file(&marker)?;
+    // Marks come before what they mark, or a crash between them would leave what nobody finds again.
+    mark(
+        program,
+        &paths.clsact_marker(hook.program, hook.ifindex),
+        paths,
+    )?;
+    if clsact::add_qdisc(hook.ifindex).context("cannot add the clsact qdisc")? {
+        tracing::debug!(interface = %hook.interface, "added the clsact qdisc");
+        let own = paths.own_qdisc(hook.ifindex);
+        // One that is left from a qdisc that something else removed is as good.
+        match fs::create_dir(&own) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(error).with_context(|| format!("cannot make {}", own.display()));
+            }
+            Ok(()) | Err(_) => {}
+        }
     }
     let known = SchedClassifierLink::attached(
         &hook.interface,
         TcAttachType::Ingress,
         PRIORITY,
-        HANDLE,
+        handle(hook.program),
         None,
     )?;
     let id = match program.attach_to_link(known) {
@@ -227,21 +243,27 @@ fn attach_clsact(program: &mut SchedClassifier, hook: &Hook, paths: &Paths) -> a
             TcAttachType::Ingress,
             TcAttachOptions::Netlink(NlOptions {
                 priority: PRIORITY,
-                handle: HANDLE,
+                handle: handle(hook.program),
                 classid: None,
             }),
         )?,
     };
     // Dropping the link would take the filter away.
     std::mem::forget(program.take_link(id)?);
-    program.fd()?;
-    program
-        .pin(&marker)
-        .with_context(|| format!("cannot leave the marker {}", marker.display()))?;
-    if made {
-        tracing::debug!(interface = %hook.interface, "added the clsact qdisc");
-    }
     Ok(())
+}
+
+/// Pins the program as a marker, in the place of an earlier run's.
+fn mark(program: &mut SchedClassifier, marker: &Path, paths: &Paths) -> anyhow::Result<()> {
+    let new = paths.new_marker();
+    if new.exists() {
+        remove_file(&new)?;
+    }
+    program
+        .pin(&new)
+        .map_err(anyhow::Error::from)
+        .and_then(|()| Ok(fs::rename(&new, marker)?))
+        .with_context(|| format!("cannot leave the marker {}", marker.display()))
 }
 
 /// A pin that says that a program is attached.
@@ -254,21 +276,37 @@ struct Pin {
 
 impl Pin {
     /// Takes the program off its hook.
-    fn remove(&self) -> anyhow::Result<()> {
-        if self.clsact
-            && let Ok(name) = nix::net::if_::if_indextoname(self.ifindex)
-        {
-            let name = name.to_string_lossy();
-            let link = SchedClassifierLink::attached(
-                &name,
-                TcAttachType::Ingress,
-                PRIORITY,
-                HANDLE,
-                None,
-            )?;
-            drop(link);
+    fn remove(&self, paths: &Paths) -> anyhow::Result<()> {
+        if self.clsact {
+            let handle = handle(self.program).into();
+            clsact::remove_filter(self.ifindex, PRIORITY, handle).with_context(|| {
+                format!(
+                    "cannot remove the filter of {} from the interface with index {}",
+                    self.program.name(),
+                    self.ifindex
+                )
+            })?;
+            self.remove_own_qdisc(paths)?;
         }
         remove_file(&self.path)
+    }
+
+    /// Removes the qdisc if an agent made it; what others have put into it keeps it, as theirs.
+    fn remove_own_qdisc(&self, paths: &Paths) -> anyhow::Result<()> {
+        let own = paths.own_qdisc(self.ifindex);
+        let shared = pins(paths)?
+            .iter()
+            .any(|pin| pin.clsact && pin.ifindex == self.ifindex && pin.program != self.program);
+        if shared || !own.exists() {
+            return Ok(());
+        }
+        clsact::remove_unused_qdisc(self.ifindex).with_context(|| {
+            format!(
+                "cannot remove the clsact qdisc of the interface with index {}",
+                self.ifindex
+            )
+        })?;
+        fs::remove_dir(&own).with_context(|| format!("cannot remove {}", own.display()))
     }
 }
 
@@ -303,11 +341,14 @@ fn pins(paths: &Paths) -> anyhow::Result<Vec<Pin>> {
 /// The hooks that could not be detached, each with its reason.
 pub fn detach_all(paths: &Paths) -> Vec<anyhow::Error> {
     match pins(paths) {
-        Ok(pins) => pins.iter().filter_map(|pin| pin.remove().err()).collect(),
+        Ok(pins) => pins
+            .iter()
+            .filter_map(|pin| pin.remove(paths).err())
+            .collect(),
         Err(error) => vec![error],
     }
 }
 
-fn remove_file(path: &std::path::Path) -> anyhow::Result<()> {
+fn remove_file(path: &Path) -> anyhow::Result<()> {
     fs::remove_file(path).with_context(|| format!("cannot remove {}", path.display()))
 }

@@ -5,6 +5,7 @@
 )]
 
 mod attach;
+mod clsact;
 mod counters;
 mod grace;
 mod load;

@@ -60,6 +60,18 @@ impl Paths {
             .join(format!("{CLSACT}{}-{ifindex}", program.name()))
     }
 
+    /// Where a new marker is pinned before it takes the old one's place.
+    #[must_use]
+    pub fn new_marker(&self) -> PathBuf {
+        self.root.join("marker")
+    }
+
+    /// The directory that says that an interface's clsact qdisc is of our making.
+    #[must_use]
+    pub fn own_qdisc(&self, ifindex: u32) -> PathBuf {
+        self.root.join(format!("qdisc-{ifindex}"))
+    }
+
     /// Reads the name of a pinned link or marker: the program, the interface, whether it is a marker.
     #[must_use]
     pub fn parse_link(path: &Path) -> Option<(Program, u32, bool)> {
