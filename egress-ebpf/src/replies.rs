@@ -22,7 +22,7 @@ pub(crate) fn record(packet: &Packet<'_>, ip: &Ip) -> Result<(), DropReason> {
     if matches!(ip.fragment, Fragment::Later(_)) {
         return Ok(());
     }
-    let transport = transport(packet, ip.protocol, ip.l4)?;
+    let transport = transport(packet, ip.protocol, ip.l4, ip.end())?;
     match transport.kind {
         TransportKind::Flow | TransportKind::EchoRequest => {}
         // Answers and errors open nothing that somebody could reply to.
@@ -58,7 +58,7 @@ pub(crate) fn record(packet: &Packet<'_>, ip: &Ip) -> Result<(), DropReason> {
 /// A function of its own: the quoted packet and the key would not fit the caller's stack (512 bytes).
 #[inline(never)]
 pub(crate) fn find(packet: &Packet<'_>, ip: &Ip) -> Option<ReplyPath> {
-    let transport = transport(packet, ip.protocol, ip.l4).ok()?;
+    let transport = transport(packet, ip.protocol, ip.l4, ip.end()).ok()?;
     let mut key = ReplyKey {
         remote: ip.source,
         pod: ip.destination,
@@ -85,7 +85,7 @@ pub(crate) fn find(packet: &Packet<'_>, ip: &Ip) -> Option<ReplyPath> {
 fn quoted(packet: &Packet<'_>, ip: &Ip, key: &mut ReplyKey) -> Option<()> {
     let mut quoted = Quoted::unread();
     // An error goes to the sender of what it quotes; anything else is made up.
-    if !parse::quoted(packet, ip.family, ip.l4, &mut quoted) || quoted.source != ip.destination {
+    if !parse::quoted(packet, ip, &mut quoted) || quoted.source != ip.destination {
         return None;
     }
     key.remote = quoted.destination;
