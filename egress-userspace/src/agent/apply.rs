@@ -102,6 +102,12 @@ impl Kernel {
             .collect()
     }
 
+    /// Makes hooks that something else took away be attached again by the next apply, and counts them.
+    pub(super) fn forget_lost_hooks(&mut self) -> anyhow::Result<usize> {
+        let (attachments, ebpf) = self.datapath.attaching();
+        attachments.forget_lost(ebpf)
+    }
+
     /// Brings maps and hooks to the desired state, and says how many changes that took.
     ///
     /// Programs of pods that are let go are detached before the maps forget them, or their packets

@@ -42,6 +42,8 @@ pub(crate) use hooks::wanted as wanted_hooks;
 /// The pauses after failed applies: doubled each time, between these.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LAST_RETRY: Duration = Duration::from_secs(30);
+/// How often hooks are looked at: what something else removes is back within a second.
+const LOOK_AT_HOOKS: Duration = Duration::from_millis(500);
 /// The pause before a neighbour that did not answer is asked for again.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -107,6 +109,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
             Ok(()) = node_changed.changed() => {}
             () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => {}
             () = sleep(ASK_AGAIN), if ask_again => {}
+            () = agent.hook_lost() => {}
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
@@ -168,6 +171,8 @@ struct Agent {
     report: Report,
     snapshot: Snapshot,
     failures: u32,
+    /// When hooks are looked at next, however often something else wakes the loop.
+    look_at: Instant,
 }
 
 impl Agent {
@@ -193,6 +198,7 @@ impl Agent {
             report: Report::default(),
             snapshot,
             failures: 0,
+            look_at: Instant::now() + LOOK_AT_HOOKS,
         }
     }
 
@@ -203,6 +209,24 @@ impl Agent {
     fn retry_at(&self) -> Option<Instant> {
         let doublings = self.failures.checked_sub(1)?.min(16);
         Some(Instant::now() + (FIRST_RETRY * 2_u32.pow(doublings)).min(LAST_RETRY))
+    }
+
+    /// Waits until something else has taken a program off its hook.
+    ///
+    /// The hooks are looked at again and again: a TCX link tells nobody when it goes.
+    async fn hook_lost(&mut self) {
+        loop {
+            sleep_until(self.look_at).await;
+            self.look_at = Instant::now() + LOOK_AT_HOOKS;
+            match tokio::task::block_in_place(|| self.kernel.forget_lost_hooks()) {
+                Ok(0) => {}
+                Ok(lost) => {
+                    self.snapshot.reattached += lost as u64;
+                    return;
+                }
+                Err(error) => tracing::warn!("cannot look at the hooks: {error:#}"),
+            }
+        }
     }
 
     fn read_files(&mut self) {

@@ -104,6 +104,51 @@ impl Attachments {
             .collect()
     }
 
+    /// Forgets the hooks that something else took away, so that they are attached again, and counts them.
+    ///
+    /// # Errors
+    /// The kernel cannot be asked.
+    pub fn forget_lost(&mut self, ebpf: &Ebpf) -> anyhow::Result<usize> {
+        let mut lost = Vec::new();
+        for (&(program, ifindex), interface) in &self.attached {
+            // The node's links tell of an interface that is gone; there is nothing to attach to.
+            if nix::net::if_::if_indextoname(ifindex).is_ok()
+                && !self.is_there(ebpf, program, ifindex)?
+            {
+                tracing::warn!(
+                    %interface,
+                    program = program.name(),
+                    "something else removed the program; attaching it again"
+                );
+                lost.push((program, ifindex));
+            }
+        }
+        for key in &lost {
+            self.attached.remove(key);
+        }
+        Ok(lost.len())
+    }
+
+    fn is_there(&self, ebpf: &Ebpf, program: Program, ifindex: u32) -> anyhow::Result<bool> {
+        match self.mode {
+            AttachMode::Tcx => {
+                if !self.paths.link(program, ifindex).exists() {
+                    return Ok(false);
+                }
+                let own = loaded_id(ebpf, program)?;
+                let name = nix::net::if_::if_indextoname(ifindex)?;
+                let (_, programs) =
+                    SchedClassifier::query_tcx(&name.to_string_lossy(), TcAttachType::Ingress)?;
+                Ok(programs.iter().any(|info| info.id() == own))
+            }
+            AttachMode::Clsact => Ok(clsact::has_filter(
+                ifindex,
+                PRIORITY,
+                handle(program).into(),
+            )?),
+        }
+    }
+
     /// Detaches every program, of this run or an earlier one, that is not wanted.
     ///
     /// # Errors
@@ -165,6 +210,14 @@ impl Attachments {
             AttachMode::Clsact => attach_clsact(program, hook, &self.paths),
         }
     }
+}
+
+/// The kernel's id of the program that this run has loaded.
+fn loaded_id(ebpf: &Ebpf, program: Program) -> anyhow::Result<u32> {
+    let loaded = ebpf
+        .program(program.name())
+        .with_context(|| format!("the embedded object has no program {}", program.name()))?;
+    Ok(loaded.info()?.id())
 }
 
 /// Whether the kernel has TCX is asked of the kernel: a link on the loopback device, let go at once.

@@ -60,13 +60,30 @@ pub(super) fn remove_unused_qdisc(ifindex: u32) -> io::Result<()> {
     ))
 }
 
+/// Whether the ingress filter of that priority and handle is there.
+pub(super) fn has_filter(ifindex: u32, priority: u16, handle: u32) -> io::Result<bool> {
+    match ask(
+        &filter(libc::RTM_GETTFILTER, ifindex, priority, handle),
+        &[],
+    ) {
+        Ok(_) => Ok(true),
+        Err(Errno::ENOENT | Errno::ENODEV | Errno::EINVAL) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Removes the ingress filter of that priority and handle; one that is gone is as good.
 pub(super) fn remove_filter(ifindex: u32, priority: u16, handle: u32) -> io::Result<()> {
-    let info = u32::from(priority) << 16 | u32::from(EVERY_PROTOCOL);
     absent_is_fine(ask(
-        &message(libc::RTM_DELTFILTER, 0, ifindex, handle, INGRESS, info),
+        &filter(libc::RTM_DELTFILTER, ifindex, priority, handle),
         &[],
     ))
+}
+
+/// A message about one ingress filter.
+fn filter(kind: u16, ifindex: u32, priority: u16, handle: u32) -> Vec<u8> {
+    let info = u32::from(priority) << 16 | u32::from(EVERY_PROTOCOL);
+    message(kind, 0, ifindex, handle, INGRESS, info)
 }
 
 /// `EINVAL` is what the kernel says of a filter where there is no qdisc, or no such priority.
