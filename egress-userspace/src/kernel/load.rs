@@ -15,6 +15,7 @@ use super::{
     maps::Maps,
     object::{OBJECT, Program},
     paths::Paths,
+    segments,
 };
 
 /// The largest array that the kernel is asked for: above it, sizes no longer fit its 32-bit arithmetic.
@@ -116,6 +117,7 @@ impl Datapath {
         if let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, u64::MAX, u64::MAX) {
             tracing::debug!(%error, "cannot raise RLIMIT_MEMLOCK; only kernels before 5.11 need it");
         }
+        segments::make_outer(&options.paths)?;
         let log = u8::from(options.debug_log);
         let mut loader = EbpfLoader::new();
         loader.override_global("LOG", &log, true);

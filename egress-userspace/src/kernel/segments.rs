@@ -1,6 +1,10 @@
 //! The line store: an array of maps whose inner maps are made as they are needed.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+};
 
 use anyhow::{Context, ensure};
 use aya::maps::{Array, ArrayOfMaps, Map, MapData};
@@ -94,14 +98,12 @@ impl Segments {
     }
 
     fn add(&mut self, index: u32) -> anyhow::Result<()> {
-        let path = self.paths.segment(index);
-        let map = Array::<MapData, Line>::create(SEGMENT_LINES, 0)
-            .with_context(|| format!("cannot make segment {index} of {LINES} (1 MiB)"))?;
-        map.pin(&path)
-            .with_context(|| format!("cannot pin {}", path.display()))?;
-        let map = Array::try_from(Map::from_map_data(MapData::from_pin(&path)?)?)?;
+        let map = Array::try_from(Map::from_map_data(pinned(&self.paths, index)?)?)?;
+        self.outer
+            .set(index, &map, 0)
+            .with_context(|| format!("cannot add segment {index} to {LINES}"))?;
         self.open.insert(index, map);
-        self.publish(index)
+        Ok(())
     }
 
     /// Publishes a segment again, which changes nothing and waits for a grace period.
@@ -118,6 +120,79 @@ impl Segments {
         self.outer
             .set(index, map, 0)
             .with_context(|| format!("cannot add segment {index} to {LINES}"))
+    }
+}
+
+/// Makes and pins the outer map, unless an earlier run has.
+///
+/// aya would give the inner map's template the object's type information, which the segments made here
+/// do not have; kernels from 5.15 to 6.2 then refuse them, for an unlike place of timers in the value.
+pub(super) fn make_outer(paths: &Paths) -> anyhow::Result<()> {
+    let path = paths.map(LINES);
+    if path.exists() {
+        return Ok(());
+    }
+    let template = pinned(paths, 0)?;
+    let outer = create_array_of_maps(MAX_SEGMENTS, template.fd().as_fd())
+        .with_context(|| format!("cannot make the map {LINES}"))?;
+    MapData::from_fd(outer)?
+        .pin(&path)
+        .with_context(|| format!("cannot pin {}", path.display()))
+}
+
+/// A segment, made unless it is there: an earlier try may have pinned it and failed to publish it.
+fn pinned(paths: &Paths, index: u32) -> anyhow::Result<MapData> {
+    let path = paths.segment(index);
+    if !path.exists() {
+        Array::<MapData, Line>::create(SEGMENT_LINES, 0)
+            .with_context(|| format!("cannot make segment {index} of {LINES} (1 MiB)"))?
+            .pin(&path)
+            .with_context(|| format!("cannot pin {}", path.display()))?;
+    }
+    MapData::from_pin(&path).with_context(|| format!("cannot open the segment {}", path.display()))
+}
+
+/// The first fields of `union bpf_attr` for `BPF_MAP_CREATE` (`linux/bpf.h`).
+#[repr(C)]
+struct MapCreate {
+    map_type: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    map_flags: u32,
+    inner_map_fd: i32,
+    numa_node: u32,
+    map_name: [u8; 16],
+}
+
+fn create_array_of_maps(entries: u32, template: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    const BPF_MAP_CREATE: libc::c_long = 0;
+    const ARRAY_OF_MAPS: u32 = 12;
+    let mut map_name = [0; 16];
+    map_name[..LINES.len()].copy_from_slice(LINES.as_bytes());
+    let attributes = MapCreate {
+        map_type: ARRAY_OF_MAPS,
+        key_size: 4,
+        value_size: 4,
+        max_entries: entries,
+        map_flags: 0,
+        inner_map_fd: template.as_raw_fd(),
+        numa_node: 0,
+        map_name,
+    };
+    // SAFETY: the kernel reads the attributes, which live for the call, and no further than their size.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_MAP_CREATE,
+            &raw const attributes,
+            size_of::<MapCreate>(),
+        )
+    };
+    match i32::try_from(fd) {
+        // SAFETY: a descriptor that the kernel has just given to nobody else.
+        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 
