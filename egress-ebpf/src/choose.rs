@@ -28,7 +28,7 @@ pub(crate) fn member(packet: &Packet<'_>, ip: &Ip, slot_lines: u32) -> Result<u3
 
 #[inline(always)]
 fn flow_hash(packet: &Packet<'_>, ip: &Ip) -> Result<u32, DropReason> {
-    let transport = parse::transport(packet, ip.protocol, ip.l4)?;
+    let transport = parse::transport(packet, ip.protocol, ip.l4, ip.end())?;
     let flow = Flow {
         source: ip.source,
         destination: ip.destination,

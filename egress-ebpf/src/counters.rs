@@ -77,7 +77,8 @@ impl Shape {
             largest: if gso_size == GSO_BY_FRAGS {
                 0
             } else {
-                headers + gso_size
+                // What is shorter than a segment stays as it is.
+                ip.length.min(headers + gso_size)
             },
         }
     }

@@ -115,6 +115,12 @@ impl Ip {
             fragment: Fragment::Whole,
         }
     }
+
+    /// Where the packet ends, in bytes from the start of the frame: what follows is padding.
+    #[inline(always)]
+    pub(crate) const fn end(&self) -> u32 {
+        L3 + self.length
+    }
 }
 
 /// Which part of a datagram a packet is.
@@ -215,7 +221,11 @@ fn ipv6(packet: &Packet<'_>, ip: &mut Ip) -> Result<(), DropReason> {
         40 + payload
     };
     ip.length = total_length(packet, claimed)?;
-    walk_extensions(packet, ip)
+    walk_extensions(packet, ip)?;
+    if ip.l4 > ip.end() {
+        return Err(DropReason::Malformed);
+    }
+    Ok(())
 }
 
 /// The length that a header claims, if the frame holds it. Big TCP writes zero into an aggregate's header.
@@ -261,6 +271,7 @@ fn walk_extensions(packet: &Packet<'_>, ip: &mut Ip) -> Result<(), DropReason> {
                 let offset = header.fragment_offset.get();
                 if offset >> 3 != 0 {
                     ip.fragment = Fragment::Later(header.rest);
+                    ip.l4 += 8;
                     return Ok(());
                 }
                 // RFC 6946: offset 0 without "more" is an atomic fragment, a whole packet.
@@ -317,16 +328,26 @@ struct Icmp {
     sequence: WireU16,
 }
 
-/// Reads the ports at `l4`. Not for later fragments, which have none.
+/// The bytes at `offset`, if the packet, which ends at `end`, has them: padding tells nothing.
+#[inline(always)]
+pub(crate) fn load_within<T: Copy>(packet: &Packet<'_>, offset: u32, end: u32) -> Option<T> {
+    if offset as usize + size_of::<T>() > end as usize {
+        return None;
+    }
+    packet.load(offset)
+}
+
+/// Reads the ports at `l4` of a packet that ends at `end`. Not for later fragments, which have none.
 #[inline(always)]
 pub(crate) fn transport(
     packet: &Packet<'_>,
     protocol: u8,
     l4: u32,
+    end: u32,
 ) -> Result<Transport, DropReason> {
     match protocol {
         protocol::TCP | protocol::UDP | protocol::UDP_LITE | protocol::SCTP | protocol::DCCP => {
-            let ports: [WireU16; 2] = packet.load(l4).ok_or(DropReason::Malformed)?;
+            let ports: [WireU16; 2] = load_within(packet, l4, end).ok_or(DropReason::Malformed)?;
             Ok(Transport {
                 source_port: ports[0],
                 destination_port: ports[1],
@@ -334,7 +355,7 @@ pub(crate) fn transport(
             })
         }
         protocol::ICMP | protocol::ICMPV6 => {
-            let icmp: Icmp = packet.load(l4).ok_or(DropReason::Malformed)?;
+            let icmp: Icmp = load_within(packet, l4, end).ok_or(DropReason::Malformed)?;
             let kind = icmp_kind(protocol, icmp.kind);
             let echo = matches!(kind, TransportKind::EchoRequest | TransportKind::EchoReply);
             Ok(Transport {
@@ -387,17 +408,17 @@ impl Quoted {
     }
 }
 
-/// Reads the packet that the ICMP error at `l4` quotes (RFC 792: its header and 8 bytes; RFC 4443: more),
+/// Reads the packet that the ICMP error `ip` quotes (RFC 792: its header and 8 bytes; RFC 4443: more),
 /// and says whether there is one that tells its flow.
 ///
 /// A function of its own, for the sake of its callers' stack. It returns a flag because the kernel
 /// refuses the type information of an `Option` whose tag is not its first byte.
 #[inline(never)]
-pub(crate) fn quoted(packet: &Packet<'_>, family: Family, l4: u32, quoted: &mut Quoted) -> bool {
-    let at = l4 + 8;
-    let l4 = match family {
+pub(crate) fn quoted(packet: &Packet<'_>, ip: &Ip, quoted: &mut Quoted) -> bool {
+    let at = ip.l4 + 8;
+    let l4 = match ip.family {
         Family::V4 => {
-            let Some(header) = packet.load::<Ipv4Header>(at) else {
+            let Some(header) = load_within::<Ipv4Header>(packet, at, ip.end()) else {
                 return false;
             };
             // A later fragment quotes no ports.
@@ -410,10 +431,10 @@ pub(crate) fn quoted(packet: &Packet<'_>, family: Family, l4: u32, quoted: &mut 
             at + u32::from(header.version_ihl & 0x0f) * 4
         }
         Family::V6 => {
-            let Some(header) = packet.load::<Ipv6Header>(at) else {
+            let Some(header) = load_within::<Ipv6Header>(packet, at, ip.end()) else {
                 return false;
             };
-            if header.version_class_flow[0] >> 4 != 6 {
+            if header.version_class_flow[0] >> 4 != 6 || at + 40 > ip.end() {
                 return false;
             }
             if !packet.load_addr(at + IPV6_SOURCE, &mut quoted.source)
@@ -425,7 +446,7 @@ pub(crate) fn quoted(packet: &Packet<'_>, family: Family, l4: u32, quoted: &mut 
             at + 40
         }
     };
-    match transport(packet, quoted.protocol, l4) {
+    match transport(packet, quoted.protocol, l4, ip.end()) {
         Ok(transport) => {
             quoted.transport = transport;
             true

@@ -8,7 +8,7 @@ use egress_common::{Addr, Family, keys::PodKey, maps::capacity, verdict::PodStat
 
 use crate::{
     packet::Packet,
-    parse::{Ip, protocol},
+    parse::{self, Fragment, Ip, protocol},
 };
 
 /// `BPF_F_MMAPABLE`: userspace turns a pod with one store.
@@ -64,7 +64,8 @@ fn is_neighbourly(packet: &Packet<'_>, ip: &Ip) -> bool {
             ip.source == Addr::v4([0; 4])
                 && ip.destination == Addr::v4([255; 4])
                 && ip.protocol == protocol::UDP
-                && packet.load::<[u8; 4]>(ip.l4) == Some([0, 68, 0, 67])
+                && !matches!(ip.fragment, Fragment::Later(_))
+                && parse::load_within::<[u8; 4]>(packet, ip.l4, ip.end()) == Some([0, 68, 0, 67])
         }
         Family::V6 => {
             let from = ip.source.0;

@@ -22,7 +22,7 @@ pub(crate) fn record(packet: &Packet<'_>, ip: &Ip) -> Result<(), DropReason> {
     if matches!(ip.fragment, Fragment::Later(_)) {
         return Ok(());
     }
-    let transport = transport(packet, ip.protocol, ip.l4)?;
+    let transport = transport(packet, ip.protocol, ip.l4, ip.end())?;
     match transport.kind {
         TransportKind::Flow | TransportKind::EchoRequest => {}
         // Answers and errors open nothing that somebody could reply to.
@@ -84,7 +84,7 @@ fn look_up(packet: &Packet<'_>, ip: &Ip, path: &mut ReplyPath) -> bool {
 /// What a reply's connection, or that of an error's quoted packet, is recorded under.
 #[inline(always)]
 fn key(packet: &Packet<'_>, ip: &Ip) -> Option<ReplyKey> {
-    let transport = transport(packet, ip.protocol, ip.l4).ok()?;
+    let transport = transport(packet, ip.protocol, ip.l4, ip.end()).ok()?;
     let mut key = ReplyKey {
         remote: ip.source,
         pod: ip.destination,
@@ -110,7 +110,7 @@ fn key(packet: &Packet<'_>, ip: &Ip) -> Option<ReplyKey> {
 fn quoted(packet: &Packet<'_>, ip: &Ip, key: &mut ReplyKey) -> Option<()> {
     let mut quoted = Quoted::unread();
     // An error goes to the sender of what it quotes; anything else is made up.
-    if !parse::quoted(packet, ip.family, ip.l4, &mut quoted) || quoted.source != ip.destination {
+    if !parse::quoted(packet, ip, &mut quoted) || quoted.source != ip.destination {
         return None;
     }
     key.remote = quoted.destination;

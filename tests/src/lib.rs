@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod client;
 pub mod host;
+pub mod packets;
 pub mod resources;
 pub mod scrape;
 pub mod server;

@@ -156,7 +156,9 @@ impl Kernel {
         self.names = Arc::new(both);
         told(counters.adopt(&self.names));
         for change in &plan.changes {
-            carry_out(&mut self.datapath.maps, change)
+            self.datapath
+                .maps
+                .carry_out(change)
                 .with_context(|| format!("while changing the maps ({})", describe(change)))?;
         }
         told(counters.retain(&plan.names));
@@ -219,20 +221,6 @@ fn union(before: &Names, plan: &Plan) -> Names {
         both.policies.insert(policy.clone(), *id);
     }
     both
-}
-
-fn carry_out(maps: &mut Maps, change: &Change) -> anyhow::Result<()> {
-    match change {
-        Change::WriteLines { first_line, lines } => maps.write_lines(*first_line, lines),
-        Change::WriteMember { id, member } => maps.write_member(*id, member),
-        Change::WriteVerdicts { base, verdicts } => maps.write_verdicts(*base, verdicts),
-        Change::InsertPrefix { prefix, class } => maps.insert_prefix(prefix, *class),
-        Change::TurnPod { slot, state } => maps.turn_pod(*slot, *state),
-        Change::InsertPod { key, slot } => maps.insert_pod(*key, *slot),
-        Change::RemovePod { key } => maps.remove_pod(key),
-        Change::RemovePrefix { prefix } => maps.remove_prefix(prefix),
-        Change::Grace => maps.grace(),
-    }
 }
 
 /// A change in a few words, whatever its size.

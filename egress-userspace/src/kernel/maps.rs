@@ -13,7 +13,7 @@ use egress_common::{
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{grace, paths::Paths, segments::Segments, slots::Slots};
-use crate::diff::MapReader;
+use crate::diff::{Change, MapReader};
 
 /// The maps that hold policy, opened from where they are pinned.
 pub struct Maps {
@@ -52,6 +52,21 @@ impl Maps {
     /// Mends what a crash in the middle of a write may have left.
     pub fn repair(&mut self) -> anyhow::Result<()> {
         self.segments.publish_all()
+    }
+
+    /// Carries out one change of a plan.
+    pub fn carry_out(&mut self, change: &Change) -> anyhow::Result<()> {
+        match change {
+            Change::WriteLines { first_line, lines } => self.write_lines(*first_line, lines),
+            Change::WriteMember { id, member } => self.write_member(*id, member),
+            Change::WriteVerdicts { base, verdicts } => self.write_verdicts(*base, verdicts),
+            Change::InsertPrefix { prefix, class } => self.insert_prefix(prefix, *class),
+            Change::TurnPod { slot, state } => self.turn_pod(*slot, *state),
+            Change::InsertPod { key, slot } => self.insert_pod(*key, *slot),
+            Change::RemovePod { key } => self.remove_pod(key),
+            Change::RemovePrefix { prefix } => self.remove_prefix(prefix),
+            Change::Grace => self.grace(),
+        }
     }
 
     /// Writes lines of the line store.

@@ -1,0 +1,388 @@
+//! The real programs in a network namespace of their own, one packet at a time.
+
+use std::{
+    collections::BTreeMap,
+    fs, panic,
+    path::PathBuf,
+    process::{self, Command},
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use aya::{
+    Pod, TestRun, TestRunOptions,
+    maps::{HashMap, Map, MapData},
+    programs::SchedClassifier,
+};
+use egress_common::{
+    keys::{FragmentKey, ReplyKey, ReplyPath},
+    maps,
+};
+use egress_userspace::{
+    compile,
+    diff::{self, Plan},
+    kernel::{Capacities, CounterMaps, Datapath, LoadOptions, Paths, Program},
+    resolve::Resolved,
+    state::{KernelState, Limits, Names},
+};
+use nix::{
+    sched::{CloneFlags, unshare},
+    unistd::geteuid,
+};
+
+use super::{
+    build::{HOST_MAC, hex},
+    counts::{self, Counts},
+    seed::{OTHER, POD, UPLINK},
+};
+
+/// Small maps, so that all of every counter map can be read after every packet.
+const CAPACITIES: Capacities = Capacities {
+    pods: 64,
+    prefixes: 4096,
+    verdicts: 4096,
+    members: 1024,
+    policies: 64,
+    replies: 32_768,
+    fragments: 256,
+};
+
+/// Room for a frame: what the kernel takes is less than a page.
+const LARGEST: usize = 4096;
+
+/// What a program returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Action {
+    /// `TC_ACT_UNSPEC`: the kernel goes on with the packet.
+    Pass,
+    /// `TC_ACT_SHOT`.
+    Drop,
+    /// `TC_ACT_REDIRECT`.
+    Redirect,
+    /// Anything else.
+    Other(u32),
+}
+
+/// A packet with what the kernel keeps beside it.
+#[derive(Clone, Debug)]
+pub struct Input {
+    /// Which program sees it.
+    pub program: Program,
+    /// The interface it comes in by.
+    pub ifindex: u32,
+    /// The frame.
+    pub frame: Vec<u8>,
+    /// `gso_size` and `gso_segs`.
+    pub gso: (u32, u32),
+}
+
+impl Input {
+    /// A frame from a pod.
+    #[must_use]
+    pub fn from_pod(frame: &[u8]) -> Self {
+        Self {
+            program: Program::FromPod,
+            ifindex: POD,
+            frame: frame.to_vec(),
+            gso: (0, 0),
+        }
+    }
+
+    /// The packet for a panic's message.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        format!(
+            "{} on interface {}, gso {:?}, {} bytes: {}",
+            self.program.name(),
+            self.ifindex,
+            self.gso,
+            self.frame.len(),
+            hex(&self.frame)
+        )
+    }
+}
+
+/// What became of a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// What the program returned.
+    pub action: Action,
+    /// The frame afterwards.
+    pub frame: Vec<u8>,
+}
+
+/// The programs, and what their maps should say.
+pub struct Lab {
+    datapath: Datapath,
+    counters: CounterMaps,
+    replies: HashMap<MapData, ReplyKey, ReplyPath>,
+    fragments: HashMap<MapData, FragmentKey, u32>,
+    reply_fragments: HashMap<MapData, FragmentKey, ReplyPath>,
+    last: Counts,
+    limits: Limits,
+    state: KernelState,
+    names: Names,
+    // Last, so that what is pinned goes when everything else has gone.
+    _pins: Pins,
+}
+
+/// Runs `test` with a lab, on a thread whose network namespace nobody else is in.
+pub fn with_lab(test: impl FnOnce(&mut Lab) + Send) {
+    let outcome = thread::scope(|scope| {
+        scope
+            .spawn(|| {
+                let mut lab =
+                    Lab::new().unwrap_or_else(|error| panic!("no lab for packets: {error:#}"));
+                test(&mut lab);
+            })
+            .join()
+    });
+    if let Err(panicked) = outcome {
+        panic::resume_unwind(panicked);
+    }
+}
+
+impl Lab {
+    fn new() -> Result<Self> {
+        ensure!(
+            geteuid().is_root(),
+            "this loads eBPF programs and makes a network namespace: run it as root"
+        );
+        unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
+        let host_mac = mac(HOST_MAC);
+        for (name, index, peer, peer_index) in [
+            ("pod", POD, "other", OTHER),
+            ("uplink", UPLINK, "far", UPLINK + 10),
+        ] {
+            ip(&format!(
+                "link add {name} index {index} address {host_mac} type veth peer name {peer} index {peer_index}"
+            ))?;
+        }
+        let pins = Pins::new();
+        let paths = Paths::new(&pins.0);
+        let datapath = Datapath::load(&LoadOptions {
+            paths: paths.clone(),
+            capacities: CAPACITIES,
+            attach_mode: None,
+            debug_log: false,
+        })?;
+        Ok(Self {
+            counters: CounterMaps::open(&paths)?,
+            replies: open(&paths, maps::REPLIES)?,
+            fragments: open(&paths, maps::FRAGMENTS)?,
+            reply_fragments: open(&paths, maps::REPLY_FRAGMENTS)?,
+            last: Counts::new(),
+            datapath,
+            limits: Limits {
+                pods: CAPACITIES.pods,
+                prefixes: CAPACITIES.prefixes,
+                verdicts: CAPACITIES.verdicts,
+                members: CAPACITIES.members,
+                policies: CAPACITIES.policies,
+                ..Limits::default()
+            },
+            state: KernelState::default(),
+            names: Names::default(),
+            _pins: pins,
+        })
+    }
+
+    /// Brings the live maps to what was resolved, change by change; `between` runs before each change.
+    pub fn bring_to_stepwise(
+        &mut self,
+        resolved: &Resolved,
+        mut between: impl FnMut(&mut Self, &Plan),
+    ) {
+        let desired = compile::compile(resolved, &self.limits)
+            .unwrap_or_else(|error| panic!("cannot compile {resolved:#?}: {error}"));
+        let plan = diff::plan(&self.state, &self.names, &desired, &self.limits)
+            .unwrap_or_else(|error| panic!("cannot plan {resolved:#?}: {error}"));
+        for change in &plan.changes {
+            between(self, &plan);
+            self.datapath
+                .maps
+                .carry_out(change)
+                .unwrap_or_else(|error| panic!("cannot carry out {change:?}: {error:#}"));
+        }
+        self.names = plan.names;
+        self.state = plan.after;
+        for (_, id) in &plan.retired_members {
+            self.counters.clear_member(*id).unwrap();
+        }
+        for (_, id) in &plan.retired_policies {
+            self.counters.clear_policy(*id).unwrap();
+        }
+        let live = diff::trace(&self.datapath.maps).unwrap();
+        assert!(
+            same(&live, &self.state),
+            "the live maps are not what was planned for {resolved:#?}"
+        );
+        self.last = self.read();
+    }
+
+    /// Brings the live maps to what was resolved.
+    pub fn bring_to(&mut self, resolved: &Resolved) {
+        self.bring_to_stepwise(resolved, |_, _| {});
+    }
+
+    /// What the live maps say, as last traced.
+    #[must_use]
+    pub fn state(&self) -> &KernelState {
+        &self.state
+    }
+
+    /// What their numbers are called.
+    #[must_use]
+    pub fn names(&self) -> &Names {
+        &self.names
+    }
+
+    /// Runs one packet.
+    pub fn run(&mut self, input: &Input) -> Result<Seen> {
+        let mut context = [0_u8; CONTEXT];
+        for (offset, value) in [
+            (IFINDEX, input.ifindex),
+            (GSO_SIZE, input.gso.0),
+            (GSO_SEGS, input.gso.1),
+        ] {
+            context[offset..offset + 4].copy_from_slice(&value.to_ne_bytes());
+        }
+        let mut out = vec![0; LARGEST];
+        let program: &mut SchedClassifier = self
+            .datapath
+            .ebpf()
+            .program_mut(input.program.name())
+            .context("no such program")?
+            .try_into()?;
+        let result = program.test_run(TestRunOptions {
+            data_in: Some(&input.frame),
+            data_out: Some(&mut out),
+            ctx_in: Some(&context),
+            ..TestRunOptions::default()
+        })?;
+        out.truncate(usize::try_from(result.data_size_out)?);
+        Ok(Seen {
+            action: match result.return_value {
+                u32::MAX => Action::Pass,
+                2 => Action::Drop,
+                7 => Action::Redirect,
+                other => Action::Other(other),
+            },
+            frame: out,
+        })
+    }
+
+    /// Every counter that moved since the last call.
+    pub fn moved(&mut self) -> Counts {
+        let now = self.read();
+        let added = counts::added(&self.last, &now);
+        self.last = now;
+        added
+    }
+
+    fn read(&self) -> Counts {
+        // Ids are given out from below, so what is beyond the known ones by some is beyond all.
+        let members = self.names.members.iter().map(|(_, id)| *id).max();
+        let policies = self.names.policies.values().copied().max();
+        counts::read(
+            &self.counters,
+            &self.names,
+            (members.unwrap_or(0) + 4).min(CAPACITIES.members),
+            (policies.unwrap_or(0) + 4).min(CAPACITIES.policies),
+        )
+    }
+
+    /// The recorded connections.
+    #[must_use]
+    pub fn replies(&self) -> BTreeMap<ReplyKey, ReplyPath> {
+        self.replies.iter().map(|entry| entry.unwrap()).collect()
+    }
+
+    /// How many datagrams are remembered for their fragments: from pods, and of replies.
+    #[must_use]
+    pub fn fragments(&self) -> (usize, usize) {
+        (
+            self.fragments.keys().count(),
+            self.reply_fragments.keys().count(),
+        )
+    }
+
+    /// Forgets connections and fragments.
+    pub fn forget(&mut self) {
+        clear(&mut self.replies);
+        clear(&mut self.fragments);
+        clear(&mut self.reply_fragments);
+    }
+}
+
+/// Whether two states say the same. How much room a row was given beyond what it needs cannot be read back.
+fn same(a: &KernelState, b: &KernelState) -> bool {
+    let cells = |state: &KernelState| -> BTreeMap<u32, _> {
+        let rows = state.rows.iter();
+        rows.map(|(line, row)| (*line, row.cells.clone())).collect()
+    };
+    a.pods == b.pods
+        && a.slots == b.slots
+        && a.prefixes == b.prefixes
+        && a.blocks == b.blocks
+        && a.members == b.members
+        && a.slot_tables == b.slot_tables
+        && cells(a) == cells(b)
+}
+
+/// Offsets within `struct __sk_buff`, and its length (`linux/bpf.h`).
+const IFINDEX: usize = 40;
+const GSO_SEGS: usize = 164;
+const GSO_SIZE: usize = 176;
+const CONTEXT: usize = 192;
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// A pin directory that is removed whatever happens.
+struct Pins(PathBuf);
+
+impl Pins {
+    fn new() -> Self {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        Self(format!("/sys/fs/bpf/egress-test-{}-{number}", process::id()).into())
+    }
+}
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        // What was never made need not be removed.
+        drop(fs::remove_dir_all(&self.0));
+    }
+}
+
+fn open<K: Pod, V: Pod>(paths: &Paths, name: &str) -> Result<HashMap<MapData, K, V>> {
+    let data = MapData::from_pin(paths.map(name))?;
+    Ok(Map::from_map_data(data)?.try_into()?)
+}
+
+fn clear<K: Pod, V: Pod>(map: &mut HashMap<MapData, K, V>) {
+    let keys: Vec<K> = map.keys().map(|key| key.unwrap()).collect();
+    for key in keys {
+        map.remove(&key).unwrap();
+    }
+}
+
+/// Runs `ip` in the calling thread's namespace.
+fn ip(arguments: &str) -> Result<()> {
+    let output = Command::new("ip")
+        .args(arguments.split_whitespace())
+        .output()
+        .context("cannot run ip: install iproute2")?;
+    if !output.status.success() {
+        bail!(
+            "ip {arguments}: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+    }
+    Ok(())
+}
+
+fn mac(bytes: [u8; 6]) -> String {
+    bytes.map(|byte| format!("{byte:02x}")).join(":")
+}

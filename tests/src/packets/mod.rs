@@ -1,0 +1,21 @@
+//! Packets through the kernel's test-run of the real programs, and rows that say what becomes of them.
+//!
+//! `build` makes frames, `seed` says what pods and policies there are, `lab` loads the programs in a
+//! network namespace of its own and runs one packet, `counts` reads every counter, and `row` compares.
+//! What the test-run cannot show: the device and neighbour of a redirect, and VLAN tags beside a frame.
+#![expect(
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "helpers of tests fail the test where they are, with the packet at hand"
+)]
+
+pub mod build;
+mod counts;
+mod lab;
+pub mod random;
+mod row;
+pub mod seed;
+
+pub use counts::{Counts, Slot};
+pub use lab::{Action, Input, Lab, Seen, with_lab};
+pub use row::{Expect, Row, Step, mutate, run};

@@ -1,0 +1,363 @@
+//! Rows: what a packet is, and everything that becomes of it.
+
+use egress_common::{
+    DropReason,
+    counter::PassKind,
+    keys::{ReplyKey, ReplyPath},
+};
+use egress_userspace::kernel::Program;
+
+use super::{
+    Action, Counts, Input, Lab, Seen, Slot,
+    build::{self, Frame, L3, hex},
+    random::Random,
+    seed::{OTHER, UPLINK},
+};
+
+/// What becomes of a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Expect {
+    /// It is passed on as it is, and not counted.
+    Untouched,
+    /// It is passed on as it is, and counted for this policy.
+    Pass(&'static str, PassKind),
+    /// It is dropped as it is, and counted for this policy, or for none.
+    Drop(&'static str, DropReason),
+    /// It leaves through this gateway of this rule, its TTL lowered.
+    Sent(&'static str, &'static str),
+    /// It leaves through one gateway of this rule: the same in every step of the row.
+    SentByOne(&'static str),
+    /// It goes to the pod, its TTL lowered and its MACs set.
+    Delivered,
+}
+
+/// One packet of a row.
+#[derive(Clone, Debug)]
+pub struct Step {
+    /// The packet.
+    pub input: Input,
+    /// What becomes of it.
+    pub expect: Expect,
+    /// The packets and bytes that are counted, where it is counted.
+    pub counted: (u64, u64),
+}
+
+/// What a row is about, its packets in order, and the connections that are recorded in the end.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// What it is about.
+    pub name: String,
+    /// Its packets.
+    pub steps: Vec<Step>,
+    /// The recorded connections; none asks nothing.
+    pub records: Option<Vec<(ReplyKey, ReplyPath)>>,
+}
+
+impl Row {
+    /// A row of one packet from a pod.
+    pub fn new(name: &str, frame: Frame, expect: Expect) -> Self {
+        Self {
+            name: name.to_owned(),
+            steps: vec![step(Input::from_pod(&frame.bytes), expect)],
+            records: None,
+        }
+    }
+
+    /// With another packet from the pod.
+    #[must_use]
+    pub fn then(mut self, frame: Frame, expect: Expect) -> Self {
+        self.steps
+            .push(step(Input::from_pod(&frame.bytes), expect));
+        self
+    }
+
+    /// With a packet that comes back from the gateways' side.
+    #[must_use]
+    pub fn back(mut self, frame: Frame, expect: Expect) -> Self {
+        let mut input = Input::from_pod(&frame.bytes);
+        input.program = Program::FromGateway;
+        input.ifindex = UPLINK;
+        self.steps.push(step(input, expect));
+        self
+    }
+
+    /// Whose last packet comes in by an interface that is no pod's.
+    #[must_use]
+    pub fn elsewhere(mut self) -> Self {
+        self.last().input.ifindex = OTHER;
+        self
+    }
+
+    /// Whose last packet is an aggregate.
+    #[must_use]
+    pub fn gso(mut self, size: u32, segments: u32) -> Self {
+        self.last().input.gso = (size, segments);
+        self
+    }
+
+    /// Whose last packet is counted so, and not as one packet of the frame's bytes above Ethernet.
+    #[must_use]
+    pub fn counted(mut self, packets: u64, bytes: u64) -> Self {
+        self.last().counted = (packets, bytes);
+        self
+    }
+
+    /// After which exactly these connections are recorded.
+    #[must_use]
+    pub fn records(mut self, records: Vec<(ReplyKey, ReplyPath)>) -> Self {
+        self.records = Some(records);
+        self
+    }
+
+    fn last(&mut self) -> &mut Step {
+        self.steps.last_mut().unwrap()
+    }
+}
+
+fn step(input: Input, expect: Expect) -> Step {
+    let bytes = u64::try_from(input.frame.len() - L3).unwrap();
+    Step {
+        input,
+        expect,
+        counted: (1, bytes),
+    }
+}
+
+/// Runs the rows, each from empty tables of connections and fragments; then every packet of every row
+/// again, cut at each length.
+pub fn run(lab: &mut Lab, rows: &[Row]) {
+    for row in rows {
+        lab.forget();
+        let mut gateway = None;
+        for (number, step) in row.steps.iter().enumerate() {
+            let context = format!("row \"{}\", packet {}", row.name, number + 1);
+            check(lab, step, &mut gateway, &context);
+        }
+        if let Some(records) = &row.records {
+            let seen: Vec<_> = lab.replies().into_iter().collect();
+            let mut wanted = records.clone();
+            wanted.sort_unstable();
+            assert_eq!(seen, wanted, "row \"{}\": recorded connections", row.name);
+        }
+        for step in &row.steps {
+            cut(lab, row, step);
+        }
+    }
+}
+
+fn check(lab: &mut Lab, step: &Step, gateway: &mut Option<String>, context: &str) {
+    let seen = lab
+        .run(&step.input)
+        .unwrap_or_else(|error| panic!("{context}: {error:#}: {}", step.input.describe()));
+    let moved = lab.moved();
+    let about = || {
+        format!(
+            "{context}: {}\nexpected {:?}, saw {:?}, counters {moved:?}, frame {}",
+            step.input.describe(),
+            step.expect,
+            seen.action,
+            hex(&seen.frame)
+        )
+    };
+    let unchanged = step.input.frame.clone();
+    let (action, frame, slot) = match &step.expect {
+        Expect::Untouched => (Action::Pass, unchanged, None),
+        Expect::Pass(policy, kind) => (
+            Action::Pass,
+            unchanged,
+            Some(Slot::Pass((*policy).to_owned(), *kind)),
+        ),
+        Expect::Drop(policy, reason) => (
+            Action::Drop,
+            unchanged,
+            Some(Slot::Drop((*policy).to_owned(), *reason)),
+        ),
+        Expect::Sent(rule, gateway) => (
+            Action::Redirect,
+            build::forwarded(&unchanged),
+            Some(Slot::Member((*rule).to_owned(), (*gateway).to_owned())),
+        ),
+        Expect::SentByOne(rule) => {
+            let used = moved.keys().find_map(|slot| match slot {
+                Slot::Member(of, gateway) if of == rule => Some(gateway.clone()),
+                Slot::Member(..) | Slot::Drop(..) | Slot::Pass(..) | Slot::Nameless(..) => None,
+            });
+            let used = used.unwrap_or_else(|| panic!("no gateway of the rule: {}", about()));
+            let used = gateway.get_or_insert(used).clone();
+            (
+                Action::Redirect,
+                build::forwarded(&unchanged),
+                Some(Slot::Member((*rule).to_owned(), used)),
+            )
+        }
+        Expect::Delivered => {
+            let frame = Frame {
+                bytes: build::forwarded(&unchanged),
+            };
+            (
+                Action::Redirect,
+                frame.macs(build::POD_MAC, build::HOST_MAC).bytes,
+                None,
+            )
+        }
+    };
+    assert_eq!(seen.action, action, "action: {}", about());
+    assert_eq!(hex(&seen.frame), hex(&frame), "frame: {}", about());
+    if action == Action::Redirect {
+        assert!(build::checksum_holds(&seen.frame), "checksum: {}", about());
+    }
+    let wanted: Counts = slot.into_iter().map(|slot| (slot, step.counted)).collect();
+    assert_eq!(moved, wanted, "counters: {}", about());
+}
+
+/// Runs a packet cut at each length from the Ethernet header on.
+///
+/// A frame that still holds all that its IP header claims (the rest was padding) has the whole one's fate;
+/// any other one from a pod is malformed, whatever it was, unless what is left of it already says worse.
+fn cut(lab: &mut Lab, row: &Row, step: &Step) {
+    if step.input.frame.len() == L3 || step.input.gso.0 != 0 {
+        return;
+    }
+    let whole = claimed(&step.input.frame);
+    for length in shortest(&step.input.frame)..step.input.frame.len() {
+        let mut cut = step.clone();
+        cut.input.frame.truncate(length);
+        let from_pod = step.input.program == Program::FromPod;
+        if whole.is_none_or(|whole| length < whole) {
+            cut.counted = (1, u64::try_from(length - L3).unwrap());
+            cut.expect = match step.expect {
+                _ if !from_pod => Expect::Untouched,
+                // Ethertypes and their verdicts stand in the first 14 bytes.
+                Expect::Drop("", DropReason::NotPlainIp) => step.expect.clone(),
+                Expect::Untouched if whole.is_none() => Expect::Untouched,
+                _ if length >= L3 + 40 && has_mapped_source(&cut.input.frame) => {
+                    Expect::Drop("", DropReason::SpoofedSource)
+                }
+                _ => Expect::Drop("", DropReason::Malformed),
+            };
+        } else if matches!(step.expect, Expect::Drop("", DropReason::Malformed)) {
+            cut.counted = (1, u64::try_from(length - L3).unwrap());
+        } else if !matches!(step.expect, Expect::Untouched) {
+            // Later fragments need the earlier ones: what is only padded needs no second look.
+            continue;
+        }
+        let context = format!("row \"{}\" cut at {length}", row.name);
+        check(lab, &cut, &mut None, &context);
+    }
+}
+
+/// The least of this frame that the test-run takes: an IP header without options, as newer kernels insist.
+/// What is shorter has to come over a real interface.
+fn shortest(frame: &[u8]) -> usize {
+    match frame[12..14] {
+        [0x08, 0x00] => L3 + 20,
+        [0x86, 0xdd] => L3 + 40,
+        _ => L3 + 1,
+    }
+}
+
+/// The bytes of the frame that its IP header claims; nothing for frames that are not IP.
+fn claimed(frame: &[u8]) -> Option<usize> {
+    let word = |at: usize| usize::from(u16::from_be_bytes([frame[at], frame[at + 1]]));
+    match word(12) {
+        0x0800 if frame.len() >= L3 + 20 => Some(L3 + word(L3 + 2).max(20)),
+        0x86dd if frame.len() >= L3 + 40 => Some(L3 + 40 + word(L3 + 4)),
+        0x0800 | 0x86dd => Some(frame.len()),
+        _ => None,
+    }
+}
+
+fn has_mapped_source(frame: &[u8]) -> bool {
+    frame[12..14] == [0x86, 0xdd]
+        && frame[L3] >> 4 == 6
+        && frame[L3 + 8..L3 + 20] == [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff]
+}
+
+/// Runs packets of rows with random bytes changed, and checks what holds for every packet: it is counted
+/// at most once, a drop always, and it leaves only as a whole packet whose TTL alone was lowered.
+pub fn mutate(lab: &mut Lab, rows: &[Row], times: usize) {
+    let mut random = Random::new();
+    let steps: Vec<(&Row, &Step)> = rows
+        .iter()
+        .flat_map(|row| row.steps.iter().map(move |step| (row, step)))
+        .collect();
+    for _ in 0..times {
+        let (row, step) = random.one_of(&steps);
+        let mut input = step.input.clone();
+        let headers = input.frame.len().min(L3 + 80);
+        for _ in 0..=random.below(4) {
+            let at = 12 + random.below(headers - 12);
+            input.frame[at] = random.next_u8();
+        }
+        if random.once_in(4) {
+            let length = L3 + random.below(input.frame.len() - L3 + 1);
+            input.frame.truncate(length);
+        }
+        if input.frame.len() < shortest(&input.frame) {
+            continue;
+        }
+        let seen = lab.run(&input);
+        let moved = lab.moved();
+        let about = || {
+            format!(
+                "row \"{}\" mutated: {}\nsaw {seen:?}, counters {moved:?}",
+                row.name,
+                input.describe()
+            )
+        };
+        let seen = seen
+            .as_ref()
+            .unwrap_or_else(|error| panic!("{error:#}: {}", about()));
+        assert!(moved.len() <= 1, "counted more than once: {}", about());
+        let slot = moved.keys().next();
+        let fits = match (seen.action, slot) {
+            (Action::Pass, None) => {
+                input.program == Program::FromGateway || may_pass_uncounted(&input)
+            }
+            (Action::Pass, Some(Slot::Pass(..))) | (Action::Drop, Some(Slot::Drop(..))) => true,
+            (Action::Redirect, None) => input.program == Program::FromGateway,
+            (Action::Redirect, Some(Slot::Member(..))) => input.program == Program::FromPod,
+            _ => false,
+        };
+        assert!(fits, "action and counter do not fit: {}", about());
+        if seen.action == Action::Redirect {
+            assert!(is_one_hop_on(&input, seen), "shape: {}", about());
+        } else {
+            assert_eq!(seen.frame, input.frame, "changed: {}", about());
+        }
+    }
+}
+
+/// Whether a frame from a pod is ARP, or comes from no address or a link-local one.
+fn may_pass_uncounted(input: &Input) -> bool {
+    let frame = &input.frame;
+    match frame[12..14] {
+        [0x08, 0x06] => true,
+        [0x08, 0x00] => frame[L3 + 12..L3 + 20] == [0, 0, 0, 0, 255, 255, 255, 255],
+        [0x86, 0xdd] => {
+            let link_local = frame[L3 + 8] == 0xfe && frame[L3 + 9] & 0xc0 == 0x80;
+            link_local || frame[L3 + 8..L3 + 24] == [0; 16]
+        }
+        _ => false,
+    }
+}
+
+/// Whether all that changed on the way are the TTL, its checksum and, towards the pod, the MACs.
+fn is_one_hop_on(input: &Input, seen: &Seen) -> bool {
+    let (before, after) = (&input.frame, &seen.frame);
+    if before.len() != after.len() {
+        return false;
+    }
+    let v4 = before[12..14] == [8, 0];
+    let (ttl, sum) = if v4 {
+        (L3 + 8, L3 + 10..L3 + 12)
+    } else {
+        (L3 + 7, 0..0)
+    };
+    let same = (12..before.len())
+        .filter(|at| *at != ttl && !sum.contains(at))
+        .all(|at| before[at] == after[at]);
+    let macs = input.program == Program::FromGateway || before[..12] == after[..12];
+    let whole = claimed(before).is_some_and(|claimed| claimed <= before.len() || input.gso.0 != 0);
+    same && macs && whole && before[ttl] > 1 && after[ttl] == before[ttl] - 1
+}
