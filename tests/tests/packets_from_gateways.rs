@@ -115,19 +115,21 @@ fn replies_reach_their_pod() {
                 f.back(f.remote, f.pod, f.icmp, &icmp(pong, 77, &[0; 8])),
                 Delivered,
             ),
-            f.after("a ping's answer of another identifier", f.icmp, &icmp(ping, 77, &[]))
-                .back(
-                    f.back(f.remote, f.pod, f.icmp, &icmp(pong, 78, &[])),
-                    Untouched,
-                ),
+            f.after(
+                "a ping's answer of another identifier",
+                f.icmp,
+                &icmp(ping, 77, &[]),
+            )
+            .back(
+                f.back(f.remote, f.pod, f.icmp, &icmp(pong, 78, &[])),
+                Untouched,
+            ),
             f.after("a ping back", f.icmp, &icmp(ping, 77, &[])).back(
                 f.back(f.remote, f.pod, f.icmp, &icmp(ping, 77, &[])),
                 Untouched,
             ),
-            f.after("a protocol without ports", ESP, &[9; 16]).back(
-                f.back(f.remote, f.pod, ESP, &[8; 16]),
-                Delivered,
-            ),
+            f.after("a protocol without ports", ESP, &[9; 16])
+                .back(f.back(f.remote, f.pod, ESP, &[8; 16]), Delivered),
             unknown(
                 "another remote port",
                 f.back(f.remote, f.pod, UDP, &udp(54, 40_000, 30)),
@@ -148,15 +150,14 @@ fn replies_reach_their_pod() {
                 "another pod",
                 f.back(f.remote, f.stranger, UDP, &udp(53, 40_000, 30)),
             ),
-            unknown(
-                "half the ports",
-                f.back(f.remote, f.pod, UDP, &[0, 53]),
-            ),
+            unknown("half the ports", f.back(f.remote, f.pod, UDP, &[0, 53])),
             unknown(
                 "ports in the padding",
-                f.back(f.remote, f.pod, UDP, &[]).padded(&udp(53, 40_000, 0)),
+                f.back(f.remote, f.pod, UDP, &[])
+                    .padded(&udp(53, 40_000, 0)),
             ),
-            f.row("a padded answer").back(f.answer().padded(&[0; 9]), Delivered),
+            f.row("a padded answer")
+                .back(f.answer().padded(&[0; 9]), Delivered),
             f.row("TTL 2").back(f.answer().ttl(2), Delivered),
             f.row("TTL 1")
                 .back(f.answer().ttl(1), Drop("", DropReason::TtlExceeded)),
@@ -193,15 +194,10 @@ fn errors_reach_the_pod_that_they_are_for() {
                 f.error(kind, &f.sent(TCP, &tcp(40_000, 443, &[], 0)[..8])),
                 Delivered,
             ),
-            f.row("about another port").back(
-                f.error(kind, &f.sent(UDP, &udp(40_001, 53, 20))),
-                Untouched,
-            ),
+            f.row("about another port")
+                .back(f.error(kind, &f.sent(UDP, &udp(40_001, 53, 20))), Untouched),
             f.row("about another remote").back(
-                f.error(
-                    kind,
-                    &Frame::ip(f.pod, f.router, UDP, &udp(40_000, 53, 20)),
-                ),
+                f.error(kind, &Frame::ip(f.pod, f.router, UDP, &udp(40_000, 53, 20))),
                 Untouched,
             ),
             f.row("about somebody else's packet").back(
@@ -212,10 +208,7 @@ fn errors_reach_the_pod_that_they_are_for() {
                 Untouched,
             ),
             f.row("about a reply").back(
-                f.error(
-                    kind,
-                    &Frame::ip(f.remote, f.pod, UDP, &udp(53, 40_000, 20)),
-                ),
+                f.error(kind, &Frame::ip(f.remote, f.pod, UDP, &udp(53, 40_000, 20))),
                 Untouched,
             ),
             f.row("to somebody else").back(
@@ -231,14 +224,10 @@ fn errors_reach_the_pod_that_they_are_for() {
                 f.back(f.router, f.pod, f.icmp, &icmp(kind, 0, &[])),
                 Untouched,
             ),
-            f.row("quoting half the ports").back(
-                f.error(kind, &f.sent(UDP, &[0x9c, 0x40])),
-                Untouched,
-            ),
-            f.row("quoting another version").back(
-                f.error(kind, &datagram().set(L3, &[0x50])),
-                Untouched,
-            ),
+            f.row("quoting half the ports")
+                .back(f.error(kind, &f.sent(UDP, &[0x9c, 0x40])), Untouched),
+            f.row("quoting another version")
+                .back(f.error(kind, &datagram().set(L3, &[0x50])), Untouched),
             f.row("that expires here").back(
                 f.error(kind, &datagram()).ttl(1),
                 Drop("", DropReason::TtlExceeded),
@@ -259,7 +248,8 @@ fn errors_about_packets_with_options() {
     );
     let later = V4.sent(UDP, &udp(40_000, 53, 20)).fragment(1, 3, false);
     let rows = [
-        V4.row("quoted options").back(V4.error(3, &options), Delivered),
+        V4.row("quoted options")
+            .back(V4.error(3, &options), Delivered),
         V4.row("a quoted later fragment")
             .back(V4.error(3, &later), Untouched),
         V6.row("options before the error").back(
@@ -350,10 +340,13 @@ fn frames_that_are_not_ours() {
         vec![
             f.row("to another host's MAC").back(to(POD_MAC), Untouched),
             f.row("to every MAC").back(to([0xff; 6]), Untouched),
-            f.row("to a group's MAC").back(to([0x33, 0x33, 0, 0, 0, 1]), Untouched),
-            f.row("802.1Q").back(raw(0x8100, &behind(&[0, 7])), Untouched),
+            f.row("to a group's MAC")
+                .back(to([0x33, 0x33, 0, 0, 0, 1]), Untouched),
+            f.row("802.1Q")
+                .back(raw(0x8100, &behind(&[0, 7])), Untouched),
             f.row("ARP").back(raw(0x0806, &[0; 46]), Untouched),
-            f.row("MPLS").back(raw(0x8847, &behind(&[0, 0, 0x11, 0x40])), Untouched),
+            f.row("MPLS")
+                .back(raw(0x8847, &behind(&[0, 0, 0x11, 0x40])), Untouched),
             f.row("a bad version")
                 .back(f.answer().set(L3, &[0x75]), Untouched),
         ]

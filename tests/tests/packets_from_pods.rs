@@ -14,11 +14,11 @@ use egress_tests::packets::{
         tcp, udp,
     },
     mutate, run,
-    seed::{POD, world},
+    seed::{POD, STEERED, world},
     with_lab,
 };
 
-const MAIN: &str = "main";
+const MAIN: &str = STEERED;
 const LOCAL: PassKind = PassKind::Local;
 const UNMATCHED: PassKind = PassKind::Unmatched;
 
@@ -273,7 +273,11 @@ fn sources_that_are_not_the_pods() {
                 ),
                 spoofed(),
             ),
-            Row::new("to the cluster", datagram(f.elsewhere, f.cluster), spoofed()),
+            Row::new(
+                "to the cluster",
+                datagram(f.elsewhere, f.cluster),
+                spoofed(),
+            ),
             Row::new(
                 "the pod's address on another interface",
                 datagram(f.web, f.red.0),
@@ -298,9 +302,27 @@ fn sources_that_are_not_the_pods() {
         bad("DHCP to another port", none, all_ones, UDP, &dhcp(68, 69)),
         bad("DHCP over TCP", none, all_ones, TCP, &tcp(68, 67, &[], 0)),
         bad("DHCP to one server", none, "10.96.0.1", UDP, &dhcp(68, 67)),
-        bad("DHCP from an address", "10.1.0.99", all_ones, UDP, &dhcp(68, 67)),
-        bad("a link-local source", "169.254.7.7", V4.red.0, UDP, &dhcp(68, 67)),
-        bad("link-local to link-local", "169.254.7.7", "169.254.7.8", UDP, &dhcp(1, 2)),
+        bad(
+            "DHCP from an address",
+            "10.1.0.99",
+            all_ones,
+            UDP,
+            &dhcp(68, 67),
+        ),
+        bad(
+            "a link-local source",
+            "169.254.7.7",
+            V4.red.0,
+            UDP,
+            &dhcp(68, 67),
+        ),
+        bad(
+            "link-local to link-local",
+            "169.254.7.7",
+            "169.254.7.8",
+            UDP,
+            &dhcp(1, 2),
+        ),
         bad("loopback", "127.0.0.1", "127.0.0.1", UDP, &dhcp(1, 2)),
         Row::new(
             "a later fragment that looks like DHCP",
@@ -318,8 +340,20 @@ fn sources_that_are_not_the_pods() {
             Frame::v4([0; 4].into(), [255; 4].into(), &[1; 8], UDP, &dhcp(68, 67)),
             Untouched,
         ),
-        fine("duplicate address detection", "::", "ff02::1:ff00:5", ICMPV6, &solicitation),
-        fine("router solicitation", "::", "ff02::2", ICMPV6, &icmp(133, 0, &[])),
+        fine(
+            "duplicate address detection",
+            "::",
+            "ff02::1:ff00:5",
+            ICMPV6,
+            &solicitation,
+        ),
+        fine(
+            "router solicitation",
+            "::",
+            "ff02::2",
+            ICMPV6,
+            &icmp(133, 0, &[]),
+        ),
         Row::new(
             "MLD, behind a hop-by-hop header",
             Frame::ip(
@@ -330,25 +364,103 @@ fn sources_that_are_not_the_pods() {
             ),
             Untouched,
         ),
-        bad("no address, to a group, not ICMPv6", "::", "ff02::1", UDP, &dhcp(68, 67)),
-        bad("no address, to a wider group", "::", "ff05::1", ICMPV6, &solicitation),
-        bad("no address, to a host", "::", "fe80::1", ICMPV6, &solicitation),
-        bad("no address, to the world", "::", V6.red.0, ICMPV6, &solicitation),
+        bad(
+            "no address, to a group, not ICMPv6",
+            "::",
+            "ff02::1",
+            UDP,
+            &dhcp(68, 67),
+        ),
+        bad(
+            "no address, to a wider group",
+            "::",
+            "ff05::1",
+            ICMPV6,
+            &solicitation,
+        ),
+        bad(
+            "no address, to a host",
+            "::",
+            "fe80::1",
+            ICMPV6,
+            &solicitation,
+        ),
+        bad(
+            "no address, to the world",
+            "::",
+            V6.red.0,
+            ICMPV6,
+            &solicitation,
+        ),
         fine("link-local", "fe80::5", "fe80::1", ICMPV6, &solicitation),
-        fine("link-local, the last address", "febf::5", "fe80::1", UDP, &dhcp(546, 547)),
-        fine("link-local to a group", "fe80::5", "ff02::1:2", UDP, &dhcp(546, 547)),
-        bad("beyond link-local", "fec0::5", "fe80::1", UDP, &dhcp(546, 547)),
-        bad("link-local to the world", "fe80::5", V6.red.0, UDP, &dhcp(1, 2)),
-        bad("link-local to the cluster", "fe80::5", V6.cluster, UDP, &dhcp(1, 2)),
-        bad("link-local to a wider group", "fe80::5", "ff05::2", UDP, &dhcp(1, 2)),
-        bad("IPv4 as IPv6", "::ffff:10.1.0.5", V6.red.0, UDP, &dhcp(1, 2)),
-        bad("IPv4 as IPv6, both", "::ffff:10.1.0.5", "::ffff:192.0.2.7", UDP, &dhcp(1, 2)),
+        fine(
+            "link-local, the last address",
+            "febf::5",
+            "fe80::1",
+            UDP,
+            &dhcp(546, 547),
+        ),
+        fine(
+            "link-local to a group",
+            "fe80::5",
+            "ff02::1:2",
+            UDP,
+            &dhcp(546, 547),
+        ),
+        bad(
+            "beyond link-local",
+            "fec0::5",
+            "fe80::1",
+            UDP,
+            &dhcp(546, 547),
+        ),
+        bad(
+            "link-local to the world",
+            "fe80::5",
+            V6.red.0,
+            UDP,
+            &dhcp(1, 2),
+        ),
+        bad(
+            "link-local to the cluster",
+            "fe80::5",
+            V6.cluster,
+            UDP,
+            &dhcp(1, 2),
+        ),
+        bad(
+            "link-local to a wider group",
+            "fe80::5",
+            "ff05::2",
+            UDP,
+            &dhcp(1, 2),
+        ),
+        bad(
+            "IPv4 as IPv6",
+            "::ffff:10.1.0.5",
+            V6.red.0,
+            UDP,
+            &dhcp(1, 2),
+        ),
+        bad(
+            "IPv4 as IPv6, both",
+            "::ffff:10.1.0.5",
+            "::ffff:192.0.2.7",
+            UDP,
+            &dhcp(1, 2),
+        ),
         Row::new(
             "to IPv4 as IPv6",
             datagram(V6.web, "::ffff:192.0.2.7"),
             Drop("", DropReason::Malformed),
         ),
-        bad("the pod's IPv4 address, compatible", "::10.1.0.5", V6.red.0, UDP, &dhcp(1, 2)),
+        bad(
+            "the pod's IPv4 address, compatible",
+            "::10.1.0.5",
+            V6.red.0,
+            UDP,
+            &dhcp(1, 2),
+        ),
     ]);
     check(&all);
 }
@@ -374,7 +486,11 @@ fn frames_that_are_not_plain_ip() {
         dropped("PPPoE discovery", 0x8863, &[0; 46]),
         dropped("PPPoE session", 0x8864, &behind(&[0x11, 0, 0, 1])),
         dropped("an 802.3 length", 0x0040, &[0x42, 0x42, 3, 0, 0]),
-        dropped("an 802.3 length with SNAP and IP", 0x0040, &behind(&[0xaa, 0xaa, 3, 0, 0, 0])),
+        dropped(
+            "an 802.3 length with SNAP and IP",
+            0x0040,
+            &behind(&[0xaa, 0xaa, 3, 0, 0, 0]),
+        ),
         dropped("Novell's raw 802.3", 0x0040, &[0xff; 46]),
         dropped("RARP", 0x8035, &[0; 46]),
         dropped("LLDP", 0x88cc, &[0; 46]),
@@ -387,9 +503,8 @@ fn frames_that_are_not_plain_ip() {
 fn hop_limits_and_sizes() {
     check(&rows(|f| {
         let header = if f.icmp == ICMP { 20 } else { 40 };
-        let of_size = |to: &str, size: usize| {
-            Frame::ip(f.web, to, UDP, &udp(40_000, 53, size - header - 8))
-        };
+        let of_size =
+            |to: &str, size: usize| Frame::ip(f.web, to, UDP, &udp(40_000, 53, size - header - 8));
         let segments = |bytes: usize| tcp(40_000, 443, &[1; 12], bytes);
         let aggregate = |to: &str, payload: &[u8]| Frame::ip(f.web, to, TCP, payload);
         let h = u64::try_from(header).unwrap_or(0);
@@ -406,15 +521,31 @@ fn hop_limits_and_sizes() {
                 Drop(MAIN, DropReason::TtlExceeded),
             )
             .records(vec![]),
-            Row::new("TTL 2", datagram(f.web, f.red.0).ttl(2), Sent(f.red.1, "red")),
-            Row::new("TTL 255", datagram(f.web, f.red.0).ttl(255), Sent(f.red.1, "red")),
-            Row::new("TTL 1, local", datagram(f.web, f.cluster).ttl(1), Pass(MAIN, LOCAL)),
+            Row::new(
+                "TTL 2",
+                datagram(f.web, f.red.0).ttl(2),
+                Sent(f.red.1, "red"),
+            ),
+            Row::new(
+                "TTL 255",
+                datagram(f.web, f.red.0).ttl(255),
+                Sent(f.red.1, "red"),
+            ),
+            Row::new(
+                "TTL 1, local",
+                datagram(f.web, f.cluster).ttl(1),
+                Pass(MAIN, LOCAL),
+            ),
             Row::new(
                 "TTL 1, several gateways",
                 datagram(f.web, f.group.0).ttl(1),
                 Drop(MAIN, DropReason::TtlExceeded),
             ),
-            Row::new("as large as the way", of_size(f.red.0, 1500), Sent(f.red.1, "red")),
+            Row::new(
+                "as large as the way",
+                of_size(f.red.0, 1500),
+                Sent(f.red.1, "red"),
+            ),
             Row::new(
                 "larger by one",
                 of_size(f.red.0, 1501),
@@ -527,9 +658,8 @@ fn protocols_and_what_is_recorded_of_them() {
     check(&rows(|f| {
         let ports = |name: &str, protocol: u8| {
             let frame = Frame::ip(f.web, f.red.0, protocol, &tcp(40_000, 443, &[], 10));
-            Row::new(name, frame, Sent(f.red.1, "red")).records(vec![record(
-                f.web, f.red.0, protocol, 40_000, 443,
-            )])
+            Row::new(name, frame, Sent(f.red.1, "red"))
+                .records(vec![record(f.web, f.red.0, protocol, 40_000, 443)])
         };
         let portless = |name: &str, protocol: u8| {
             let frame = Frame::ip(f.web, f.red.0, protocol, &[7; 16]);
@@ -622,8 +752,12 @@ fn fragments_go_where_their_flow_goes() {
         Row::new("IPv4: not in order", v4(g4.0, 7, 4, true), unknown())
             .then(v4(g4.0, 7, 0, true), SentByOne(g4.1))
             .then(v4(g4.0, 7, 4, true), SentByOne(g4.1)),
-        Row::new("IPv4: another datagram", v4(g4.0, 7, 0, true), SentByOne(g4.1))
-            .then(v4(g4.0, 8, 4, true), unknown()),
+        Row::new(
+            "IPv4: another datagram",
+            v4(g4.0, 7, 0, true),
+            SentByOne(g4.1),
+        )
+        .then(v4(g4.0, 8, 4, true), unknown()),
         Row::new(
             "IPv4: another protocol",
             v4(g4.0, 7, 0, true),
@@ -709,7 +843,12 @@ fn fragments_go_where_their_flow_goes() {
             SentByOne(g6.1),
         )
         .then(
-            Frame::ip(V6.web, g6.0, FRAGMENT, &fragment6(60, 7, 5, false, &[9; 16])),
+            Frame::ip(
+                V6.web,
+                g6.0,
+                FRAGMENT,
+                &fragment6(60, 7, 5, false, &[9; 16]),
+            ),
             SentByOne(g6.1),
         ),
     ]);

@@ -215,7 +215,12 @@ fn ipv6_extension_headers() {
         ),
         Row::new(
             "a header longer than the packet",
-            Frame::ip(WEB, "2001:db8:5::7", DESTINATION, &[UDP, 200, 0, 0, 0, 0, 0, 0]),
+            Frame::ip(
+                WEB,
+                "2001:db8:5::7",
+                DESTINATION,
+                &[UDP, 200, 0, 0, 0, 0, 0, 0],
+            ),
             malformed(),
         ),
         Row::new(

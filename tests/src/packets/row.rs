@@ -11,7 +11,7 @@ use super::{
     Action, Counts, Input, Lab, Seen, Slot,
     build::{self, Frame, L3, hex},
     random::Random,
-    seed::{OTHER, UPLINK},
+    seed::{OTHER, STEERED, UPLINK},
 };
 
 /// What becomes of a packet.
@@ -66,8 +66,7 @@ impl Row {
     /// With another packet from the pod.
     #[must_use]
     pub fn then(mut self, frame: Frame, expect: Expect) -> Self {
-        self.steps
-            .push(step(Input::from_pod(&frame.bytes), expect));
+        self.steps.push(step(Input::from_pod(&frame.bytes), expect));
         self
     }
 
@@ -145,6 +144,11 @@ pub fn run(lab: &mut Lab, rows: &[Row]) {
     }
 }
 
+/// The counter of a gateway of the one policy of the rows that has rules.
+fn sent(rule: &str, gateway: &str) -> Slot {
+    Slot::Member(STEERED.to_owned(), rule.to_owned(), gateway.to_owned())
+}
+
 fn check(lab: &mut Lab, step: &Step, gateway: &mut Option<String>, context: &str) {
     let seen = lab
         .run(&step.input)
@@ -175,11 +179,11 @@ fn check(lab: &mut Lab, step: &Step, gateway: &mut Option<String>, context: &str
         Expect::Sent(rule, gateway) => (
             Action::Redirect,
             build::forwarded(&unchanged),
-            Some(Slot::Member((*rule).to_owned(), (*gateway).to_owned())),
+            Some(sent(rule, gateway)),
         ),
         Expect::SentByOne(rule) => {
             let used = moved.keys().find_map(|slot| match slot {
-                Slot::Member(of, gateway) if of == rule => Some(gateway.clone()),
+                Slot::Member(_, of, gateway) if of == rule => Some(gateway.clone()),
                 Slot::Member(..) | Slot::Drop(..) | Slot::Pass(..) | Slot::Nameless(..) => None,
             });
             let used = used.unwrap_or_else(|| panic!("no gateway of the rule: {}", about()));
@@ -187,7 +191,7 @@ fn check(lab: &mut Lab, step: &Step, gateway: &mut Option<String>, context: &str
             (
                 Action::Redirect,
                 build::forwarded(&unchanged),
-                Some(Slot::Member((*rule).to_owned(), used)),
+                Some(sent(rule, &used)),
             )
         }
         Expect::Delivered => {
