@@ -6,16 +6,16 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use egress_common::{Addr, DropReason, counter::PassKind, keys::PodKey};
+use egress_common::{Addr, DropReason, WireU16, counter::PassKind, flow::Flow, keys::PodKey};
 use egress_tests::packets::{
     Action, Counts, Input, Lab, Slot,
-    build::{Frame, forwarded, proto, udp},
+    build::{Frame, L3, forwarded, proto, udp},
     random::Random,
     seed::{POD, gateway, resolved, rule, via},
     with_lab,
 };
 use egress_userspace::{
-    explain::{Outcome, disagreements, explain, kernel_verdict},
+    explain::{Outcome, choose, disagreements, explain, kernel_verdict},
     model::ObjectName,
     resolve::{self, EffectiveRule, Fate, Resolved, UsableGateway},
 };
@@ -25,6 +25,9 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 const ROUNDS: usize = 12;
 const PODS: u8 = 20;
 const DESTINATIONS: usize = 50;
+/// The ports of every packet.
+const SOURCE_PORT: u16 = 40_000;
+const DESTINATION_PORT: u16 = 53;
 
 #[test]
 fn random_policies() {
@@ -34,10 +37,7 @@ fn random_policies() {
             let world = random_world(&mut random, PODS);
             lab.bring_to(&world);
             for pod in world.pods.keys() {
-                for _ in 0..DESTINATIONS {
-                    let destination = destination(&mut random, &world, pod);
-                    check(lab, &world, pod, destination);
-                }
+                check_pod(lab, &mut random, &world, pod, DESTINATIONS);
             }
         }
     });
@@ -51,10 +51,7 @@ fn random_changes_of_policy() {
         for _ in 0..40 {
             lab.bring_to(&world);
             for pod in world.pods.keys() {
-                for _ in 0..10 {
-                    let destination = destination(&mut random, &world, pod);
-                    check(lab, &world, pod, destination);
-                }
+                check_pod(lab, &mut random, &world, pod, 10);
             }
             let other = random_world(&mut random, 6);
             if random.once_in(3) {
@@ -118,35 +115,50 @@ enum Verdict {
     Out(String, Vec<String>),
 }
 
-fn check(lab: &mut Lab, world: &Resolved, pod: &ObjectName, destination: IpAddr) {
+/// Checks packets of a pod one by one, and then that the right counters moved, and no others.
+fn check_pod(
+    lab: &mut Lab,
+    random: &mut Random,
+    world: &Resolved,
+    pod: &ObjectName,
+    packets: usize,
+) {
+    let mut wanted = Counts::new();
+    let mut asked = Vec::new();
+    for _ in 0..packets {
+        let destination = destination(random, world, pod);
+        let (slot, bytes) = check(lab, world, pod, destination);
+        let count = wanted.entry(slot).or_default();
+        *count = (count.0 + 1, count.1 + bytes);
+        asked.push(destination);
+    }
+    assert_eq!(
+        lab.moved(),
+        wanted,
+        "counters of {pod} after packets to {asked:?}: cluster {:?}, rules {:?}",
+        world.cluster_prefixes,
+        world.pods[pod].fate
+    );
+}
+
+/// Checks one packet, and says which counter it moves by how many bytes.
+fn check(lab: &mut Lab, world: &Resolved, pod: &ObjectName, destination: IpAddr) -> (Slot, u64) {
     let wanted = naive(world, pod, destination);
     let policy = world.pods[pod].policy.clone();
     let input = packet(world, pod, destination);
     let seen = lab
         .run(&input)
         .unwrap_or_else(|error| panic!("{error:#}: {}", input.describe()));
-    let moved = lab.moved();
     let about = || {
         format!(
-            "{pod} → {destination}: {}\nexpected {wanted:?}, saw {seen:?}, counters {moved:?}, cluster {:?}, rules {:?}",
+            "{pod} → {destination}: {}\nexpected {wanted:?}, saw {seen:?}, cluster {:?}, rules {:?}",
             input.describe(),
             world.cluster_prefixes,
             world.pods[pod].fate
         )
     };
-    let count = (1, u64::try_from(input.frame.len() - 14).unwrap_or(0));
-    let one = |slot: Slot| -> Vec<Counts> { vec![[(slot, count)].into()] };
-    let allowed = match &wanted {
-        Verdict::Pass(kind) => one(Slot::Pass(policy, *kind)),
-        Verdict::Drop(reason) => one(Slot::Drop(policy, *reason)),
-        Verdict::Out(rule, gateways) => gateways
-            .iter()
-            .flat_map(|gateway| one(Slot::Member(policy.clone(), rule.clone(), gateway.clone())))
-            .collect(),
-    };
     assert_eq!(seen.action, action(&wanted), "{}", about());
-    assert!(allowed.contains(&moved), "counters: {}", about());
-    let frame = match wanted {
+    let frame = match &wanted {
         Verdict::Out(..) => forwarded(&input.frame),
         Verdict::Pass(_) | Verdict::Drop(_) => input.frame.clone(),
     };
@@ -166,6 +178,38 @@ fn check(lab: &mut Lab, world: &Resolved, pod: &ObjectName, destination: IpAddr)
         Outcome::Local | Outcome::Unmatched | Outcome::NotSteered => Action::Pass,
     };
     assert_eq!(explained, seen.action, "explain differs: {}", about());
+
+    let slot = match &wanted {
+        Verdict::Pass(kind) => Slot::Pass(policy, *kind),
+        Verdict::Drop(reason) => Slot::Drop(policy, *reason),
+        Verdict::Out(rule, gateways) => {
+            let chosen = chosen(lab, key, destination);
+            let chosen = chosen.unwrap_or_else(|| panic!("no member is chosen: {}", about()));
+            assert!(
+                gateways.contains(&chosen),
+                "{chosen} is chosen: {}",
+                about()
+            );
+            Slot::Member(policy, rule.clone(), chosen)
+        }
+    };
+    (slot, u64::try_from(input.frame.len() - L3).unwrap_or(0))
+}
+
+/// The gateway that the packet's flow takes, by the computation that `verdicts_of_groups` checks.
+fn chosen(lab: &Lab, pod: PodKey, destination: IpAddr) -> Option<String> {
+    let flow = Flow {
+        source: pod.addr,
+        destination: Addr::from(destination),
+        source_port: WireU16::new(SOURCE_PORT),
+        destination_port: WireU16::new(DESTINATION_PORT),
+        protocol: proto::UDP,
+    };
+    let member = choose(lab.state(), pod, &flow)?;
+    let counter = lab.state().members.get(&member)?.counter;
+    let mut names = lab.names().members.iter();
+    let (label, _) = names.find(|(_, id)| *id == counter)?;
+    Some(label.gateway.clone())
 }
 
 const fn action(verdict: &Verdict) -> Action {
@@ -257,7 +301,7 @@ fn packet(world: &Resolved, pod: &ObjectName, destination: IpAddr) -> Input {
         &source.to_string(),
         &destination.to_string(),
         proto::UDP,
-        &udp(40_000, 53, 4),
+        &udp(SOURCE_PORT, DESTINATION_PORT, 4),
     );
     Input::from_pod(&frame.bytes)
 }

@@ -229,15 +229,15 @@ fn cut(lab: &mut Lab, row: &Row, step: &Step) {
         let from_pod = step.input.program == Program::FromPod;
         if whole.is_none_or(|whole| length < whole) {
             cut.counted = (1, u64::try_from(length - L3).unwrap());
-            cut.expect = match step.expect {
-                _ if !from_pod => Expect::Untouched,
-                // Ethertypes and their verdicts stand in the first 14 bytes.
-                Expect::Drop("", DropReason::NotPlainIp) => step.expect.clone(),
-                Expect::Untouched if whole.is_none() => Expect::Untouched,
-                _ if length >= L3 + 40 && has_mapped_source(&cut.input.frame) => {
-                    Expect::Drop("", DropReason::SpoofedSource)
-                }
-                _ => Expect::Drop("", DropReason::Malformed),
+            cut.expect = if !from_pod {
+                Expect::Untouched
+            } else if whole.is_none() {
+                // Ethertypes and what they mean stand in the first 14 bytes.
+                step.expect.clone()
+            } else if length >= L3 + 40 && has_mapped_source(&cut.input.frame) {
+                Expect::Drop("", DropReason::SpoofedSource)
+            } else {
+                Expect::Drop("", DropReason::Malformed)
             };
         } else if matches!(step.expect, Expect::Drop("", DropReason::Malformed)) {
             cut.counted = (1, u64::try_from(length - L3).unwrap());
