@@ -331,7 +331,7 @@ struct Icmp {
 /// The bytes at `offset`, if the packet, which ends at `end`, has them: padding tells nothing.
 #[inline(always)]
 pub(crate) fn load_within<T: Copy>(packet: &Packet<'_>, offset: u32, end: u32) -> Option<T> {
-    if offset + size_of::<T>() as u32 > end {
+    if offset as usize + size_of::<T>() > end as usize {
         return None;
     }
     packet.load(offset)
@@ -434,7 +434,7 @@ pub(crate) fn quoted(packet: &Packet<'_>, ip: &Ip, quoted: &mut Quoted) -> bool 
             let Some(header) = load_within::<Ipv6Header>(packet, at, ip.end()) else {
                 return false;
             };
-            if header.version_class_flow[0] >> 4 != 6 {
+            if header.version_class_flow[0] >> 4 != 6 || at + 40 > ip.end() {
                 return false;
             }
             if !packet.load_addr(at + IPV6_SOURCE, &mut quoted.source)

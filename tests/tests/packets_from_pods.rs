@@ -14,11 +14,11 @@ use egress_tests::packets::{
         tcp, udp,
     },
     mutate, run,
-    seed::{POD, world},
+    seed::{POD, STEERED, world},
     with_lab,
 };
 
-const MAIN: &str = "main";
+const MAIN: &str = STEERED;
 const LOCAL: PassKind = PassKind::Local;
 const UNMATCHED: PassKind = PassKind::Unmatched;
 

@@ -11,8 +11,8 @@ use egress_userspace::{kernel::CounterMaps, state::Names};
 /// What a counter counts.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Slot {
-    /// What went out: rule and gateway.
-    Member(String, String),
+    /// What went out: policy, rule and gateway.
+    Member(String, String, String),
     /// What was dropped: policy ("" is none) and reason.
     Drop(String, DropReason),
     /// What was left to the kernel: policy and kind.
@@ -30,7 +30,11 @@ pub(super) fn read(maps: &CounterMaps, names: &Names, members: u32, policies: u3
         .members
         .iter()
         .map(|(label, id)| {
-            let slot = Slot::Member(label.rule.clone(), label.gateway.clone());
+            let slot = Slot::Member(
+                label.policy.clone(),
+                label.rule.clone(),
+                label.gateway.clone(),
+            );
             (*id, slot)
         })
         .collect();
@@ -43,7 +47,10 @@ pub(super) fn read(maps: &CounterMaps, names: &Names, members: u32, policies: u3
     let mut counts = Counts::new();
     let mut note = |slot: Slot, count: Count| {
         if count != Count::default() {
-            counts.insert(slot, (count.packets, count.bytes));
+            // A label may have several counters.
+            let (packets, bytes) = counts.entry(slot).or_default();
+            *packets += count.packets;
+            *bytes += count.bytes;
         }
     };
     for id in 0..members {

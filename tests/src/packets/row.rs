@@ -11,7 +11,7 @@ use super::{
     Action, Counts, Input, Lab, Seen, Slot,
     build::{self, Frame, L3, hex},
     random::Random,
-    seed::{OTHER, UPLINK},
+    seed::{OTHER, STEERED, UPLINK},
 };
 
 /// What becomes of a packet.
@@ -144,6 +144,11 @@ pub fn run(lab: &mut Lab, rows: &[Row]) {
     }
 }
 
+/// The counter of a gateway of the one policy of the rows that has rules.
+fn sent(rule: &str, gateway: &str) -> Slot {
+    Slot::Member(STEERED.to_owned(), rule.to_owned(), gateway.to_owned())
+}
+
 fn check(lab: &mut Lab, step: &Step, gateway: &mut Option<String>, context: &str) {
     let seen = lab
         .run(&step.input)
@@ -174,11 +179,11 @@ fn check(lab: &mut Lab, step: &Step, gateway: &mut Option<String>, context: &str
         Expect::Sent(rule, gateway) => (
             Action::Redirect,
             build::forwarded(&unchanged),
-            Some(Slot::Member((*rule).to_owned(), (*gateway).to_owned())),
+            Some(sent(rule, gateway)),
         ),
         Expect::SentByOne(rule) => {
             let used = moved.keys().find_map(|slot| match slot {
-                Slot::Member(of, gateway) if of == rule => Some(gateway.clone()),
+                Slot::Member(_, of, gateway) if of == rule => Some(gateway.clone()),
                 Slot::Member(..) | Slot::Drop(..) | Slot::Pass(..) | Slot::Nameless(..) => None,
             });
             let used = used.unwrap_or_else(|| panic!("no gateway of the rule: {}", about()));
@@ -186,7 +191,7 @@ fn check(lab: &mut Lab, step: &Step, gateway: &mut Option<String>, context: &str
             (
                 Action::Redirect,
                 build::forwarded(&unchanged),
-                Some(Slot::Member((*rule).to_owned(), used)),
+                Some(sent(rule, &used)),
             )
         }
         Expect::Delivered => {
@@ -224,15 +229,15 @@ fn cut(lab: &mut Lab, row: &Row, step: &Step) {
         let from_pod = step.input.program == Program::FromPod;
         if whole.is_none_or(|whole| length < whole) {
             cut.counted = (1, u64::try_from(length - L3).unwrap());
-            cut.expect = match step.expect {
-                _ if !from_pod => Expect::Untouched,
-                // Ethertypes and their verdicts stand in the first 14 bytes.
-                Expect::Drop("", DropReason::NotPlainIp) => step.expect.clone(),
-                Expect::Untouched if whole.is_none() => Expect::Untouched,
-                _ if length >= L3 + 40 && has_mapped_source(&cut.input.frame) => {
-                    Expect::Drop("", DropReason::SpoofedSource)
-                }
-                _ => Expect::Drop("", DropReason::Malformed),
+            cut.expect = if !from_pod {
+                Expect::Untouched
+            } else if whole.is_none() {
+                // Ethertypes and what they mean stand in the first 14 bytes.
+                step.expect.clone()
+            } else if length >= L3 + 40 && has_mapped_source(&cut.input.frame) {
+                Expect::Drop("", DropReason::SpoofedSource)
+            } else {
+                Expect::Drop("", DropReason::Malformed)
             };
         } else if matches!(step.expect, Expect::Drop("", DropReason::Malformed)) {
             cut.counted = (1, u64::try_from(length - L3).unwrap());

@@ -15,6 +15,8 @@ pub const POD: u32 = 10;
 pub const OTHER: u32 = 20;
 /// The interface towards gateways.
 pub const UPLINK: u32 = 11;
+/// The policy with all the rules.
+pub const STEERED: &str = "main";
 /// The prefixes that are the cluster's.
 pub const CLUSTER: &[&str] = &[
     "10.96.0.0/12",
@@ -65,7 +67,7 @@ pub fn world() -> Resolved {
     resolved(
         CLUSTER,
         [
-            ("web", 5, Fate::Rules(main.into()), "main"),
+            ("web", 5, Fate::Rules(main.into()), STEERED),
             ("lost", 6, Fate::Drop(DropReason::PolicyMissing), "gone"),
             (
                 "garbled",
