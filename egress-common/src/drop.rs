@@ -62,6 +62,8 @@ reasons! {
     RedirectFailed = 10,
     /// The pod's own selector annotation cannot be parsed.
     PolicyInvalid = 11,
+    /// A source route is still to be followed: the packet's destination is not where it goes.
+    SourceRouted = 12,
 }
 
 impl DropReason {

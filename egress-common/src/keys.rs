@@ -35,7 +35,7 @@ pub struct ReplyKey {
 }
 map_type!(ReplyKey, size = 40, align = 4);
 
-/// Where the replies of a recorded connection go: out of the pod's interface with these MACs.
+/// Where the replies of a recorded connection come from and go: out of the pod's interface with these MACs.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ReplyPath {
@@ -45,8 +45,10 @@ pub struct ReplyPath {
     pub pod_mac: Mac,
     /// The MAC that the pod sent to.
     pub host_mac: Mac,
+    /// The interface that the connection left by, and the only one that its replies are taken from.
+    pub via: u32,
 }
-map_type!(ReplyPath, size = 16, align = 4);
+map_type!(ReplyPath, size = 20, align = 4);
 
 /// The fragments of one datagram (RFC 791, 3.2; RFC 8200, 4.5).
 #[repr(C)]

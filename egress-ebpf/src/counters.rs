@@ -57,7 +57,8 @@ impl Shape {
             return Self {
                 packets: 1,
                 bytes: ip.length.into(),
-                largest: ip.length,
+                // What follows the packet in its frame goes out with it.
+                largest: ip.length.max(packet.l3_len()),
             };
         }
         Self::of_aggregate(packet, ip, gso_size)

@@ -18,8 +18,12 @@ pub(crate) fn send(
     shape: Shape,
 ) -> Result<(), DropReason> {
     check(ip, shape, member.mtu)?;
+    // The kernel would drop it after we had counted it as sent (RFC 1122, 3.3.6 forbids such frames).
+    if packet.is_for_many() {
+        return Err(DropReason::RedirectFailed);
+    }
     match member.replies() {
-        Replies::Recorded => replies::record(packet, ip)?,
+        Replies::Recorded => replies::record(packet, ip, member.ifindex)?,
         Replies::Kernel => {}
     }
     lower_ttl(packet, ip)?;

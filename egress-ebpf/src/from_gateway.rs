@@ -7,7 +7,7 @@ use crate::{
     deliver, fragments,
     packet::Packet,
     parse::{self, Fragment, Frame, Ip},
-    replies,
+    pods, replies,
 };
 
 /// What becomes of it.
@@ -34,6 +34,10 @@ pub(crate) fn handle(packet: &Packet<'_>) -> Arrival {
     let Some(path) = path(packet, &ip) else {
         return Arrival::NotOurs;
     };
+    // Neither another gateway's neighbours nor a record that outlived its pod reach into a pod.
+    if path.via != packet.ifindex() || !pods::is_at(path.ifindex, ip.destination) {
+        return Arrival::NotOurs;
+    }
     match deliver::to_pod(packet, &ip, &path) {
         Ok(()) => Arrival::Redirected,
         Err(reason) => Arrival::Dropped {

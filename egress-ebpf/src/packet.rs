@@ -17,6 +17,9 @@ const NEIGHBOUR_LEN: i32 = 20;
 const _: () = assert!(size_of::<bpf_redir_neigh>() == 20);
 /// `PACKET_HOST` of `linux/if_packet.h`: the frame is addressed to this host.
 const PACKET_HOST: u32 = 0;
+/// Sent to everybody on the link, or to a group.
+const PACKET_BROADCAST: u32 = 1;
+const PACKET_MULTICAST: u32 = 2;
 /// Where the addresses lie in an Ethernet header.
 const ETH_DESTINATION: u32 = 0;
 const ETH_SOURCE: u32 = 6;
@@ -73,6 +76,14 @@ impl<'a> Packet<'a> {
     pub(crate) fn is_for_this_host(&self) -> bool {
         // SAFETY: as in `ifindex`.
         unsafe { (*self.skb()).pkt_type == PACKET_HOST }
+    }
+
+    /// Whether the frame was sent to many: the kernel sends none such on to a neighbour.
+    #[inline(always)]
+    pub(crate) fn is_for_many(&self) -> bool {
+        // SAFETY: as in `ifindex`.
+        let kind = unsafe { (*self.skb()).pkt_type };
+        kind == PACKET_BROADCAST || kind == PACKET_MULTICAST
     }
 
     /// Bytes of the frame from the IP header on, Ethernet padding included.

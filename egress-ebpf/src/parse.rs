@@ -58,6 +58,13 @@ pub(crate) struct Ipv6Header {
     hop_limit: u8,
 }
 
+/// Options that fit an IPv4 header: 40 bytes of one each.
+const MAX_OPTIONS: u32 = 40;
+const OPTION_END: u8 = 0;
+const OPTION_NOTHING: u8 = 1;
+const OPTION_LOOSE_ROUTE: u8 = 131;
+const OPTION_STRICT_ROUTE: u8 = 137;
+
 /// Where the addresses lie in an IPv6 header.
 const IPV6_SOURCE: u32 = 8;
 const IPV6_DESTINATION: u32 = 24;
@@ -181,6 +188,9 @@ fn ipv4(packet: &Packet<'_>, ip: &mut Ip) -> Result<(), DropReason> {
     if ip.length < header_length {
         return Err(DropReason::Malformed);
     }
+    if header_length > 20 {
+        refuse_source_route(packet, ip.l4)?;
+    }
     let offset = header.flags_offset.get();
     let id = u32::from_ne_bytes([header.id.0[0], header.id.0[1], 0, 0]);
     if offset & 0x1fff != 0 {
@@ -189,6 +199,52 @@ fn ipv4(packet: &Packet<'_>, ip: &mut Ip) -> Result<(), DropReason> {
         ip.fragment = Fragment::First(id);
     }
     Ok(())
+}
+
+/// Refuses a packet whose options name the hops that it takes (RFC 791, 3.1: types 131 and 137).
+#[inline(always)]
+fn refuse_source_route(packet: &Packet<'_>, end: u32) -> Result<(), DropReason> {
+    let mut place = Forgotten([0; 8]);
+    let mut at = L3 + 20;
+    for _ in 0..MAX_OPTIONS {
+        at = place.forget(at);
+        if at >= end {
+            return Ok(());
+        }
+        match packet.load::<u8>(at).ok_or(DropReason::Malformed)? {
+            OPTION_END => return Ok(()),
+            OPTION_NOTHING => at += 1,
+            OPTION_LOOSE_ROUTE | OPTION_STRICT_ROUTE => return Err(DropReason::SourceRouted),
+            _ => {
+                let length: u8 = packet.load(at + 1).ok_or(DropReason::Malformed)?;
+                if length < 2 {
+                    return Err(DropReason::Malformed);
+                }
+                at += u32::from(length);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A place where the verifier loses sight of a number.
+///
+/// It would follow every sum of option lengths for itself, millions of them. A byte in the middle of a
+/// word of stack is one that it does not follow, so all ways through an option lead to one state.
+#[repr(align(8))]
+struct Forgotten([u8; 8]);
+
+impl Forgotten {
+    /// The number again; anything above a byte is as good as the largest byte, which no header reaches.
+    #[inline(always)]
+    fn forget(&mut self, number: u32) -> u32 {
+        let byte = u8::try_from(number).unwrap_or(u8::MAX);
+        // SAFETY: a byte of our own, written and read where it lies.
+        unsafe {
+            core::ptr::write_volatile(&raw mut self.0[3], byte);
+            u32::from(core::ptr::read_volatile(&raw const self.0[3]))
+        }
+    }
 }
 
 #[inline(always)]
@@ -279,6 +335,10 @@ fn walk_extensions(packet: &Packet<'_>, ip: &mut Ip) -> Result<(), DropReason> {
                     ip.fragment = Fragment::First(header.rest);
                 }
                 8
+            }
+            // RFC 8200, 4.4: the fourth byte counts the segments that are left to visit.
+            protocol::ROUTING if header.fragment_offset.0[1] != 0 => {
+                return Err(DropReason::SourceRouted);
             }
             // RFC 4302, 2.2: the length is in words of four bytes, less two.
             protocol::AUTHENTICATION => (u32::from(header.length) + 2) * 4,

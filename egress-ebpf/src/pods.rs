@@ -54,6 +54,14 @@ pub(crate) fn identify(packet: &Packet<'_>, ip: &Ip) -> Source {
     }
 }
 
+/// Whether a steered pod has this address on this interface.
+#[inline(always)]
+pub(crate) fn is_at(ifindex: u32, addr: Addr) -> bool {
+    let key = PodKey { ifindex, addr };
+    // SAFETY: only whether there is an entry is asked.
+    unsafe { PODS.get(&key) }.is_some()
+}
+
 /// The exceptions to "the source is the pod's": address configuration and neighbour discovery.
 #[inline(always)]
 fn is_neighbourly(packet: &Packet<'_>, ip: &Ip) -> bool {

@@ -15,9 +15,9 @@ use crate::{
 #[btf_map]
 static REPLIES: LruHashMap<ReplyKey, ReplyPath, { capacity::REPLIES as usize }> = LruHashMap::new();
 
-/// Records the connection of a packet from a pod.
+/// Records the connection of a packet from a pod that leaves by the interface `via`.
 #[inline(always)]
-pub(crate) fn record(packet: &Packet<'_>, ip: &Ip) -> Result<(), DropReason> {
+pub(crate) fn record(packet: &Packet<'_>, ip: &Ip, via: u32) -> Result<(), DropReason> {
     // A later fragment belongs to a connection that its first fragment has recorded.
     if matches!(ip.fragment, Fragment::Later(_)) {
         return Ok(());
@@ -35,6 +35,7 @@ pub(crate) fn record(packet: &Packet<'_>, ip: &Ip) -> Result<(), DropReason> {
         ifindex: packet.ifindex(),
         pod_mac,
         host_mac,
+        via,
     };
     let key = ReplyKey {
         remote: ip.destination,
@@ -60,6 +61,7 @@ pub(crate) fn find(packet: &Packet<'_>, ip: &Ip) -> Option<ReplyPath> {
         ifindex: 0,
         pod_mac: Mac([0; 6]),
         host_mac: Mac([0; 6]),
+        via: 0,
     };
     look_up(packet, ip, &mut path).then_some(path)
 }

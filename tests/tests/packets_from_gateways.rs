@@ -104,6 +104,9 @@ fn replies_reach_their_pod() {
         let unknown = |name: &str, frame: Frame| f.row(name).back(frame, Untouched);
         vec![
             f.row("UDP").back(f.answer(), Delivered),
+            f.row("UDP, answered by another interface than it left by")
+                .back(f.answer(), Untouched)
+                .elsewhere(),
             f.row("UDP, twice")
                 .back(f.answer(), Delivered)
                 .back(f.answer(), Delivered),

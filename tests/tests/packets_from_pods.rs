@@ -14,7 +14,7 @@ use egress_tests::packets::{
         tcp, udp,
     },
     mutate, run,
-    seed::{POD, STEERED, world},
+    seed::{POD, STEERED, UPLINK, world},
     with_lab,
 };
 
@@ -112,6 +112,7 @@ fn record(
             ifindex: POD,
             pod_mac: Mac(POD_MAC),
             host_mac: Mac(HOST_MAC),
+            via: UPLINK,
         },
     )
 }
@@ -542,6 +543,11 @@ fn hop_limits_and_sizes() {
                 Drop(MAIN, DropReason::TtlExceeded),
             ),
             Row::new(
+                "a frame for everybody",
+                datagram(f.web, f.red.0).macs([0xff; 6], POD_MAC),
+                Drop(MAIN, DropReason::RedirectFailed),
+            ),
+            Row::new(
                 "as large as the way",
                 of_size(f.red.0, 1500),
                 Sent(f.red.1, "red"),
@@ -564,8 +570,14 @@ fn hop_limits_and_sizes() {
             ),
             Row::new(
                 "a small packet in a padded frame",
-                datagram(f.web, f.red.0).padded(&[0; 1480]),
+                datagram(f.web, f.red.0).padded(&[0; 46]),
                 Sent(f.red.1, "red"),
+            )
+            .counted(1, h + 28),
+            Row::new(
+                "a small packet in a frame that is larger than the way",
+                datagram(f.web, f.red.0).padded(&[0; 1480]),
+                Drop(MAIN, DropReason::TooBig),
             )
             .counted(1, h + 28),
             Row::new("large, local", of_size(f.cluster, 1501), Pass(MAIN, LOCAL)),

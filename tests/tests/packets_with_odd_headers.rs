@@ -71,6 +71,45 @@ fn ipv4_options_of_every_length() {
 }
 
 #[test]
+fn source_routes_lead_past_no_policy() {
+    let mut rows = Vec::new();
+    for (name, options) in [
+        ("loose", &[131, 7, 4, 203, 0, 113, 9, 0][..]),
+        ("strict", &[137, 7, 4, 203, 0, 113, 9, 0][..]),
+        (
+            "loose, behind others",
+            &[1, 1, 68, 4, 5, 0, 131, 3, 4, 0, 0, 0][..],
+        ),
+    ] {
+        for to in [RED4.0, GROUP4.0, Ipv4Addr::new(10, 96, 0, 1)] {
+            rows.push(Row::new(
+                &format!("{name}, to {to}"),
+                Frame::v4(WEB4, to, options, UDP, &udp(40_000, 53, 20)),
+                Drop("", DropReason::SourceRouted),
+            ));
+        }
+    }
+    rows.push(Row::new(
+        "an option that only looks like one",
+        Frame::v4(WEB4, RED4.0, &[68, 4, 131, 137], UDP, &udp(40_000, 53, 20)),
+        Sent(RED4.1, "red"),
+    ));
+    rows.push(Row::new(
+        "a loose route behind the end of the options",
+        Frame::v4(WEB4, RED4.0, &[0, 131, 3, 4], UDP, &udp(40_000, 53, 20)),
+        Sent(RED4.1, "red"),
+    ));
+    let mut left = extension(UDP, 1, &udp(40_000, 53, 20));
+    left[3] = 1;
+    rows.push(Row::new(
+        "an IPv6 routing header with a segment left",
+        Frame::ip(WEB, GROUP.0, ROUTING, &left),
+        Drop("", DropReason::SourceRouted),
+    ));
+    check(&rows);
+}
+
+#[test]
 fn ipv4_headers_that_contradict_themselves() {
     let packet = || Frame::v4(WEB4, RED4.0, &[], UDP, &udp(40_000, 53, 20));
     let bad = |name: &str, at: usize, bytes: &[u8]| {
