@@ -1,6 +1,11 @@
 //! Where this node's pods are, and what becomes of those that are annotated.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use egress_common::DropReason;
 
 use super::{
     Fate, Held, PodState, Resolved, Settings, SourcePod, gateways::Gateways, plan::Planner,
@@ -70,7 +75,19 @@ pub(super) fn resolve<'a>(
         } else {
             match places.of(name) {
                 Ok(ifindex) => {
-                    let (policy, fate) = planner.fate(name, wanted);
+                    let (policy, mut fate) = planner.fate(name, wanted);
+                    let rivals = places.rivals(name, ifindex);
+                    if !rivals.is_empty() {
+                        // One packet, two pods that it may be of. Whichever policy is taken may be the wrong
+                        // one, and to steer neither would let the packet go: so nothing passes.
+                        fate = Fate::Drop(DropReason::PolicyMissing);
+                        resolved.warnings.insert(format!(
+                            "everything that pod {name} sends is dropped: {} is steered already, as its interface \
+                             and that of {} alike; remove the pod that is not there, or give each its own address",
+                            index.name(ifindex),
+                            list(&rivals)
+                        ));
+                    }
                     let addresses = one_per_family(&pod.addresses);
                     if addresses.len() < pod.addresses.len() {
                         resolved.warnings.insert(format!(
@@ -104,6 +121,59 @@ pub(super) fn resolve<'a>(
         };
         resolved.pod_states.insert(name.clone(), state);
     }
+    warn_of_letting_go(&places, resolved);
+}
+
+/// Says which interfaces are let go although they exist, because their pods have finished or lost their addresses.
+fn warn_of_letting_go(places: &Places<'_>, resolved: &mut Resolved) {
+    let Places {
+        model, index, held, ..
+    } = places;
+    let steered: BTreeSet<_> = resolved.pods.values().map(|pod| pod.ifindex).collect();
+    let mut let_go: BTreeMap<_, _> = held
+        .iter()
+        .filter(|&(_, ifindex)| index.exists(*ifindex) && !steered.contains(ifindex))
+        .collect();
+    if let_go.is_empty() {
+        return;
+    }
+    let in_state = |wanted| {
+        let states = resolved.pod_states.iter();
+        let names = states.filter_map(move |(name, state)| (*state == wanted).then_some(name));
+        names.collect::<Vec<_>>()
+    };
+    let mut said = Vec::new();
+    for name in in_state(PodState::Finished) {
+        for address in model.pods.get(name).into_iter().flat_map(|p| &p.addresses) {
+            if let Some(&ifindex) = let_go.get(address) {
+                said.push(format!(
+                    "letting go of {}, which {address} was steered on: the pod {name} has finished, but its \
+                     interface still exists",
+                    index.name(*ifindex)
+                ));
+            }
+        }
+    }
+    // Only addresses are known of what was steered: a pod without any may have had each that nobody has now.
+    for address in model.pods.values().flat_map(|pod| &pod.addresses) {
+        let_go.remove(address);
+    }
+    let without = in_state(PodState::NoAddress);
+    if !without.is_empty() {
+        said.extend(let_go.iter().map(|(address, ifindex)| {
+            format!(
+                "letting go of {}, which {address} was steered on: no pod has that address any more, and {} \
+                 without any",
+                index.name(**ifindex),
+                match without.len() {
+                    1 => format!("the pod {} is", without[0]),
+                    2..=3 => format!("the pods {} are", list(&without)),
+                    many => format!("{many} pods are"),
+                }
+            )
+        }));
+    }
+    resolved.warnings.extend(said);
 }
 
 fn warn(resolved: &mut Resolved, name: &ObjectName, why: &str) {
@@ -166,7 +236,7 @@ impl<'a> Places<'a> {
         held: &'a Held,
     ) -> Self {
         let mut kept = Vec::new();
-        let of: BTreeMap<_, _> = model
+        let mut of: BTreeMap<_, _> = model
             .pods
             .iter()
             .filter(|(_, pod)| {
@@ -178,27 +248,14 @@ impl<'a> Places<'a> {
                     && !pod.addresses.is_empty()
             })
             .map(|(name, pod)| {
-                let addresses = one_per_family(&pod.addresses);
-                let place = index
-                    .pod_interface(&addresses, pod.interface.as_deref())
-                    .or_else(|problem| {
-                        let ifindex = kept_interface(&problem, &addresses, index, held);
-                        let ifindex = ifindex.ok_or_else(|| problem.clone())?;
-                        kept.push(format!(
-                            "pod {name} stays steered on {}, where it was: {problem}",
-                            index.name(ifindex)
-                        ));
-                        Ok(ifindex)
-                    });
+                let (place, why) = place(pod, index, held);
+                if let (Ok(ifindex), Some(why)) = (&place, why) {
+                    kept.push(stays(name, &index.name(*ifindex), &why));
+                }
                 (name, place)
             })
             .collect();
-        let mut users: BTreeMap<u32, Vec<_>> = BTreeMap::new();
-        for (&name, place) in &of {
-            if let Ok(ifindex) = place {
-                users.entry(*ifindex).or_default().push(name);
-            }
-        }
+        let users = turn_back(&mut of, model, index, held, &mut kept);
         Self {
             model,
             settings,
@@ -225,15 +282,15 @@ impl<'a> Places<'a> {
 
     /// Whether the kernel steers one of the pod's addresses on this interface by now.
     fn holds(&self, name: &ObjectName, ifindex: u32) -> bool {
-        let addresses = self
-            .model
-            .pods
-            .get(name)
-            .into_iter()
-            .flat_map(|pod| &pod.addresses);
-        addresses
-            .into_iter()
-            .any(|address| self.held.get(address) == Some(&ifindex))
+        holds(self.model, self.held, name, ifindex)
+    }
+
+    /// Other pods that hold the interface as much as this one does.
+    fn rivals(&self, name: &ObjectName, ifindex: u32) -> Vec<&'a ObjectName> {
+        let users = self.users.get(&ifindex).into_iter().flatten().copied();
+        users
+            .filter(|&other| other != name && self.holds(other, ifindex))
+            .collect()
     }
 
     fn of(&self, name: &ObjectName) -> Result<u32, NoPlace> {
@@ -252,9 +309,8 @@ impl<'a> Places<'a> {
             .flatten()
             .filter(|&&other| other != name)
             .collect();
-        if others.is_empty()
-            || (self.holds(name, ifindex) && !others.iter().any(|o| self.holds(o, ifindex)))
-        {
+        // Who holds it keeps it, whoever else claims it. Where several hold it, `rivals` settles what they get.
+        if others.is_empty() || self.holds(name, ifindex) {
             return Ok(ifindex);
         }
         Err(NoPlace::Shared {
@@ -267,19 +323,87 @@ impl<'a> Places<'a> {
     }
 }
 
-/// The interface that a pod had and still has, where nothing tells another.
-fn kept_interface(
-    problem: &InterfaceProblem,
-    addresses: &[IpAddr],
+/// The interface of a pod, and if it is the one that it had against what the node tells now, why.
+fn place(
+    pod: &Pod,
     index: &NodeIndex<'_>,
     held: &Held,
-) -> Option<u32> {
-    // An address that is the node's own by now is not the pod's any more.
-    if matches!(problem, InterfaceProblem::OwnAddress { .. }) {
-        return None;
+) -> (Result<u32, InterfaceProblem>, Option<String>) {
+    let found = index.find_pod(&one_per_family(&pod.addresses), pod.interface.as_deref());
+    let had = held_interface(pod, index, held);
+    match (found, had) {
+        // An address that is the node's own by now is not the pod's any more.
+        (Err(problem @ InterfaceProblem::OwnAddress { .. }), _) => (Err(problem), None),
+        (Err(problem), Some(had)) => (Ok(had), Some(problem.to_string())),
+        // Who claims a pod's address on the bridge, itself from elsewhere or another, must not free it: a pod
+        // does not change ports while its port exists. Routes and the annotation are not the pod's to forge.
+        (Ok(new), Some(had)) if new.learned && new.ifindex != had && index.is_port(had) => {
+            let why = format!(
+                "the bridge's tables now name {}, and pods can forge those; if the pod has moved, name its \
+                 interface in its annotation egress.fastpath/interface",
+                index.name(new.ifindex)
+            );
+            (Ok(had), Some(why))
+        }
+        (found, _) => (found.map(|new| new.ifindex), None),
     }
-    let ifindex = addresses.iter().find_map(|address| held.get(address))?;
+}
+
+/// Turns pods back to what they hold if others are where they would go, and tells who is behind each interface.
+///
+/// Nobody is steered for going where somebody else is: a pod that is steered would be let go by that.
+fn turn_back<'a>(
+    of: &mut BTreeMap<&'a ObjectName, Result<u32, InterfaceProblem>>,
+    model: &Model,
+    index: &NodeIndex<'_>,
+    held: &Held,
+    kept: &mut Vec<String>,
+) -> BTreeMap<u32, Vec<&'a ObjectName>> {
+    loop {
+        let mut users: BTreeMap<u32, Vec<_>> = BTreeMap::new();
+        for (&name, place) in &*of {
+            if let Ok(ifindex) = place {
+                users.entry(*ifindex).or_default().push(name);
+            }
+        }
+        let shared = users.iter().filter(|(_, names)| names.len() > 1);
+        let back: Vec<_> = shared
+            .flat_map(|(&ifindex, names)| names.iter().map(move |&name| (name, ifindex)))
+            .filter(|&(name, ifindex)| !holds(model, held, name, ifindex))
+            .filter_map(|(name, ifindex)| {
+                let had = held_interface(model.pods.get(name)?, index, held)?;
+                Some((name, ifindex, had))
+            })
+            .collect();
+        // Who is back holds where it is, so that every round has fewer to turn.
+        if back.is_empty() {
+            return users;
+        }
+        for (name, ifindex, had) in back {
+            let why = format!(
+                "it is told to be on {} now, where other pods are",
+                index.name(ifindex)
+            );
+            kept.push(stays(name, &index.name(had), &why));
+            of.insert(name, Ok(had));
+        }
+    }
+}
+
+fn stays(name: &ObjectName, interface: &str, why: &str) -> String {
+    format!("pod {name} stays steered on {interface}, where it was: {why}")
+}
+
+/// The interface that a pod is steered on by now, if that still exists.
+fn held_interface(pod: &Pod, index: &NodeIndex<'_>, held: &Held) -> Option<u32> {
+    let mut addresses = pod.addresses.iter();
+    let ifindex = addresses.find_map(|address| held.get(address))?;
     index.exists(*ifindex).then_some(*ifindex)
+}
+
+fn holds(model: &Model, held: &Held, name: &ObjectName, ifindex: u32) -> bool {
+    let mut addresses = model.pods.get(name).into_iter().flat_map(|p| &p.addresses);
+    addresses.any(|address| held.get(address) == Some(&ifindex))
 }
 
 /// The first address of each family, IPv4 first.

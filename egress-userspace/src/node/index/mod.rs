@@ -30,6 +30,15 @@ pub struct NodeIndex<'a> {
     ports: HashMap<(u32, Mac), Vec<u32>>,
 }
 
+/// Where a pod's interface was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PodInterface {
+    /// The interface.
+    pub ifindex: u32,
+    /// Whether a bridge's tables had a say in it: what they learn, a pod can forge.
+    pub learned: bool,
+}
+
 impl NodeView {
     /// Arranges the view for questions about many addresses.
     #[must_use]
@@ -123,10 +132,7 @@ impl<'a> NodeIndex<'a> {
         }
     }
 
-    /// The host-side interface of the pod with these addresses.
-    ///
-    /// It is the device of the host route; where that is a bridge, the port behind the pod's MAC; where the
-    /// routes tell nothing, the device that `hint` names.
+    /// [`Self::find_pod`], whoever told.
     ///
     /// # Errors
     /// The interface is not known (yet), or is not the pod's own.
@@ -135,18 +141,36 @@ impl<'a> NodeIndex<'a> {
         addresses: &[IpAddr],
         hint: Option<&str>,
     ) -> Result<u32, InterfaceProblem> {
-        let mut found: Option<u32> = None;
+        self.find_pod(addresses, hint).map(|found| found.ifindex)
+    }
+
+    /// The host-side interface of the pod with these addresses.
+    ///
+    /// It is the device of the host route; where that is a bridge, the port of it that `hint` names, else the
+    /// port behind the pod's MAC; where all that tells nothing, the device that `hint` names.
+    ///
+    /// # Errors
+    /// The interface is not known (yet), or is not the pod's own.
+    pub fn find_pod(
+        &self,
+        addresses: &[IpAddr],
+        hint: Option<&str>,
+    ) -> Result<PodInterface, InterfaceProblem> {
+        let mut found: Option<PodInterface> = None;
         let mut problem: Option<InterfaceProblem> = None;
+        let mut learned = false;
         for &address in addresses {
-            match self.interface_of(address) {
-                Ok(ifindex) => match found {
-                    Some(other) if other != ifindex => {
+            match self.interface_of(address, hint, &mut learned) {
+                Ok(new) => match &mut found {
+                    Some(other) if other.ifindex != new.ifindex => {
                         return Err(InterfaceProblem::Disagree {
-                            first: self.name(other),
-                            second: self.name(ifindex),
+                            first: self.name(other.ifindex),
+                            second: self.name(new.ifindex),
                         });
                     }
-                    Some(_) | None => found = Some(ifindex),
+                    // A route that says the same as the tables confirms them.
+                    Some(other) => other.learned &= new.learned,
+                    None => found = Some(new),
                 },
                 Err(own @ InterfaceProblem::OwnAddress { .. }) => return Err(own),
                 // The one that time does not solve is the one to tell.
@@ -160,8 +184,11 @@ impl<'a> NodeIndex<'a> {
             }
         }
         match (found, problem, hint) {
-            (Some(ifindex), _, _) => Ok(ifindex),
-            (None, Some(_), Some(name)) => self.hinted(name),
+            (Some(found), _, _) => Ok(found),
+            // That the tables tell nothing may be the pod's doing too.
+            (None, Some(_), Some(name)) => self
+                .hinted(name)
+                .map(|ifindex| PodInterface { ifindex, learned }),
             (None, Some(problem), None) => Err(problem),
             (None, None, _) => Err(InterfaceProblem::NoRoute {
                 address: IpAddr::from([0, 0, 0, 0]),
@@ -221,6 +248,12 @@ impl<'a> NodeIndex<'a> {
         self.view.links.contains_key(&ifindex)
     }
 
+    /// Whether the link is a port of some other device.
+    #[must_use]
+    pub fn is_port(&self, ifindex: u32) -> bool {
+        self.view.master(ifindex).is_some()
+    }
+
     /// The link's name, or its number where it has gone.
     #[must_use]
     pub fn name(&self, ifindex: u32) -> String {
@@ -234,8 +267,15 @@ impl<'a> NodeIndex<'a> {
         self.by_name.get(name).copied()
     }
 
-    /// What the routes and the bridges' tables say of one address.
-    fn interface_of(&self, address: IpAddr) -> Result<u32, InterfaceProblem> {
+    /// What the routes, and behind a bridge `hint` or its tables, say of one address.
+    ///
+    /// Sets `learned` where the tables had to be asked, also in vain.
+    fn interface_of(
+        &self,
+        address: IpAddr,
+        hint: Option<&str>,
+        learned: &mut bool,
+    ) -> Result<PodInterface, InterfaceProblem> {
         if self.is_own_address(address) {
             return Err(InterfaceProblem::OwnAddress { address });
         }
@@ -250,7 +290,15 @@ impl<'a> NodeIndex<'a> {
             return Err(InterfaceProblem::Remote { address, router });
         }
         if link.bridge {
-            return self.bridge_port(route.ifindex, &link.name, address);
+            if let Some((port, link)) = self.port_named(route.ifindex, hint) {
+                return self.exclusive(port, link).map(told);
+            }
+            *learned = true;
+            let port = self.bridge_port(route.ifindex, &link.name, address)?;
+            return Ok(PodInterface {
+                ifindex: port,
+                learned: true,
+            });
         }
         if route.destination.prefix_len() != route.destination.max_prefix_len() {
             return Err(not_its_own(link, SUBNET));
@@ -261,7 +309,14 @@ impl<'a> NodeIndex<'a> {
         {
             return Err(not_its_own(link, MULTIPATH));
         }
-        self.exclusive(route.ifindex, link)
+        self.exclusive(route.ifindex, link).map(told)
+    }
+
+    /// The port of this very bridge that the hint names: who runs the cluster knows better than its tables.
+    fn port_named(&self, bridge: u32, hint: Option<&str>) -> Option<(u32, &'a Link)> {
+        let port = self.ifindex(hint?)?;
+        let link = self.view.links.get(&port)?;
+        (link.master == Some(bridge)).then_some((port, link))
     }
 
     fn bridge_port(
@@ -414,6 +469,13 @@ fn not_its_own(link: &Link, why: &'static str) -> InterfaceProblem {
     InterfaceProblem::NotItsOwn {
         device: link.name.clone(),
         why,
+    }
+}
+
+const fn told(ifindex: u32) -> PodInterface {
+    PodInterface {
+        ifindex,
+        learned: false,
     }
 }
 

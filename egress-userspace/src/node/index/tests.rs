@@ -203,6 +203,24 @@ fn where_a_pods_interface_is() {
             Ok(VETH),
         ),
         ("the neighbour's port", &["10.1.0.2"], None, Ok(PORT)),
+        (
+            "the hint names another port of the bridge",
+            &["10.1.0.2"],
+            Some("port2"),
+            Ok(PORT2),
+        ),
+        (
+            "the hint names a port where the tables name two",
+            &["10.1.0.4"],
+            Some("port1"),
+            Ok(PORT),
+        ),
+        (
+            "the hint names no port of the bridge",
+            &["10.1.0.2"],
+            Some("veth2"),
+            Ok(PORT),
+        ),
         ("host route to a bridge", &["10.1.0.9"], None, Ok(PORT)),
         (
             "bridge without the neighbour",
@@ -331,6 +349,41 @@ fn where_a_pods_interface_is() {
             }
             (result, expected) => panic!("{what}: {result:?}, not {expected:?}"),
         }
+    }
+}
+
+#[test]
+fn what_a_pod_can_forge_is_told_from_what_it_cannot() {
+    let rows: &[(&str, &[&str], Option<&str>, bool)] = &[
+        ("host route", &["10.0.0.2"], None, false),
+        ("tables", &["10.1.0.2"], None, true),
+        ("a port, hinted", &["10.1.0.2"], Some("port2"), false),
+        ("no port, hinted", &["10.1.0.2"], Some("veth2"), true),
+        (
+            "tables that tell nothing",
+            &["10.1.0.7"],
+            Some("veth2"),
+            true,
+        ),
+        (
+            "routes that tell nothing",
+            &["10.200.0.1"],
+            Some("veth2"),
+            false,
+        ),
+        ("tables twice", &["10.1.0.2", "10.1.0.9"], None, true),
+        (
+            "tables in vain, beside a host route",
+            &["10.1.0.7", "10.0.0.2"],
+            None,
+            false,
+        ),
+    ];
+    let node = node();
+    for (what, addresses, hint, learned) in rows {
+        let addresses: Vec<_> = addresses.iter().map(|a| ip(a)).collect();
+        let found = node.index().find_pod(&addresses, *hint).unwrap();
+        assert_eq!(found.learned, *learned, "{what}");
     }
 }
 
