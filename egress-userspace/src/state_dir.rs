@@ -3,11 +3,11 @@
 use std::{
     fs::{self, File},
     io::{self, Write},
-    os::unix::fs::DirBuilderExt,
+    os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::state::Names;
@@ -27,22 +27,18 @@ impl StateDir {
             .mode(0o700)
             .create(path)
             .with_context(|| format!("cannot make the state directory {}", path.display()))?;
-        let lock = path.join("lock");
-        let file =
-            File::create(&lock).with_context(|| format!("cannot make {}", lock.display()))?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(Self {
-                path: path.to_owned(),
-                _lock: lock,
-            }),
-            Err((_, nix::errno::Errno::EWOULDBLOCK)) => bail!(
-                "another agent uses {}: stop it, or give this one its own --pin-dir",
-                path.display()
-            ),
-            Err((_, error)) => {
-                Err(error).with_context(|| format!("cannot lock {}", lock.display()))
-            }
-        }
+        let file = lock_file(path);
+        // What is there may be somebody else's: it is not emptied.
+        let lock = File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&file)
+            .with_context(|| format!("cannot make {}", file.display()))?;
+        Ok(Self {
+            path: path.to_owned(),
+            _lock: lock_for_one(lock, &file, path, "--pin-dir and --state-dir")?,
+        })
     }
 
     /// The names that the last agent kept.
@@ -59,7 +55,7 @@ impl StateDir {
     /// Keeps names; when this returns they survive a crash.
     pub fn keep_names(&self, names: &Names) -> anyhow::Result<()> {
         let path = names_file(&self.path);
-        let new = path.with_extension("new");
+        let new = new_names_file(&self.path);
         let write = || -> io::Result<()> {
             let mut file = File::create(&new)?;
             file.write_all(&serde_json::to_vec(names)?)?;
@@ -69,10 +65,19 @@ impl StateDir {
         write().with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// Removes the directory with everything that an agent leaves there.
-    pub fn remove(self) -> anyhow::Result<()> {
-        fs::remove_dir_all(&self.path)
-            .with_context(|| format!("cannot remove {}", self.path.display()))
+    /// Removes what an agent leaves there, and the directory unless it has other files.
+    ///
+    /// Returns whether the directory is gone.
+    pub fn remove(self) -> anyhow::Result<bool> {
+        // The lock last: until then nobody else is in here.
+        for file in [
+            names_file(&self.path),
+            new_names_file(&self.path),
+            lock_file(&self.path),
+        ] {
+            remove_own_file(&file)?;
+        }
+        remove_if_empty(&self.path)
     }
 }
 
@@ -87,8 +92,66 @@ pub fn read_names(directory: &Path) -> anyhow::Result<Names> {
     }
 }
 
+/// Locks a file or directory for one agent, which others learn by `place` and can avoid by `flags`.
+pub(crate) fn lock_for_one(
+    file: File,
+    path: &Path,
+    place: &Path,
+    flags: &str,
+) -> anyhow::Result<Flock<File>> {
+    let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => lock,
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => bail!(
+            "another agent uses {}: stop it, or give this one its own {flags}",
+            place.display()
+        ),
+        Err((_, error)) => {
+            return Err(error).with_context(|| format!("cannot lock {}", path.display()));
+        }
+    };
+    // `egress detach` may have removed it between opening and locking; the next agent makes a new one.
+    let locked = lock.metadata()?;
+    let is_there = fs::metadata(path)
+        .is_ok_and(|there| (there.dev(), there.ino()) == (locked.dev(), locked.ino()));
+    ensure!(
+        is_there,
+        "`egress detach` has just removed {}: try again",
+        path.display()
+    );
+    Ok(lock)
+}
+
+/// Removes a file of ours, which may be gone already.
+pub(crate) fn remove_own_file(path: &Path) -> anyhow::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Removes a directory unless something is in it, or mounted on it; returns whether it is gone.
+pub(crate) fn remove_if_empty(path: &Path) -> anyhow::Result<bool> {
+    use io::ErrorKind::{DirectoryNotEmpty, NotFound, ResourceBusy};
+
+    match fs::remove_dir(path).map_err(|error| (error.kind(), error)) {
+        Ok(()) | Err((NotFound, _)) => Ok(true),
+        Err((DirectoryNotEmpty | ResourceBusy, _)) => Ok(false),
+        Err((_, error)) => Err(error).with_context(|| format!("cannot remove {}", path.display())),
+    }
+}
+
 fn names_file(directory: &Path) -> PathBuf {
     directory.join("names.json")
+}
+
+fn new_names_file(directory: &Path) -> PathBuf {
+    directory.join("names.new")
+}
+
+fn lock_file(directory: &Path) -> PathBuf {
+    directory.join("lock")
 }
 
 #[cfg(test)]
@@ -111,8 +174,33 @@ mod tests {
         drop(state);
         let state = StateDir::open(&path).unwrap();
         assert_eq!(state.names(), names);
-        state.remove().unwrap();
+        assert!(state.remove().unwrap());
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_others_keep_there_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let foreign = directory.path().join("foreign");
+        fs::write(&foreign, b"kept").unwrap();
+        let state = StateDir::open(directory.path()).unwrap();
+        state.keep_names(&Names::default()).unwrap();
+        fs::write(new_names_file(directory.path()), b"").unwrap();
+        assert!(!state.remove().unwrap());
+        assert_eq!(fs::read(&foreign).unwrap(), b"kept");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_lock_on_what_was_removed_is_none() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a");
+        fs::create_dir(&path).unwrap();
+        let opened = File::open(&path).unwrap();
+        fs::remove_dir(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        let error = lock_for_one(opened, &path, &path, "--pin-dir").unwrap_err();
+        assert!(error.to_string().contains("try again"), "{error:#}");
     }
 
     #[test]

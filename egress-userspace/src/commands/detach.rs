@@ -1,8 +1,8 @@
 //! `egress detach`: everything of ours out of the kernel.
 
-use std::{fs, process::ExitCode};
+use std::{path::Path, process::ExitCode};
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::Args;
 
 use crate::{kernel, settings::Places, state_dir::StateDir};
@@ -25,20 +25,29 @@ pub fn detach(args: &DetachArgs) -> anyhow::Result<ExitCode> {
         );
         return Ok(ExitCode::SUCCESS);
     }
-    // The lock keeps a running agent from attaching again behind our back.
+    // The locks keep a running agent from attaching again behind our back.
+    let pins = paths.root().exists().then(|| paths.lock()).transpose()?;
     let state_dir = StateDir::open(&directory)?;
-    let errors = kernel::detach_all(&paths);
-    if let Some(first) = errors.first() {
-        bail!(
-            "{first:#} ({} failures in all); the maps stay, so that nothing leaks",
-            errors.len()
-        );
+    if pins.is_some() {
+        let errors = kernel::detach_all(&paths);
+        if let Some(first) = errors.first() {
+            bail!(
+                "{first:#} ({} failures in all); the maps stay, so that nothing leaks",
+                errors.len()
+            );
+        }
+        tell_if_left(paths.root(), paths.remove()?);
     }
-    if paths.root().exists() {
-        fs::remove_dir_all(paths.root())
-            .with_context(|| format!("cannot remove {}", paths.root().display()))?;
-    }
-    state_dir.remove()?;
+    tell_if_left(&directory, state_dir.remove()?);
     println!("detached: pods' traffic takes the kernel's own routes now");
     Ok(ExitCode::SUCCESS)
+}
+
+fn tell_if_left(directory: &Path, gone: bool) {
+    if !gone {
+        println!(
+            "{} stays: something that is not ours is in it, or mounted on it",
+            directory.display()
+        );
+    }
 }

@@ -1,5 +1,7 @@
 //! From the embedded object to programs and pinned maps in the kernel.
 
+use std::fs::File;
+
 use anyhow::{Context, bail, ensure};
 use aya::{Ebpf, EbpfLoader, maps::MapInfo, programs::SchedClassifier};
 use aya_log::EbpfLogger;
@@ -8,7 +10,10 @@ use egress_common::{
     counter::PASS_KINDS,
     maps::{self, capacity},
 };
-use nix::sys::resource::{Resource, setrlimit};
+use nix::{
+    fcntl::Flock,
+    sys::resource::{Resource, setrlimit},
+};
 
 use super::{
     attach::{AttachMode, Attachments},
@@ -103,6 +108,8 @@ pub struct Datapath {
     pub attachments: Attachments,
     ebpf: Ebpf,
     debug_log: bool,
+    /// Whoever else would pin in the same place, or remove what is pinned, has to wait.
+    _lock: Flock<File>,
 }
 
 impl Datapath {
@@ -110,7 +117,7 @@ impl Datapath {
     ///
     /// Nothing is attached yet; what an earlier run has attached keeps working.
     pub fn load(options: &LoadOptions) -> anyhow::Result<Self> {
-        options.paths.prepare()?;
+        let lock = options.paths.prepare()?;
         let entries = options.capacities.entries()?;
         check_capacities(&options.paths, &entries)?;
         // Before 5.11 maps are charged to this limit (kernel commit 755e5d55367a).
@@ -147,6 +154,7 @@ impl Datapath {
             attachments,
             ebpf,
             debug_log: options.debug_log,
+            _lock: lock,
         })
     }
 

@@ -1,21 +1,30 @@
 //! Where things are pinned.
 
 use std::{
-    fs,
-    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    ffi::{OsStr, OsString},
+    fs::{self, File},
+    io,
+    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, ensure};
+use egress_common::maps;
 use nix::{
+    fcntl::Flock,
     mount::{MsFlags, mount},
     sys::statfs::{BPF_FS_MAGIC, statfs},
 };
 
 use super::object::Program;
+use crate::state_dir::{lock_for_one, remove_if_empty, remove_own_file};
 
 const BPFFS: &str = "/sys/fs/bpf";
+/// The inode number that the kernel gives the root of every file system of this kind (`fs/libfs.c`).
+const ROOT_INODE: u64 = 1;
 const CLSACT: &str = "clsact-";
+const SEGMENT: &str = "LINES_";
+const QDISC: &str = "qdisc-";
 
 /// The pin directory of one agent.
 #[derive(Clone, Debug)]
@@ -44,7 +53,7 @@ impl Paths {
     /// Where a segment of the line store is pinned.
     #[must_use]
     pub fn segment(&self, index: u32) -> PathBuf {
-        self.maps().join(format!("LINES_{index}"))
+        self.maps().join(format!("{SEGMENT}{index}"))
     }
 
     /// Where the link of a program on an interface is pinned.
@@ -69,7 +78,7 @@ impl Paths {
     /// The directory that says that an interface's clsact qdisc is of our making.
     #[must_use]
     pub fn own_qdisc(&self, ifindex: u32) -> PathBuf {
-        self.root.join(format!("qdisc-{ifindex}"))
+        self.root.join(format!("{QDISC}{ifindex}"))
     }
 
     /// Reads the name of a pinned link or marker: the program, the interface, whether it is a marker.
@@ -103,34 +112,102 @@ impl Paths {
         fs::read_dir(self.maps()).is_ok_and(|mut entries| entries.next().is_some())
     }
 
-    /// Makes the directories, and mounts the BPF file system where it should be and is not.
-    pub fn prepare(&self) -> anyhow::Result<()> {
+    /// Makes the directories, mounts the BPF file system where it should be and is not, and locks.
+    pub fn prepare(&self) -> anyhow::Result<Flock<File>> {
         if self.root.starts_with(BPFFS) {
             mount_bpffs(Path::new(BPFFS))?;
         }
-        for directory in [self.root.clone(), self.maps(), self.links()] {
-            fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(&directory)
-                .with_context(|| {
-                    format!("cannot make the pin directory {}", directory.display())
-                })?;
-        }
+        make(&self.root)?;
+        let lock = self.lock()?;
         fs::set_permissions(&self.root, fs::Permissions::from_mode(0o700))
             .with_context(|| format!("cannot close {} to others", self.root.display()))?;
+        make(&self.maps())?;
+        make(&self.links())?;
+        Ok(lock)
+    }
+
+    /// Takes the pin directory, which exists, for as long as the lock lives.
+    ///
+    /// # Errors
+    /// An agent has it, or it is no place for pins.
+    pub fn lock(&self) -> anyhow::Result<Flock<File>> {
+        let root = File::open(&self.root)
+            .with_context(|| format!("cannot open the pin directory {}", self.root.display()))?;
         let kind = statfs(&self.root)
             .with_context(|| format!("cannot look at {}", self.root.display()))?
             .filesystem_type();
-        if kind != BPF_FS_MAGIC {
-            bail!(
-                "--pin-dir {} is not on a BPF file system: choose a directory below {BPFFS}, or \
-                 mount one with `mount -t bpf bpf DIR`",
-                self.root.display()
-            );
-        }
-        Ok(())
+        ensure!(
+            kind == BPF_FS_MAGIC,
+            "--pin-dir {} is not on a BPF file system: choose a directory below {BPFFS}, or \
+             mount one with `mount -t bpf bpf DIR` and choose a directory below that",
+            self.root.display()
+        );
+        ensure!(
+            root.metadata()?.ino() != ROOT_INODE,
+            "--pin-dir {} is the whole BPF file system, where others have pins too: choose a \
+             directory below it, such as {}",
+            self.root.display(),
+            self.root.join("egress").display()
+        );
+        lock_for_one(root, &self.root, &self.root, "--pin-dir")
     }
+
+    /// Removes every pin of ours, and the directories unless something else is in them.
+    ///
+    /// What the pins of links hold must be detached before. Returns whether the pin directory is gone.
+    ///
+    /// # Errors
+    /// The first pin that could not be removed.
+    pub fn remove(&self) -> anyhow::Result<bool> {
+        for link in entries(&self.links())? {
+            let path = self.links().join(link);
+            if Self::parse_link(&path).is_some() {
+                remove_own_file(&path)?;
+            }
+        }
+        for map in maps::ALL {
+            remove_own_file(&self.map(map))?;
+        }
+        for map in entries(&self.maps())? {
+            if let Some(index) = number_after(&map, SEGMENT) {
+                remove_own_file(&self.segment(index))?;
+            }
+        }
+        remove_own_file(&self.new_marker())?;
+        for mark in entries(&self.root)? {
+            if let Some(ifindex) = number_after(&mark, QDISC) {
+                remove_if_empty(&self.own_qdisc(ifindex))?;
+            }
+        }
+        remove_if_empty(&self.links())?;
+        remove_if_empty(&self.maps())?;
+        remove_if_empty(&self.root)
+    }
+}
+
+fn make(directory: &Path) -> anyhow::Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)
+        .with_context(|| format!("cannot make the pin directory {}", directory.display()))
+}
+
+/// The names in a directory, which may be missing.
+fn entries(directory: &Path) -> anyhow::Result<Vec<OsString>> {
+    let read = || -> io::Result<Vec<_>> {
+        fs::read_dir(directory)?
+            .map(|entry| Ok(entry?.file_name()))
+            .collect()
+    };
+    match read() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        names => names.with_context(|| format!("cannot read {}", directory.display())),
+    }
+}
+
+fn number_after(name: &OsStr, prefix: &str) -> Option<u32> {
+    name.to_str()?.strip_prefix(prefix)?.parse().ok()
 }
 
 fn mount_bpffs(at: &Path) -> anyhow::Result<()> {
@@ -155,4 +232,74 @@ fn mount_bpffs(at: &Path) -> anyhow::Result<()> {
     .with_context(|| format!("cannot mount the BPF file system on {}", at.display()))?;
     tracing::info!(path = %at.display(), "mounted the BPF file system");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test may fail loudly")]
+
+    use super::*;
+
+    /// A directory of ordinary files, which have names as pins have.
+    fn pinned(directory: &Path) -> Paths {
+        let paths = Paths::new(directory.join("agent"));
+        for directory in [paths.maps(), paths.links(), paths.own_qdisc(3)] {
+            make(&directory).unwrap();
+        }
+        let pins =
+            maps::ALL
+                .iter()
+                .map(|map| paths.map(map))
+                .chain([paths.segment(0), paths.segment(17), paths.new_marker()])
+                .chain(Program::ALL.iter().flat_map(|&program| {
+                    [paths.link(program, 2), paths.clsact_marker(program, 3)]
+                }));
+        for pin in pins {
+            fs::write(pin, b"").unwrap();
+        }
+        paths
+    }
+
+    #[test]
+    fn every_pin_of_ours_is_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let paths = pinned(directory.path());
+        assert!(paths.remove().unwrap());
+        assert!(!paths.root().exists());
+        assert!(paths.remove().unwrap(), "once more is no error");
+    }
+
+    #[test]
+    fn pins_of_others_stay() {
+        let directory = tempfile::tempdir().unwrap();
+        let paths = pinned(directory.path());
+        let foreign = [
+            paths.root().join("theirs"),
+            paths.root().join("qdisc-x"),
+            paths.map("LINES_x"),
+            paths.map("THEIRS"),
+            paths.links().join("theirs-2"),
+        ];
+        for path in &foreign {
+            fs::write(path, b"").unwrap();
+        }
+        assert!(!paths.remove().unwrap());
+        for path in &foreign {
+            assert!(path.exists(), "{} is gone", path.display());
+        }
+        // The directories of maps and links are there for what is in them.
+        assert_eq!(entries(paths.root()).unwrap().len(), 4);
+        assert_eq!(entries(&paths.maps()).unwrap().len(), 2);
+        assert_eq!(entries(&paths.links()).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_directory_elsewhere_is_no_place_for_pins() {
+        let directory = tempfile::tempdir().unwrap();
+        let error = Paths::new(directory.path()).lock().unwrap_err();
+        assert!(
+            error.to_string().contains("choose a directory"),
+            "{error:#}"
+        );
+    }
 }
