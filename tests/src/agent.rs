@@ -2,11 +2,12 @@
 
 use std::{
     env,
+    ffi::OsString,
     fs::{self, File},
     net::SocketAddr,
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
-    process::{Child, ExitStatus, Stdio},
+    process::{Child, Command, ExitStatus, Output, Stdio},
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -33,7 +34,10 @@ pub struct Setup {
     binary: PathBuf,
     node: Host,
     files: PathBuf,
-    bpffs: PathBuf,
+    /// The BPF file system, or a directory in it, below which the agent pins.
+    pub bpffs: PathBuf,
+    /// Words of a command that the agent is started with.
+    pub wrapper: Vec<String>,
     /// Files and directories with resources.
     pub resources: Vec<PathBuf>,
     /// Prefixes of the cluster.
@@ -50,6 +54,7 @@ impl Setup {
             node: scene.node.clone(),
             files: scene.files(),
             bpffs: scene.bpffs(),
+            wrapper: Vec::new(),
             resources: vec![resources.into()],
             local_cidrs: CLUSTER_CIDRS.map(str::to_owned).to_vec(),
             arguments: Vec::new(),
@@ -67,22 +72,8 @@ impl Setup {
     pub fn spawn(&self) -> Result<Agent> {
         let log = self.files.join("agent.log");
         let output = File::options().create(true).append(true).open(&log)?;
-        let mut command = self.node.command(&self.binary);
-        command
-            .arg("run")
-            .args(["--node", NODE, "--metrics-listen", &HTTP.to_string()])
-            .arg("--pin-dir")
-            .arg(self.pin_dir())
-            .arg("--state-dir")
-            .arg(self.files.join("state"));
-        for path in &self.resources {
-            command.arg("--resources").arg(path);
-        }
-        for cidr in &self.local_cidrs {
-            command.args(["--local-cidr", cidr]);
-        }
+        let mut command = self.run_command();
         let child = command
-            .args(&self.arguments)
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output)
@@ -93,6 +84,59 @@ impl Setup {
             child,
             log,
         })
+    }
+
+    /// Starts an agent that is to refuse, and gives what it says.
+    pub fn refusal(&self) -> Result<String> {
+        let mut agent = self.spawn()?;
+        let said = agent.log().len();
+        let status = wait::until("the agent refuses", || {
+            agent.child.try_wait()?.context("it is still running")
+        })?;
+        let log = agent.log().split_off(said);
+        ensure!(
+            status.code() == Some(1),
+            "the agent ended with {status}, and said {log}"
+        );
+        Ok(log)
+    }
+
+    /// What `egress run --dry-run` does with the same arguments.
+    pub fn dry_run(&self) -> Result<Output> {
+        Ok(self.run_command().arg("--dry-run").output()?)
+    }
+
+    fn run_command(&self) -> Command {
+        let mut words = self.wrapper.iter().map(OsString::from);
+        let mut command = match words.next() {
+            None => self.node.command(&self.binary),
+            Some(first) => {
+                let mut command = self.node.command(first);
+                command.args(words).arg(&self.binary);
+                command
+            }
+        };
+        command
+            .arg("run")
+            .args(["--node", NODE, "--metrics-listen", &HTTP.to_string()])
+            .arg("--pin-dir")
+            .arg(self.pin_dir())
+            .arg("--state-dir")
+            .arg(self.state_dir());
+        for path in &self.resources {
+            command.arg("--resources").arg(path);
+        }
+        for cidr in &self.local_cidrs {
+            command.args(["--local-cidr", cidr]);
+        }
+        command.args(&self.arguments);
+        command
+    }
+
+    /// Where the agent keeps the names of its counters.
+    #[must_use]
+    pub fn state_dir(&self) -> PathBuf {
+        self.files.join("state")
     }
 
     /// Where the agent pins its maps and links.
@@ -106,10 +150,21 @@ impl Setup {
         run(self.node.command(&self.binary).args(words))
     }
 
+    /// Runs another command of the binary on the node, whatever its exit code.
+    pub fn output(&self, words: &[&str]) -> Result<Output> {
+        Ok(self.node.command(&self.binary).args(words).output()?)
+    }
+
     /// Removes everything of the agent from the kernel.
     pub fn detach(&self) -> Result<String> {
-        let pins = self.pin_dir();
-        self.command(&["detach", "--pin-dir", &pins.display().to_string()])
+        let (pins, state) = (self.pin_dir(), self.state_dir());
+        self.command(&[
+            "detach",
+            "--pin-dir",
+            &pins.display().to_string(),
+            "--state-dir",
+            &state.display().to_string(),
+        ])
     }
 }
 

@@ -143,12 +143,38 @@ fn parse_line(line: &str) -> Option<Sample> {
 
 /// Fetches a path by HTTP from inside a host: the status and the body.
 pub fn get(host: &Host, address: SocketAddr, path: &str) -> Result<(u16, String)> {
+    let answer = ask(host, address, path, &[])?;
+    Ok((answer.status, answer.body))
+}
+
+/// An answer by HTTP.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// The status.
+    pub status: u16,
+    /// What the header `Content-Type` says.
+    pub content_type: Option<String>,
+    /// The body.
+    pub body: String,
+}
+
+/// Fetches a path by HTTP from inside a host, with further headers.
+pub fn ask(
+    host: &Host,
+    address: SocketAddr,
+    path: &str,
+    headers: &[(&str, &str)],
+) -> Result<Answer> {
     let mut stream = host.enter(|| {
         TcpStream::connect_timeout(&address, wait::PATIENCE)
             .with_context(|| format!("nothing listens on {address}"))
     })?;
     stream.set_read_timeout(Some(wait::PATIENCE))?;
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    let mut request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n");
+    for (name, value) in headers {
+        request.push_str(&format!("{name}: {value}\r\n"));
+    }
+    request.push_str("\r\n");
     stream.write_all(request.as_bytes())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
@@ -166,7 +192,16 @@ pub fn get(host: &Host, address: SocketAddr, path: &str) -> Result<(u16, String)
         .nth(1)
         .and_then(|word| word.parse().ok())
         .with_context(|| format!("{address} answered no status: {head:?}"))?;
-    Ok((status, body.to_owned()))
+    let content_type = head.lines().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("content-type")
+            .then(|| value.trim().to_owned())
+    });
+    Ok(Answer {
+        status,
+        content_type,
+        body: body.to_owned(),
+    })
 }
 
 #[cfg(test)]

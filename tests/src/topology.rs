@@ -27,7 +27,7 @@ mod wiring;
 use std::{
     fmt::Write,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result};
@@ -267,6 +267,23 @@ impl Scene {
         self.workspace.bpffs()
     }
 
+    /// Everything that an agent could have left on the node: links, programs, qdiscs, pins.
+    pub fn inventory(&self) -> Result<Vec<String>> {
+        let mut found = Vec::new();
+        let links: serde_json::Value =
+            serde_json::from_str(&self.node.run(&["ip", "-j", "link"])?)?;
+        for link in links.as_array().context("ip printed no list")? {
+            let name = link["ifname"].as_str().context("a link without name")?;
+            found.push(name.to_owned());
+            for program in self.node.programs_on(name)? {
+                found.push(format!("{name}: {program}"));
+            }
+        }
+        found.push(self.node.run(&["tc", "qdisc", "show"])?);
+        pins(&self.bpffs(), &mut found)?;
+        Ok(found)
+    }
+
     /// A further host that forwards, for a test that needs one; the test connects it.
     pub fn add_router(&self, role: &str) -> Result<Host> {
         router(&self.workspace, role)
@@ -373,4 +390,15 @@ impl Scene {
         });
         self.pod(name)
     }
+}
+
+fn pins(directory: &Path, found: &mut Vec<String>) -> Result<()> {
+    for entry in std::fs::read_dir(directory)? {
+        let path = entry?.path();
+        found.push(path.display().to_string());
+        if path.is_dir() {
+            pins(&path, found)?;
+        }
+    }
+    Ok(())
 }

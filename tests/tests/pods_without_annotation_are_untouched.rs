@@ -3,9 +3,8 @@
 use anyhow::{Result, ensure};
 use egress_tests::{
     Stage,
-    resources::{Via, gateway, namespace, pod, policy},
     stage::From,
-    topology::{ELSEWHERE, INTERNAL, Layout, Shape},
+    topology::{ELSEWHERE, Layout},
     wait,
 };
 
@@ -71,68 +70,6 @@ fn pods_that_cannot_be_steered_are_counted_and_left_alone() -> Result<()> {
         })?;
     stage.expect("plain", ELSEWHERE, From::Node)?;
     stage.expect("web", ELSEWHERE, From::Gateway("blue"))
-}
-
-/// Else what a gateway sends on would come back to it for ever.
-#[test]
-fn a_gateway_pods_own_traffic_is_never_redirected() -> Result<()> {
-    let shape = Shape {
-        pods: vec!["web", "plain", "exit"],
-        ..Shape::default()
-    };
-    let stage = Stage::new(&shape, |scene| {
-        let annotation = [("egressGatewayPolicy", "all")];
-        Ok(namespace("default", &annotation)
-            + &policy("all", &[("", Via::Code("pod"))])
-            + &gateway(scene.gateway("red")?, "red", "")
-            + &pod("default", scene.pod("web")?, &[], &[])
-            + &pod(
-                "default",
-                scene.pod("exit")?,
-                &annotation,
-                &[("egress-code", "pod")],
-            ))
-    })?;
-    let exit = stage.pod("exit")?;
-    make_gateway_pod(&stage, exit)?;
-    let web = stage.pod("web")?;
-    for address in ELSEWHERE.addresses() {
-        assert_eq!(
-            egress_tests::client::whoami(&web.host, address)?,
-            exit.address_like(address)
-        );
-        assert_eq!(
-            egress_tests::client::whoami(&exit.host, address)?,
-            exit.address_like(address)
-        );
-    }
-    stage.expect("web", INTERNAL, From::Pod)?;
-    assert_eq!(stage.metrics()?.all_dropped().len(), 0);
-    Ok(())
-}
-
-/// Lets a pod translate to its own address, which the outside knows, as Calico's gateways do.
-fn make_gateway_pod(stage: &Stage, exit: &egress_tests::topology::Pod) -> Result<()> {
-    exit.host
-        .sysctl(&[("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")])?;
-    exit.host.nft(
-        "table inet gateway {
-           chain postrouting {
-             type nat hook postrouting priority srcnat; policy accept;
-             oifname \"eth0\" masquerade
-           }
-         }
-         ",
-    )?;
-    stage.scene.node.nft(&format!(
-        "insert rule inet kube postrouting ip saddr {} accept
-         insert rule inet kube postrouting ip6 saddr {} accept
-         ",
-        exit.v4, exit.v6
-    ))?;
-    stage.scene.internet.ip(
-        "route add 10.65.0.0/16 via 203.0.113.254\nroute add fd00:65::/32 via 2001:db8:113::254\n",
-    )
 }
 
 #[test]

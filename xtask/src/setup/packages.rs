@@ -7,13 +7,14 @@ use anyhow::{Context as _, Result, bail};
 use crate::command::{self, find_program, say};
 
 /// What tests and the demo start, with the package that has it.
-const TEST_TOOLS: [(&str, &str); 6] = [
+const TEST_TOOLS: [(&str, &str); 7] = [
     ("ip", "iproute2"),
     ("nft", "nftables"),
-    ("iperf3", "iperf3"),
     ("curl", "curl"),
-    ("tcpdump", "tcpdump"),
-    ("sysctl", "procps"),
+    ("traceroute", "traceroute"),
+    ("nsenter", "util-linux"),
+    ("umount", "mount"),
+    ("bash", "bash"),
 ];
 
 /// Installs the programs of the tests that are missing.

@@ -1,0 +1,46 @@
+//! `replies: kernel`: nothing is recorded, and the node's own routing delivers the replies.
+
+use anyhow::{Result, ensure};
+use egress_tests::{
+    Stage,
+    client::unanswered,
+    resources::{Via, gateway, namespace, pod, policy},
+    stage::From,
+    topology::{ELSEWHERE, Shape},
+};
+
+#[test]
+fn replies_come_where_the_node_lets_them() -> Result<()> {
+    let stage = Stage::new(&Shape::default(), |scene| {
+        Ok(namespace("default", &[])
+            + &policy("all", &[("", Via::Code("red"))])
+            + &gateway(scene.gateway("red")?, "red", "  replies: kernel\n")
+            + &pod(
+                "default",
+                scene.pod("web")?,
+                &[("egressGatewayPolicy", "all")],
+                &[],
+            ))
+    })?;
+    let eth1 = stage.scene.node.programs_on("eth1")?;
+    ensure!(eth1.is_empty(), "nothing is recorded, and yet: {eth1:?}");
+    // With the checks of most nodes the replies would need a record.
+    let web = &stage.pod("web")?.host;
+    for address in ELSEWHERE.addresses() {
+        unanswered(web, address)?;
+    }
+    ensure!(stage.gateway("red")?.host.counter("to_pods")?.packets > 0);
+
+    let node = &stage.scene.node;
+    node.sysctl(&[
+        ("ipv4/conf/all/rp_filter", "2"),
+        ("ipv4/conf/eth1/rp_filter", "2"),
+    ])?;
+    node.nft("flush chain inet kube forward\n")?;
+    stage.expect("web", ELSEWHERE, From::Gateway("red"))?;
+    let records = stage
+        .metrics()?
+        .sum("egress_map_entries", &[("map", "REPLIES")]);
+    ensure!(records == 0, "{records} connections are recorded");
+    Ok(())
+}
