@@ -337,7 +337,7 @@ fn place(
         (Err(problem), Some(had)) => (Ok(had), Some(problem.to_string())),
         // Who claims a pod's address on the bridge, itself from elsewhere or another, must not free it: a pod
         // does not change ports while its port exists. Routes and the annotation are not the pod's to forge.
-        (Ok(new), Some(had)) if new.learned && new.ifindex != had && index.is_port(had) => {
+        (Ok(new), Some(had)) if new.learned && new.ifindex != had => {
             let why = format!(
                 "the bridge's tables now name {}, and pods can forge those; if the pod has moved, name its \
                  interface in its annotation egress.fastpath/interface",

@@ -248,12 +248,6 @@ impl<'a> NodeIndex<'a> {
         self.view.links.contains_key(&ifindex)
     }
 
-    /// Whether the link is a port of some other device.
-    #[must_use]
-    pub fn is_port(&self, ifindex: u32) -> bool {
-        self.view.master(ifindex).is_some()
-    }
-
     /// The link's name, or its number where it has gone.
     #[must_use]
     pub fn name(&self, ifindex: u32) -> String {
