@@ -98,12 +98,17 @@ impl Snapshot {
     /// What keeps the node from doing what it was told.
     #[must_use]
     pub fn not_ready_because(&self) -> Option<String> {
+        if let Some(error) = self.last_apply.as_ref().and_then(|a| a.error.as_deref()) {
+            return Some(format!("the last apply failed: {error}"));
+        }
         if !self.synced {
-            let error = self.last_apply.as_ref().and_then(|a| a.error.as_deref());
-            return Some(error.map_or_else(
-                || "the resources have not been applied yet".to_owned(),
-                |error| format!("the first apply failed: {error}"),
-            ));
+            let reason = match self.last_apply {
+                None => "the resources have not been applied yet",
+                Some(_) => {
+                    "some of the resources could not be read yet: the log says which and why"
+                }
+            };
+            return Some(reason.to_owned());
         }
         let missing: Vec<String> = self
             .programs
@@ -119,14 +124,26 @@ impl Snapshot {
 mod tests {
     use super::*;
 
+    fn applied(error: Option<&str>) -> Snapshot {
+        Snapshot {
+            synced: true,
+            last_apply: Some(Apply {
+                finished: SystemTime::UNIX_EPOCH,
+                duration: Duration::ZERO,
+                changes: 0,
+                error: error.map(str::to_owned),
+            }),
+            ..Snapshot::default()
+        }
+    }
+
     #[test]
     fn a_node_is_ready_once_synced_and_attached() {
-        let mut snapshot = Snapshot::default();
         assert_eq!(
-            snapshot.not_ready_because().as_deref(),
+            Snapshot::default().not_ready_because().as_deref(),
             Some("the resources have not been applied yet")
         );
-        snapshot.synced = true;
+        let mut snapshot = applied(None);
         assert!(snapshot.is_ready());
         snapshot.programs.push(AttachedProgram {
             interface: "veth0".to_owned(),
@@ -141,19 +158,22 @@ mod tests {
     }
 
     #[test]
-    fn a_first_apply_that_fails_is_the_reason() {
-        let snapshot = Snapshot {
-            last_apply: Some(Apply {
-                finished: SystemTime::UNIX_EPOCH,
-                duration: Duration::ZERO,
-                changes: 0,
-                error: Some("PODS: no space left".to_owned()),
-            }),
-            ..Snapshot::default()
-        };
-        assert_eq!(
-            snapshot.not_ready_because().as_deref(),
-            Some("the first apply failed: PODS: no space left")
-        );
+    fn an_apply_that_fails_is_the_reason_first_or_not() {
+        for synced in [false, true] {
+            let mut snapshot = applied(Some("PODS: no space left"));
+            snapshot.synced = synced;
+            assert_eq!(
+                snapshot.not_ready_because().as_deref(),
+                Some("the last apply failed: PODS: no space left")
+            );
+        }
+    }
+
+    #[test]
+    fn resources_that_were_not_read_in_full_are_a_reason() {
+        let mut snapshot = applied(None);
+        snapshot.synced = false;
+        let reason = snapshot.not_ready_because();
+        assert!(reason.is_some_and(|reason| reason.contains("could not be read")));
     }
 }

@@ -34,7 +34,7 @@ fn filters_steer_survive_and_go() -> Result<()> {
     let interface = stage.pod("web")?.interface.clone();
     let filters = stage.scene.node.programs_on(&interface)?;
     ensure!(
-        filters.iter().any(|line| line.contains("pref 1 bpf")),
+        filters.iter().any(|line| line.contains("pref 2 bpf")),
         "{filters:?}"
     );
 

@@ -8,7 +8,7 @@ use crate::{
     counters::Counters,
     diff::{self, Change, Plan},
     http::ReadMaps,
-    kernel::{CounterMaps, CounterReader, Datapath, Hook, Maps, Paths, ProgramLog},
+    kernel::{CounterMaps, CounterReader, Datapath, Hook, Maps, Paths, Program, ProgramLog},
     settings::Settings,
     snapshot::AttachedProgram,
     state::{DesiredState, KernelState, Limits, Names},
@@ -25,6 +25,7 @@ pub(super) struct Kernel {
     limits: Limits,
     state: Arc<KernelState>,
     names: Arc<Names>,
+    /// Whether what an earlier run steered is still what the maps say.
     took_over: bool,
     /// Whether the maps may differ from `state`, because an apply broke off.
     unsure: bool,
@@ -75,7 +76,7 @@ impl Kernel {
         self.datapath.attachments.mode().name()
     }
 
-    /// Whether an earlier run left pods that are steered.
+    /// Whether an earlier run left pods that are steered, and this one has not changed that yet.
     pub(super) fn took_over(&self) -> bool {
         self.took_over
     }
@@ -96,7 +97,7 @@ impl Kernel {
             .map(|hook| AttachedProgram {
                 interface: hook.interface.clone(),
                 program: hook.program.name().to_owned(),
-                attached: attached.contains(hook),
+                attached: attached.contains(&(hook.program, hook.ifindex)),
                 mode: self.attach_mode().to_owned(),
             })
             .collect()
@@ -108,44 +109,52 @@ impl Kernel {
         attachments.forget_lost(ebpf)
     }
 
-    /// Brings maps and hooks to the desired state, and says how many changes that took.
+    /// Brings maps and hooks to the desired state.
     ///
-    /// Programs of pods that are let go are detached before the maps forget them, or their packets
-    /// would be dropped as spoofed; those of new pods are attached once the maps know them.
+    /// Packets never meet a program without what belongs to it. Replies find theirs before the first
+    /// packet leaves for the gateway, and until the last one has left. Programs of pods that are let go are
+    /// detached before the maps forget them, or their packets would be dropped as spoofed; those of new
+    /// pods are attached once the maps know them.
+    ///
+    /// # Errors
+    /// The maps could not be changed. Hooks that failed are part of what was brought.
     pub(super) fn bring_to(
         &mut self,
         desired: &DesiredState,
         hooks: &BTreeSet<Hook>,
         counters: &Counters,
-    ) -> anyhow::Result<usize> {
+    ) -> anyhow::Result<Brought> {
         if self.unsure {
             self.datapath.maps.grace()?;
             self.state = Arc::new(diff::trace(&self.datapath.maps)?);
             self.unsure = false;
         }
         let plan = diff::plan(&self.state, &self.names, desired, &self.limits)?;
-        let before = self.datapath.attachments.attached();
-        let mut errors = self.datapath.attachments.detach_others(hooks);
         let changes = plan.changes.len();
+        let (attachments, ebpf) = self.datapath.attaching();
+        let before = attachments.attached().clone();
+        let mut errors = attachments.attach(ebpf, Program::FromGateway, hooks);
+        errors.extend(attachments.detach_others(Program::FromPod, hooks));
         if changes > 0 || plan.names != *self.names {
             self.unsure = true;
             self.change(plan, counters)?;
             self.unsure = false;
         }
+        self.took_over = false;
         let (attachments, ebpf) = self.datapath.attaching();
-        errors.extend(attachments.attach(ebpf, hooks));
-        self.reader
-            .set_state(&self.state, self.limits.matrix_memory)?;
-        if let Some(first) = errors.first() {
-            bail!("{first:#}{}", more(errors.len() - 1));
+        errors.extend(attachments.attach(ebpf, Program::FromPod, hooks));
+        errors.extend(attachments.detach_others(Program::FromGateway, hooks));
+        let hooks_changed = attachments.attached().symmetric_difference(&before).count();
+        if let Err(error) = self
+            .reader
+            .set_state(&self.state, self.limits.matrix_memory)
+        {
+            errors.push(error);
         }
-        let hooks_changed = self
-            .datapath
-            .attachments
-            .attached()
-            .symmetric_difference(&before)
-            .count();
-        Ok(changes + hooks_changed)
+        Ok(Brought {
+            changes: changes + hooks_changed,
+            errors,
+        })
     }
 
     fn change(&mut self, plan: Plan, counters: &Counters) -> anyhow::Result<()> {
@@ -172,6 +181,22 @@ impl Kernel {
         self.state = Arc::new(plan.after);
         self.names = Arc::new(plan.names);
         Ok(())
+    }
+}
+
+/// What became of an apply whose maps are changed.
+pub(super) struct Brought {
+    changes: usize,
+    errors: Vec<anyhow::Error>,
+}
+
+impl Brought {
+    /// How many changes it took, if all of it worked.
+    pub(super) fn in_full(self) -> anyhow::Result<usize> {
+        if let Some(first) = self.errors.first() {
+            bail!("{first:#}{}", more(self.errors.len() - 1));
+        }
+        Ok(self.changes)
     }
 }
 

@@ -18,11 +18,6 @@ pub(crate) fn wanted(
     desired: &DesiredState,
     view: &NodeView,
 ) -> BTreeSet<Hook> {
-    let pods = resolved.pods.values().map(|pod| Hook {
-        program: Program::FromPod,
-        ifindex: pod.ifindex,
-        interface: pod.interface.clone(),
-    });
     let gateways = reply_interfaces(desired).into_iter().filter_map(|ifindex| {
         Some(Hook {
             program: Program::FromGateway,
@@ -30,7 +25,16 @@ pub(crate) fn wanted(
             interface: view.links.get(&ifindex)?.name.clone(),
         })
     });
-    pods.chain(gateways).collect()
+    of_pods(resolved).chain(gateways).collect()
+}
+
+/// Those of source pods' interfaces, which are known before anything is compiled.
+pub(super) fn of_pods(resolved: &Resolved) -> impl Iterator<Item = Hook> {
+    resolved.pods.values().map(|pod| Hook {
+        program: Program::FromPod,
+        ifindex: pod.ifindex,
+        interface: pod.interface.clone(),
+    })
 }
 
 fn reply_interfaces(desired: &DesiredState) -> BTreeSet<u32> {

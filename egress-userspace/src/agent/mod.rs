@@ -5,6 +5,7 @@
 mod apply;
 mod hooks;
 mod report;
+mod takeover;
 
 use std::{collections::BTreeSet, net::IpAddr, os::fd::AsFd, sync::Arc, time::Duration};
 
@@ -26,7 +27,7 @@ use crate::{
     compile::compile,
     counters::Counters,
     http::{self, Pages},
-    kernel::ProgramLog,
+    kernel::{Hook, Program, ProgramLog},
     metrics::Metrics,
     node::{self, Netlink, NodeView},
     resolve::resolve,
@@ -104,9 +105,14 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         let retry = agent.retry_at();
         let ask_again = solicit(&agent.snapshot.resolved.to_solicit).await;
         tokio::select! {
-            Some(()) = files_changed.recv() => agent.read_files(),
+            told = files_changed.recv() => {
+                told.context("the resources are not watched any more: start the agent again")?;
+                agent.read_files();
+            }
             Some(()) = hangup.recv() => agent.read_files(),
-            Ok(()) = node_changed.changed() => {}
+            told = node_changed.changed() => {
+                told.context("the node's network is not watched any more: start the agent again")?;
+            }
             () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => {}
             () = sleep(ASK_AGAIN), if ask_again => {}
             () = agent.hook_lost() => {}
@@ -170,6 +176,8 @@ struct Agent {
     loaded: Loaded,
     report: Report,
     snapshot: Snapshot,
+    /// The hooks that were wanted last.
+    hooks: BTreeSet<Hook>,
     failures: u32,
     /// When hooks are looked at next, however often something else wakes the loop.
     look_at: Instant,
@@ -197,6 +205,7 @@ impl Agent {
             loaded: Loaded::default(),
             report: Report::default(),
             snapshot,
+            hooks: BTreeSet::new(),
             failures: 0,
             look_at: Instant::now() + LOOK_AT_HOOKS,
         }
@@ -243,7 +252,7 @@ impl Agent {
         let (changes, error) = match result {
             Ok(changes) => {
                 self.failures = 0;
-                self.snapshot.synced = true;
+                self.snapshot.synced |= report::unreadable(&self.loaded).is_empty();
                 self.snapshot.last_success = Some(finished);
                 (changes, None)
             }
@@ -289,36 +298,35 @@ impl Agent {
     }
 
     fn try_sync(&mut self, view: &NodeView) -> anyhow::Result<usize> {
-        self.refuse_to_forget()?;
+        let before = self.kernel.state();
         let resolved = resolve(
             &self.loaded.model,
             view,
             &self.settings.resolve,
-            &self.kernel.state().held(),
+            &before.held(),
         );
         self.report.warnings(&resolved.warnings);
-        let desired = compile(&resolved, &self.settings.limits)?;
-        let hooks = hooks::wanted(&resolved, &desired, view);
-        let changes = self.kernel.bring_to(&desired, &hooks, &self.counters);
-        self.snapshot.programs = self.kernel.programs(&hooks);
-        if changes.is_ok() {
-            self.snapshot.resolved = Arc::new(resolved);
+        if self.kernel.took_over() {
+            takeover::refuse_to_forget(&before, &self.loaded, &resolved, view)?;
         }
-        changes
-    }
-
-    /// A file that cannot be read at the first start says nothing about the pods in it. Taking that for
-    /// "no pods" would let go of pods that an earlier run steers.
-    fn refuse_to_forget(&self) -> anyhow::Result<()> {
-        if self.snapshot.synced || !self.kernel.took_over() {
-            return Ok(());
+        let desired = match compile(&resolved, &self.settings.limits) {
+            Ok(desired) => desired,
+            Err(error) => {
+                // Where replies arrive is not known then: what was wanted last still is.
+                self.hooks.retain(|hook| hook.program != Program::FromPod);
+                self.hooks.extend(hooks::of_pods(&resolved));
+                self.snapshot.programs = self.kernel.programs(&self.hooks);
+                return Err(error.into());
+            }
+        };
+        self.hooks = hooks::wanted(&resolved, &desired, view);
+        let brought = self.kernel.bring_to(&desired, &self.hooks, &self.counters);
+        self.snapshot.programs = self.kernel.programs(&self.hooks);
+        let brought = brought?;
+        for pod in takeover::let_go(&before, &self.kernel.state(), view) {
+            tracing::warn!("no longer steered, though its interface is still there: {pod}");
         }
-        let unread = report::unreadable(&self.loaded);
-        anyhow::ensure!(
-            unread.is_empty(),
-            "what the last run left in the kernel stays as it is until these can be read: {}",
-            unread.join(", ")
-        );
-        Ok(())
+        self.snapshot.resolved = Arc::new(resolved);
+        brought.in_full()
     }
 }

@@ -1,7 +1,7 @@
 //! Which program is attached where, by TCX where the kernel has it, else by clsact filters.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -19,8 +19,17 @@ use aya::{
 use super::{clsact, load::classifier, object::Program, paths::Paths};
 
 /// Fixed, so that a filter is found again by the next run; 1 is before everything else on the hook.
-const PRIORITY: u16 = 1;
-/// "eg" and "eh": among filters of one priority, ours. Two programs may share an interface.
+///
+/// Where two programs share an interface, replies from the gateway are let through before the other one
+/// takes them for a pod's packets.
+const fn priority(program: Program) -> u16 {
+    match program {
+        Program::FromGateway => 1,
+        Program::FromPod => 2,
+    }
+}
+
+/// "eg" and "eh": among filters of one priority, ours.
 const fn handle(program: Program) -> TcHandle {
     match program {
         Program::FromPod => TcHandle::new(0, 0x6567),
@@ -39,6 +48,13 @@ pub enum AttachMode {
 }
 
 impl AttachMode {
+    const fn other(self) -> Self {
+        match self {
+            Self::Tcx => Self::Clsact,
+            Self::Clsact => Self::Tcx,
+        }
+    }
+
     /// The mode as metrics and status spell it.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -65,7 +81,7 @@ pub struct Hook {
 pub struct Attachments {
     mode: AttachMode,
     paths: Paths,
-    attached: BTreeMap<(Program, u32), String>,
+    attached: BTreeSet<(Program, u32)>,
 }
 
 impl Attachments {
@@ -74,6 +90,11 @@ impl Attachments {
         paths: Paths,
         mode: Option<AttachMode>,
     ) -> anyhow::Result<Self> {
+        // A run that died between the two steps of pinning leaves what nobody counts on yet.
+        let unfinished = paths.new_marker();
+        if unfinished.exists() {
+            remove_file(&unfinished)?;
+        }
         let mode = match mode {
             Some(mode) => mode,
             None => probe(classifier(ebpf, Program::FromGateway)?),
@@ -81,7 +102,7 @@ impl Attachments {
         Ok(Self {
             mode,
             paths,
-            attached: BTreeMap::new(),
+            attached: BTreeSet::new(),
         })
     }
 
@@ -91,17 +112,10 @@ impl Attachments {
         self.mode
     }
 
-    /// Hooks that this run has attached or taken over.
+    /// Programs that this run has attached or taken over, each with its interface's index.
     #[must_use]
-    pub fn attached(&self) -> BTreeSet<Hook> {
-        self.attached
-            .iter()
-            .map(|(&(program, ifindex), interface)| Hook {
-                program,
-                ifindex,
-                interface: interface.clone(),
-            })
-            .collect()
+    pub fn attached(&self) -> &BTreeSet<(Program, u32)> {
+        &self.attached
     }
 
     /// Forgets the hooks that something else took away, so that they are attached again, and counts them.
@@ -110,13 +124,14 @@ impl Attachments {
     /// The kernel cannot be asked.
     pub fn forget_lost(&mut self, ebpf: &Ebpf) -> anyhow::Result<usize> {
         let mut lost = Vec::new();
-        for (&(program, ifindex), interface) in &self.attached {
+        for &(program, ifindex) in &self.attached {
             // The node's links tell of an interface that is gone; there is nothing to attach to.
-            if nix::net::if_::if_indextoname(ifindex).is_ok()
-                && !self.is_there(ebpf, program, ifindex)?
-            {
+            let Ok(interface) = name_of(ifindex) else {
+                continue;
+            };
+            if !self.is_there(ebpf, program, ifindex)? {
                 tracing::warn!(
-                    %interface,
+                    interface,
                     program = program.name(),
                     "something else removed the program; attaching it again"
                 );
@@ -136,61 +151,62 @@ impl Attachments {
                     return Ok(false);
                 }
                 let own = loaded_id(ebpf, program)?;
-                let name = nix::net::if_::if_indextoname(ifindex)?;
-                let (_, programs) =
-                    SchedClassifier::query_tcx(&name.to_string_lossy(), TcAttachType::Ingress)?;
-                Ok(programs.iter().any(|info| info.id() == own))
+                has_tcx_program(&name_of(ifindex)?, own)
             }
             AttachMode::Clsact => Ok(clsact::has_filter(
                 ifindex,
-                PRIORITY,
+                priority(program),
                 handle(program).into(),
             )?),
         }
     }
 
-    /// Detaches every program, of this run or an earlier one, that is not wanted.
+    /// Detaches `program`, of this run or an earlier one, from where it is not wanted.
     ///
     /// # Errors
     /// The hooks that could not be detached, each with its reason; the others are.
-    pub fn detach_others(&mut self, wanted: &BTreeSet<Hook>) -> Vec<anyhow::Error> {
-        let keep: BTreeSet<(Program, u32)> = wanted
+    pub fn detach_others(
+        &mut self,
+        program: Program,
+        wanted: &BTreeSet<Hook>,
+    ) -> Vec<anyhow::Error> {
+        let keep: BTreeSet<u32> = wanted
             .iter()
-            .map(|hook| (hook.program, hook.ifindex))
+            .filter(|hook| hook.program == program)
+            .map(|hook| hook.ifindex)
             .collect();
-        let mut errors = Vec::new();
-        self.attached.retain(|key, _| keep.contains(key));
+        let others = |of: Program, ifindex: &u32| of == program && !keep.contains(ifindex);
+        self.attached
+            .retain(|(program, ifindex)| !others(*program, ifindex));
         match pins(&self.paths) {
-            Ok(pins) => {
-                for pin in pins
-                    .iter()
-                    .filter(|pin| !keep.contains(&(pin.program, pin.ifindex)))
-                {
-                    if let Err(error) = pin.remove(&self.paths) {
-                        errors.push(error);
-                    }
-                }
-            }
-            Err(error) => errors.push(error),
+            Ok(pins) => pins
+                .iter()
+                .filter(|pin| others(pin.program, &pin.ifindex))
+                .filter_map(|pin| pin.remove(&self.paths).err())
+                .collect(),
+            Err(error) => vec![error],
         }
-        errors
     }
 
-    /// Attaches what is wanted and not attached by this run; a link of an earlier run is swapped to the
-    /// new program atomically.
+    /// Attaches `program` where it is wanted and not attached by this run; a link of an earlier run is
+    /// swapped to the new program atomically.
     ///
     /// # Errors
     /// The hooks that could not be attached, each with its reason; the others are.
-    pub fn attach(&mut self, ebpf: &mut Ebpf, wanted: &BTreeSet<Hook>) -> Vec<anyhow::Error> {
+    pub fn attach(
+        &mut self,
+        ebpf: &mut Ebpf,
+        program: Program,
+        wanted: &BTreeSet<Hook>,
+    ) -> Vec<anyhow::Error> {
         let mut errors = Vec::new();
-        for hook in wanted {
-            if self.attached.contains_key(&(hook.program, hook.ifindex)) {
+        for hook in wanted.iter().filter(|hook| hook.program == program) {
+            if self.attached.contains(&(hook.program, hook.ifindex)) {
                 continue;
             }
             match self.attach_one(ebpf, hook) {
                 Ok(()) => {
-                    self.attached
-                        .insert((hook.program, hook.ifindex), hook.interface.clone());
+                    self.attached.insert((hook.program, hook.ifindex));
                 }
                 Err(error) => errors.push(error.context(format!(
                     "cannot attach {} to the interface {} ({})",
@@ -203,12 +219,18 @@ impl Attachments {
         errors
     }
 
+    /// Attaches, and then takes away what an earlier run has attached by the other mechanism: with both,
+    /// packets would be counted twice.
     fn attach_one(&self, ebpf: &mut Ebpf, hook: &Hook) -> anyhow::Result<()> {
-        let program = classifier(ebpf, hook.program)?;
         match self.mode {
-            AttachMode::Tcx => attach_tcx(program, hook, &self.paths),
-            AttachMode::Clsact => attach_clsact(program, hook, &self.paths),
+            AttachMode::Tcx => attach_tcx(ebpf, hook, &self.paths)?,
+            AttachMode::Clsact => attach_clsact(ebpf, hook, &self.paths)?,
         }
+        let other = Pin::new(&self.paths, self.mode.other(), hook);
+        if other.path.exists() {
+            other.remove(&self.paths)?;
+        }
+        Ok(())
     }
 }
 
@@ -237,9 +259,12 @@ fn probe(program: &mut SchedClassifier) -> AttachMode {
     }
 }
 
-fn attach_tcx(program: &mut SchedClassifier, hook: &Hook, paths: &Paths) -> anyhow::Result<()> {
+fn attach_tcx(ebpf: &mut Ebpf, hook: &Hook, paths: &Paths) -> anyhow::Result<()> {
     let path = paths.link(hook.program, hook.ifindex);
+    // The hook's name may be that of another interface by now; its index never is.
+    let interface = name_of(hook.ifindex)?;
     if let Ok(pinned) = PinnedLink::from_pin(&path) {
+        let program = classifier(ebpf, hook.program)?;
         let swapped = SchedClassifierLink::try_from(FdLink::from(pinned))
             .map_err(anyhow::Error::from)
             .and_then(|link| Ok(program.attach_to_link(link)?));
@@ -249,30 +274,54 @@ fn attach_tcx(program: &mut SchedClassifier, hook: &Hook, paths: &Paths) -> anyh
                 drop(program.take_link(id)?);
                 return Ok(());
             }
+            // Most likely its interface is gone, but should it be alive, it stays until there is another.
             Err(error) => {
-                // A link whose interface is gone cannot be updated, and holds nothing any more.
-                tracing::debug!(path = %path.display(), %error, "replacing a dead link");
-                remove_file(&path)?;
+                tracing::debug!(path = %path.display(), %error, "a link cannot be updated");
             }
         }
     }
-    let options = TcAttachOptions::TcxOrder(LinkOrder::first());
-    let id = program.attach_with_options(&hook.interface, TcAttachType::Ingress, options)?;
+    let options = TcAttachOptions::TcxOrder(tcx_order(ebpf, hook.program, &interface)?);
+    let program = classifier(ebpf, hook.program)?;
+    let id = program.attach_with_options(&interface, TcAttachType::Ingress, options)?;
     let link: FdLink = program.take_link(id)?.try_into()?;
-    link.pin(&path)
-        .with_context(|| format!("cannot pin {}", path.display()))?;
-    Ok(())
+    pin_over(&path, paths, |new| {
+        // Only the descriptor goes.
+        drop(link.pin(new)?);
+        Ok(())
+    })
 }
 
-fn attach_clsact(program: &mut SchedClassifier, hook: &Hook, paths: &Paths) -> anyhow::Result<()> {
+/// Before all others, in the same order as the filters' priorities.
+fn tcx_order(ebpf: &mut Ebpf, program: Program, interface: &str) -> anyhow::Result<LinkOrder> {
+    let gateway = loaded_id(ebpf, Program::FromGateway)?;
+    if program == Program::FromPod && has_tcx_program(interface, gateway)? {
+        let gateway: &SchedClassifier = classifier(ebpf, Program::FromGateway)?;
+        return Ok(LinkOrder::after_program(gateway)?);
+    }
+    Ok(LinkOrder::first())
+}
+
+/// Whether a program is among those that TCX runs for what an interface receives.
+fn has_tcx_program(interface: &str, id: u32) -> anyhow::Result<bool> {
+    let (_, programs) = SchedClassifier::query_tcx(interface, TcAttachType::Ingress)?;
+    Ok(programs.iter().any(|info| info.id() == id))
+}
+
+/// The name that an interface has at this moment.
+fn name_of(ifindex: u32) -> anyhow::Result<String> {
+    let name = nix::net::if_::if_indextoname(ifindex)
+        .with_context(|| format!("there is no interface with index {ifindex}"))?;
+    Ok(name.to_string_lossy().into_owned())
+}
+
+fn attach_clsact(ebpf: &mut Ebpf, hook: &Hook, paths: &Paths) -> anyhow::Result<()> {
+    let interface = name_of(hook.ifindex)?;
+    let program = classifier(ebpf, hook.program)?;
     // Marks come before what they mark, or a crash between them would leave what nobody finds again.
-    mark(
-        program,
-        &paths.clsact_marker(hook.program, hook.ifindex),
-        paths,
-    )?;
+    let marker = paths.clsact_marker(hook.program, hook.ifindex);
+    pin_over(&marker, paths, |new| Ok(program.pin(new)?))?;
     if clsact::add_qdisc(hook.ifindex).context("cannot add the clsact qdisc")? {
-        tracing::debug!(interface = %hook.interface, "added the clsact qdisc");
+        tracing::debug!(interface, "added the clsact qdisc");
         let own = paths.own_qdisc(hook.ifindex);
         // One that is left from a qdisc that something else removed is as good.
         match fs::create_dir(&own) {
@@ -283,19 +332,19 @@ fn attach_clsact(program: &mut SchedClassifier, hook: &Hook, paths: &Paths) -> a
         }
     }
     let known = SchedClassifierLink::attached(
-        &hook.interface,
+        &interface,
         TcAttachType::Ingress,
-        PRIORITY,
+        priority(hook.program),
         handle(hook.program),
         None,
     )?;
     let id = match program.attach_to_link(known) {
         Ok(id) => id,
         Err(_missing) => program.attach_with_options(
-            &hook.interface,
+            &interface,
             TcAttachType::Ingress,
             TcAttachOptions::Netlink(NlOptions {
-                priority: PRIORITY,
+                priority: priority(hook.program),
                 handle: handle(hook.program),
                 classid: None,
             }),
@@ -306,17 +355,22 @@ fn attach_clsact(program: &mut SchedClassifier, hook: &Hook, paths: &Paths) -> a
     Ok(())
 }
 
-/// Pins the program as a marker, in the place of an earlier run's.
-fn mark(program: &mut SchedClassifier, marker: &Path, paths: &Paths) -> anyhow::Result<()> {
+/// Pins something new, and only then lets it take the place of what an earlier run has pinned.
+fn pin_over(
+    place: &Path,
+    paths: &Paths,
+    pin: impl FnOnce(&Path) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let new = paths.new_marker();
     if new.exists() {
         remove_file(&new)?;
     }
-    program
-        .pin(&new)
-        .map_err(anyhow::Error::from)
-        .and_then(|()| Ok(fs::rename(&new, marker)?))
-        .with_context(|| format!("cannot leave the marker {}", marker.display()))
+    pin(&new).with_context(|| format!("cannot pin {}", new.display()))?;
+    fs::rename(&new, place).with_context(|| {
+        // Unfinished, it is found and removed by the next one; a link would work until then.
+        let _removed = fs::remove_file(&new);
+        format!("cannot pin {}", place.display())
+    })
 }
 
 /// A pin that says that a program is attached.
@@ -328,17 +382,32 @@ struct Pin {
 }
 
 impl Pin {
+    fn new(paths: &Paths, mode: AttachMode, hook: &Hook) -> Self {
+        let path = match mode {
+            AttachMode::Tcx => paths.link(hook.program, hook.ifindex),
+            AttachMode::Clsact => paths.clsact_marker(hook.program, hook.ifindex),
+        };
+        Self {
+            program: hook.program,
+            ifindex: hook.ifindex,
+            clsact: mode == AttachMode::Clsact,
+            path,
+        }
+    }
+
     /// Takes the program off its hook.
     fn remove(&self, paths: &Paths) -> anyhow::Result<()> {
         if self.clsact {
             let handle = handle(self.program).into();
-            clsact::remove_filter(self.ifindex, PRIORITY, handle).with_context(|| {
-                format!(
-                    "cannot remove the filter of {} from the interface with index {}",
-                    self.program.name(),
-                    self.ifindex
-                )
-            })?;
+            clsact::remove_filter(self.ifindex, priority(self.program), handle).with_context(
+                || {
+                    format!(
+                        "cannot remove the filter of {} from the interface with index {}",
+                        self.program.name(),
+                        self.ifindex
+                    )
+                },
+            )?;
             self.remove_own_qdisc(paths)?;
         }
         remove_file(&self.path)
