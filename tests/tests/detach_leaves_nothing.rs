@@ -33,3 +33,18 @@ fn the_node_is_as_it_was() -> Result<()> {
     stage.agent = Some(stage.setup.start()?);
     stage.expect("web", ELSEWHERE, From::Gateway("blue"))
 }
+
+/// Removing a link's pin lets go of the link only after a grace period, by a work queue.
+#[test]
+fn programs_are_gone_when_detach_returns() -> Result<()> {
+    let mut stage = Stage::of_examples()?;
+    for _ in 0..5 {
+        let agent = stage.agent.take().context("no agent")?;
+        stage.expect("web", ELSEWHERE, From::Gateway("blue"))?;
+        agent.terminate()?;
+        stage.setup.detach()?;
+        stage.expect("web", ELSEWHERE, From::Node)?;
+        stage.agent = Some(stage.setup.start()?);
+    }
+    Ok(())
+}

@@ -16,7 +16,7 @@ use aya::{
     },
 };
 
-use super::{clsact, load::classifier, object::Program, paths::Paths};
+use super::{clsact, load::classifier, object::Program, paths::Paths, syscall};
 
 /// Fixed, so that a filter is found again by the next run; 1 is before everything else on the hook.
 ///
@@ -409,6 +409,9 @@ impl Pin {
                 },
             )?;
             self.remove_own_qdisc(paths)?;
+        } else if let Err(error) = syscall::detach_pinned_link(&self.path) {
+            // Of an interface that is gone there is nothing to detach from.
+            tracing::debug!(path = %self.path.display(), %error, "removing a dead link");
         }
         remove_file(&self.path)
     }

@@ -15,6 +15,7 @@ mod paths;
 mod reader;
 mod segments;
 mod slots;
+mod syscall;
 
 pub use attach::{AttachMode, Attachments, Hook, detach_all};
 pub use counters::CounterMaps;

@@ -1,10 +1,6 @@
 //! The line store: an array of maps whose inner maps are made as they are needed.
 
-use std::{
-    collections::BTreeMap,
-    io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
-};
+use std::{collections::BTreeMap, os::fd::AsFd};
 
 use anyhow::{Context, ensure};
 use aya::maps::{Array, ArrayOfMaps, Map, MapData};
@@ -13,7 +9,7 @@ use egress_common::{
     maps::LINES,
 };
 
-use super::paths::Paths;
+use super::{paths::Paths, syscall};
 
 /// The open segments.
 pub(super) struct Segments {
@@ -133,7 +129,7 @@ pub(super) fn make_outer(paths: &Paths) -> anyhow::Result<()> {
         return Ok(());
     }
     let template = pinned(paths, 0)?;
-    let outer = create_array_of_maps(MAX_SEGMENTS, template.fd().as_fd())
+    let outer = syscall::create_lines(MAX_SEGMENTS, template.fd().as_fd())
         .with_context(|| format!("cannot make the map {LINES}"))?;
     MapData::from_fd(outer)?
         .pin(&path)
@@ -150,50 +146,6 @@ fn pinned(paths: &Paths, index: u32) -> anyhow::Result<MapData> {
             .with_context(|| format!("cannot pin {}", path.display()))?;
     }
     MapData::from_pin(&path).with_context(|| format!("cannot open the segment {}", path.display()))
-}
-
-/// The first fields of `union bpf_attr` for `BPF_MAP_CREATE` (`linux/bpf.h`).
-#[repr(C)]
-struct MapCreate {
-    map_type: u32,
-    key_size: u32,
-    value_size: u32,
-    max_entries: u32,
-    map_flags: u32,
-    inner_map_fd: i32,
-    numa_node: u32,
-    map_name: [u8; 16],
-}
-
-fn create_array_of_maps(entries: u32, template: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    const BPF_MAP_CREATE: libc::c_long = 0;
-    const ARRAY_OF_MAPS: u32 = 12;
-    let mut map_name = [0; 16];
-    map_name[..LINES.len()].copy_from_slice(LINES.as_bytes());
-    let attributes = MapCreate {
-        map_type: ARRAY_OF_MAPS,
-        key_size: 4,
-        value_size: 4,
-        max_entries: entries,
-        map_flags: 0,
-        inner_map_fd: template.as_raw_fd(),
-        numa_node: 0,
-        map_name,
-    };
-    // SAFETY: the kernel reads the attributes, which live for the call, and no further than their size.
-    let fd = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_MAP_CREATE,
-            &raw const attributes,
-            size_of::<MapCreate>(),
-        )
-    };
-    match i32::try_from(fd) {
-        // SAFETY: a descriptor that the kernel has just given to nobody else.
-        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
-        _ => Err(io::Error::last_os_error()),
-    }
 }
 
 const fn place(line: u32) -> (u32, u32) {
