@@ -2,10 +2,10 @@
 
 use egress_common::{
     DropReason, Family,
-    verdict::{Member, Replies},
+    verdict::{Member, Replies, Way},
 };
 
-use crate::{counters::Shape, packet::Packet, parse::Ip, replies};
+use crate::{counters::Shape, nat, overlay, packet::Packet, parse::Ip, replies};
 
 /// Sends the packet through a member.
 ///
@@ -22,12 +22,22 @@ pub(crate) fn send(
     if packet.is_for_many() {
         return Err(DropReason::RedirectFailed);
     }
+    match member.way() {
+        Some(Way::NextHop) => to_next_hop(packet, ip, member),
+        Some(Way::Overlay) => overlay::send(packet, ip, member),
+        Some(Way::Here) => nat::from_pod(packet, ip, member),
+        None => Err(DropReason::StateMissing),
+    }
+}
+
+#[inline(always)]
+fn to_next_hop(packet: &Packet<'_>, ip: &Ip, member: &Member) -> Result<(), DropReason> {
     match member.replies() {
         Replies::Recorded => replies::record(packet, ip, member.ifindex)?,
         Replies::Kernel => {}
     }
     lower_ttl(packet, ip)?;
-    packet.redirect_to_neighbour(member.ifindex, &member.next_hop)
+    packet.redirect_to_neighbour(member.ifindex, &member.address)
 }
 
 /// Whether the packet may live for another hop, and fits it.

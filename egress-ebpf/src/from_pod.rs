@@ -2,7 +2,7 @@
 
 use egress_common::{
     DropReason,
-    counter::{NO_POLICY, PassKind},
+    counter::{Answer, NO_POLICY, PassKind},
     verdict::Decision,
 };
 
@@ -28,6 +28,13 @@ pub(crate) enum Departure {
     },
     /// It leaves through a member.
     Redirected { counter: u32, shape: Shape },
+    /// It ends here, and the pod is told.
+    Answered {
+        policy: u32,
+        reason: DropReason,
+        answer: Answer,
+        shape: Shape,
+    },
     /// It ends here.
     Dropped {
         policy: u32,
@@ -99,6 +106,7 @@ fn handle_ip(packet: &Packet<'_>, ip: &Ip) -> Departure {
         Decision::Group {
             lines,
             first_member,
+            members: _,
         } => choose::member(packet, ip, lines)
             .and_then(|number| send(packet, ip, first_member.wrapping_add(number), shape)),
     };

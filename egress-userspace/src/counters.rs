@@ -91,9 +91,6 @@ const NOBODYS_REASONS: [DropReason; 5] = [
 ];
 /// Reasons that every policy exports from zero on.
 const POLICYS_REASONS: [DropReason; 2] = [DropReason::PolicyMissing, DropReason::NoGateway];
-/// Kinds of pass that every policy exports from zero on.
-const PASSES: [PassKind; 2] = [PassKind::Local, PassKind::Unmatched];
-
 /// The only reader of the kernel's counters.
 pub struct Counters {
     source: Arc<dyn CounterSource>,
@@ -226,7 +223,7 @@ impl Totals {
                 self.series.drops.entry(key).or_default();
             }
             if id != NO_POLICY {
-                for kind in PASSES {
+                for &kind in PassKind::ALL {
                     let key = (label.to_owned(), kind);
                     self.series.passes.entry(key).or_default();
                 }

@@ -5,12 +5,16 @@ use std::{collections::BTreeMap, net::IpAddr, num::NonZeroU32, sync::Arc};
 use egress_common::{
     DropReason,
     cells::CELLS_PER_LINE,
+    gateway::GatewayId,
     keys::PodKey,
     maps::capacity,
+    overlay::Tag,
     verdict::{Member, PodState, Replies, Verdict},
 };
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+
+use crate::model::ObjectName;
 
 /// What the maps should say, without a single number that the kernel would see.
 ///
@@ -25,6 +29,70 @@ pub struct DesiredState {
     pub rows: Vec<Vec<u16>>,
     /// Every distinct prefix of every policy and of the cluster, sorted.
     pub prefixes: Vec<IpNet>,
+    /// Egress addresses and other nodes.
+    pub translation: Translation,
+    /// UDP ports on which connections may come in, of the pods that name any; in order, without repeats.
+    pub udp_ports: BTreeMap<PodKey, Vec<u16>>,
+}
+
+/// What a gateway node needs to know: nothing of pods or policies.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Translation {
+    /// The egress addresses that this node owns.
+    pub addresses: BTreeMap<IpAddr, EgressAddress>,
+    /// The other nodes, by name.
+    pub nodes: BTreeMap<String, OtherNode>,
+    /// The node's own addresses for the ICMP messages that it sends, at most one of each family.
+    pub own: Vec<IpAddr>,
+}
+
+/// An egress address that this node owns.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EgressAddress {
+    /// The gateway.
+    pub gateway: ObjectName,
+    /// Its number on every node.
+    pub id: GatewayId,
+    /// The uplink.
+    pub ifindex: u32,
+    /// The uplink's name.
+    pub interface: String,
+    /// Largest IP packet in bytes that the uplink takes.
+    pub mtu: u32,
+    /// The first and the last port that connections may be given.
+    pub ports: (u16, u16),
+    /// Whose the address is.
+    pub holder: Holder,
+    /// Whether what belongs to no connection goes to the kernel.
+    pub allow_local_services: bool,
+}
+
+/// Whose an egress address is on its node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holder {
+    /// The agent puts it on the uplink, and takes it off again.
+    Agent,
+    /// Routing brings it here; nobody need hold it.
+    Routing,
+    /// The node has it anyway: ports outside the range are the kernel's.
+    Node,
+    /// A gateway pod.
+    Pod,
+}
+
+/// Another node as the overlay knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OtherNode {
+    /// All its addresses: frames come from one of them.
+    pub addresses: Vec<IpAddr>,
+    /// Where frames for it are sent to.
+    pub address: IpAddr,
+    /// Largest IP packet in bytes that fits a frame to it.
+    pub mtu: u32,
+    /// The tag of frames to it.
+    pub send: Tag,
+    /// The tags that its frames may have; zero is none.
+    pub accept: [Tag; 2],
 }
 
 /// What a pod is told: a policy's name, its row, and the verdicts that the row's numbers mean.

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use clap::ValueEnum;
 use egress_common::{
-    counter::{Count, PassKind},
+    counter::Count,
     keys::PodKey,
     verdict::{Decision, Replies},
 };
@@ -255,6 +255,7 @@ impl Maps<'_> {
             Some(Decision::Group {
                 lines,
                 first_member,
+                members: _,
             }) => {
                 let mut slots: BTreeMap<u16, usize> = BTreeMap::new();
                 let table = self.kernel.slot_tables.get(&lines);
@@ -282,7 +283,7 @@ impl Maps<'_> {
                 MemberRow {
                     member: *id,
                     label: self.label(member.counter).cloned(),
-                    next_hop: member.next_hop.into(),
+                    next_hop: member.address.into(),
                     device: device(self.interfaces, member.ifindex),
                     mtu: member.mtu,
                     replies: match member.replies() {
@@ -316,11 +317,7 @@ impl Maps<'_> {
             row(what, Some(self.policy(*id)), None, *count)
         });
         let passes = self.reading.passes.iter().map(|(id, kind, count)| {
-            let what = match kind {
-                PassKind::Local => "local",
-                PassKind::Unmatched => "unmatched",
-            };
-            row(what.to_owned(), Some(self.policy(*id)), None, *count)
+            row(kind.name().to_owned(), Some(self.policy(*id)), None, *count)
         });
         CounterRows {
             counters: members.chain(drops).chain(passes).collect(),
@@ -487,7 +484,7 @@ mod tests {
                 (0, DropReason::SpoofedSource, count(3, 180)),
                 (1, DropReason::NoGateway, count(2, 120)),
             ],
-            passes: vec![(1, PassKind::Local, count(4, 240))],
+            passes: vec![(1, egress_common::counter::PassKind::Local, count(4, 240))],
             maps: vec![MapUse {
                 name: "PODS".to_owned(),
                 entries: 2,

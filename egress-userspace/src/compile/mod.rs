@@ -174,6 +174,7 @@ pub fn compile(resolved: &Resolved, limits: &Limits) -> Result<DesiredState, Com
         profiles,
         rows,
         prefixes: prefixes.into_nets(),
+        ..DesiredState::default()
     })
 }
 

@@ -96,6 +96,7 @@ impl Index {
                         Some(Decision::Group {
                             lines,
                             first_member,
+                            members: _,
                         }),
                     ) = (&meaning, verdict.decode())
                     {
@@ -145,6 +146,7 @@ fn meaning(verdict: &Verdict, live: &KernelState, interner: &mut Interner) -> Me
         Some(Decision::Group {
             lines,
             first_member,
+            members: _,
         }) => {
             let Some(cells) = live.slot_tables.get(&lines) else {
                 return Meaning::Broken;

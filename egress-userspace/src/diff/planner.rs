@@ -8,6 +8,7 @@ use std::{
 use egress_common::{
     Addr,
     cells::{CELLS_PER_LINE, Line, SLOT_LINES},
+    gateway::GatewayId,
     keys::PodKey,
     verdict::{Decision, Member, PodState, Verdict},
 };
@@ -310,6 +311,7 @@ impl<'a> Planner<'a> {
     fn member_value(&self, spec: &MemberSpec) -> Member {
         Member::next_hop(
             self.assigned.members[&spec.label],
+            GatewayId::default(),
             spec.ifindex,
             spec.mtu,
             Addr::from(spec.next_hop),
@@ -363,6 +365,8 @@ impl<'a> Planner<'a> {
                 Decision::Group {
                     lines,
                     first_member,
+                    // A cell could not tell more of them apart.
+                    members: u16::try_from(members.len()).unwrap_or(u16::MAX),
                 }
             }
             // Nothing wanted is broken; a verdict that decodes to nothing drops.

@@ -11,6 +11,7 @@ use std::{
 use egress_common::{
     Addr,
     cells::SLOTS,
+    gateway::GatewayId,
     verdict::{NUMBER_UNMATCHED, Replies},
 };
 use proptest::prelude::*;
@@ -54,6 +55,7 @@ fn expected(state: &DesiredState, names: &Names, pod: PodKey, to: IpAddr, flow: 
                 policy,
                 member: Member::next_hop(
                     counter.map_or(u32::MAX, |(_, id)| *id),
+                    GatewayId::default(),
                     spec.ifindex,
                     spec.mtu,
                     Addr::from(spec.next_hop),
@@ -443,6 +445,7 @@ fn one_policy_each(pods: u8, rules: u8, gateway: u8) -> DesiredState {
         prefixes: (0..rules)
             .map(|rule| net(&format!("192.0.2.{rule}/32")))
             .collect(),
+        ..DesiredState::default()
     }
 }
 

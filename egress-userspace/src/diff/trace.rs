@@ -115,6 +115,7 @@ pub fn trace<R: MapReader>(maps: &R) -> Result<KernelState, R::Error> {
             Some(Decision::Group {
                 lines,
                 first_member,
+                members: _,
             }) => {
                 let cells = match live.slot_tables.entry(lines) {
                     Entry::Occupied(table) => table.into_mut(),
@@ -152,6 +153,7 @@ pub(super) fn retain_reachable(live: &mut KernelState, keep: Option<PodState>) {
             Some(Decision::Group {
                 lines,
                 first_member,
+                members: _,
             }) => {
                 tables.entry(lines).or_default().insert(first_member);
             }

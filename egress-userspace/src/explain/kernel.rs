@@ -99,6 +99,7 @@ pub fn choose(state: &KernelState, pod: PodKey, flow: &Flow) -> Option<u32> {
         Decision::Group {
             lines,
             first_member,
+            members: _,
         } => {
             let slot = usize::try_from(flow.hash() % SLOTS).ok()?;
             let number = state.slot_tables.get(&lines)?.get(slot)?;
@@ -122,6 +123,7 @@ fn walk(
         Decision::Group {
             lines,
             first_member,
+            members: _,
         } => KernelDecision::Members(group(state, lines, first_member)?),
     };
     Ok(())
@@ -199,7 +201,7 @@ fn way(state: &KernelState, id: u32, share: f64) -> Result<KernelMember, String>
     Ok(KernelMember {
         member: id,
         counter: member.counter,
-        next_hop: member.next_hop.into(),
+        next_hop: member.address.into(),
         ifindex: member.ifindex,
         mtu: member.mtu,
         share,

@@ -6,6 +6,7 @@ use egress_common::{
     WireU16,
     cells::SLOTS,
     flow::Flow,
+    gateway::GatewayId,
     verdict::{Decision, Member, Replies, Verdict},
 };
 
@@ -125,7 +126,14 @@ fn maps() -> KernelState {
     };
     let member = |counter, hop: &str| {
         let hop = Addr::from(hop.parse::<IpAddr>().unwrap());
-        Member::next_hop(counter, UPLINK, 1500, hop, Replies::Recorded)
+        Member::next_hop(
+            counter,
+            GatewayId::default(),
+            UPLINK,
+            1500,
+            hop,
+            Replies::Recorded,
+        )
     };
     // Numbers: 0 unmatched, 1 cluster, then the rules by destination and family.
     let decisions = [
@@ -138,6 +146,7 @@ fn maps() -> KernelState {
         Decision::Group {
             lines: 512,
             first_member: 3,
+            members: 2,
         },
         Decision::Drop(DropReason::NoGateway),
         Decision::Drop(DropReason::NoGateway),

@@ -25,7 +25,10 @@ use super::{clsact, load::classifier, object::Program, paths::Paths, syscall};
 const fn priority(program: Program) -> u16 {
     match program {
         Program::FromGateway => 1,
-        Program::FromPod => 2,
+        Program::FromUplink => 2,
+        Program::FromPod => 3,
+        // Alone on their hooks, among our own.
+        Program::FromOverlay | Program::ToPod => 1,
     }
 }
 
@@ -34,6 +37,9 @@ const fn handle(program: Program) -> TcHandle {
     match program {
         Program::FromPod => TcHandle::new(0, 0x6567),
         Program::FromGateway => TcHandle::new(0, 0x6568),
+        Program::ToPod => TcHandle::new(0, 0x6569),
+        Program::FromOverlay => TcHandle::new(0, 0x656a),
+        Program::FromUplink => TcHandle::new(0, 0x656b),
     }
 }
 

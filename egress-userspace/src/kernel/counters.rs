@@ -76,7 +76,7 @@ impl CounterMaps {
             let zeroes = self.zeroes()?;
             self.drops.set(drop_index(policy, *reason), zeroes, 0)?;
         }
-        for kind in [PassKind::Local, PassKind::Unmatched] {
+        for kind in PassKind::ALL.iter().copied() {
             let zeroes = self.zeroes()?;
             self.passes.set(pass_index(policy, kind), zeroes, 0)?;
         }

@@ -69,7 +69,7 @@ impl CounterSource for CounterReader {
                     .drops
                     .push((*policy, *reason, self.maps.dropped(*policy, *reason)?));
             }
-            for kind in [PassKind::Local, PassKind::Unmatched] {
+            for kind in PassKind::ALL.iter().copied() {
                 reading
                     .passes
                     .push((*policy, kind, self.maps.passed(*policy, kind)?));

@@ -69,7 +69,7 @@ pub(super) fn read(maps: &CounterMaps, names: &Names, members: u32, policies: u3
                 maps.dropped(id, *reason).unwrap(),
             );
         }
-        for kind in [PassKind::Local, PassKind::Unmatched] {
+        for kind in PassKind::ALL.iter().copied() {
             let slot = name.clone().map(|name| Slot::Pass(name, kind));
             note(
                 slot.unwrap_or(Slot::Nameless("pass", id)),

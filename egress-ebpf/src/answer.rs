@@ -1,0 +1,1 @@
+//! What senders are told of packets that could not be sent on.
