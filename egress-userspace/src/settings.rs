@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use clap::Args;
-use egress_common::{cells::MAX_SEGMENTS, maps::capacity};
+use egress_common::{cells::MAX_SEGMENTS, maps::capacity, nat::NatState};
 use ipnet::IpNet;
 use serde::Deserialize;
 
@@ -136,6 +136,49 @@ pub struct Settings {
     pub limits: Limits,
     /// How to load.
     pub load: LoadOptions,
+    /// The interfaces that lead to the outside; none are the devices of the default routes.
+    pub uplinks: Vec<String>,
+    /// The overlay between nodes; without a key there is none.
+    pub overlay: Option<OverlayOptions>,
+    /// Source NAT on this node.
+    pub nat: NatOptions,
+}
+
+/// The overlay between nodes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OverlayOptions {
+    /// The name of the VXLAN device.
+    pub device: String,
+    /// Its UDP port.
+    pub port: u16,
+    /// Its network identifier.
+    pub vni: u32,
+    /// Where the keys are.
+    pub key_file: PathBuf,
+}
+
+/// Source NAT on this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NatOptions {
+    /// Connections that there is room for.
+    pub connections: u32,
+    /// Connections that one source address may have.
+    pub source_quota: u32,
+    /// The first and the last port that connections may be given.
+    pub ports: (u16, u16),
+    /// Seconds without a packet after which a connection ends, by state.
+    pub timeouts: [u32; NatState::COUNT],
+}
+
+impl Default for NatOptions {
+    fn default() -> Self {
+        Self {
+            connections: capacity::NAT,
+            source_quota: capacity::NAT / 16,
+            ports: (1024, u16::MAX),
+            timeouts: NatState::ALL.map(|(_, _, seconds)| seconds),
+        }
+    }
 }
 
 impl Flags {
@@ -230,6 +273,9 @@ impl Flags {
                 attach_mode: self.attach_mode,
                 debug_log: self.debug_log.unwrap_or(false),
             },
+            uplinks: Vec::new(),
+            overlay: None,
+            nat: NatOptions::default(),
         })
     }
 }
