@@ -1,6 +1,6 @@
 //! The way back: straight out of the pod's interface.
 
-use egress_common::{Addr, DropReason, Mac, keys::ReplyPath};
+use egress_common::{Addr, DropReason, keys::ReplyPath};
 
 use crate::{forward, packet::Packet, parse::Ip, pods};
 
@@ -11,7 +11,9 @@ pub(crate) const DELIVERED: u32 = 0x6567_6465;
 /// Hands the packet to the pod of a recorded connection.
 #[inline(always)]
 pub(crate) fn to_pod(packet: &Packet<'_>, ip: &Ip, path: &ReplyPath) -> Result<(), DropReason> {
-    hand_over(packet, ip, path.ifindex, path.pod_mac, path.host_mac)
+    lower_ttl(packet, ip)?;
+    packet.set_macs(path.pod_mac, path.host_mac)?;
+    hand_over(packet, path.ifindex)
 }
 
 /// Hands the packet, whose destination is `pod` by now, to the steered pod of this node that has that address.
@@ -30,22 +32,21 @@ pub(crate) fn to_local_pod(packet: &Packet<'_>, ip: &Ip, pod: &Addr) -> Result<(
         return Err(DropReason::PodUnknown);
     }
     let (pod_mac, host_mac) = pods::macs(place.slot).ok_or(DropReason::PodUnknown)?;
-    hand_over(packet, ip, place.ifindex, pod_mac, host_mac)
+    lower_ttl(packet, ip)?;
+    packet.set_mac_words(pod_mac, host_mac)?;
+    hand_over(packet, place.ifindex)
 }
 
 #[inline(always)]
-fn hand_over(
-    packet: &Packet<'_>,
-    ip: &Ip,
-    ifindex: u32,
-    pod_mac: Mac,
-    host_mac: Mac,
-) -> Result<(), DropReason> {
+fn lower_ttl(packet: &Packet<'_>, ip: &Ip) -> Result<(), DropReason> {
     if ip.ttl <= 1 {
         return Err(DropReason::TtlExceeded);
     }
-    forward::lower_ttl(packet, ip)?;
-    packet.set_macs(pod_mac, host_mac)?;
+    forward::lower_ttl(packet, ip)
+}
+
+#[inline(always)]
+fn hand_over(packet: &Packet<'_>, ifindex: u32) -> Result<(), DropReason> {
     packet.set_mark(DELIVERED);
     packet.redirect(ifindex)
 }

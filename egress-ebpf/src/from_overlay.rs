@@ -66,7 +66,7 @@ pub(crate) fn handle(packet: &Packet<'_>) -> Emergence {
 #[inline(always)]
 fn open(packet: &Packet<'_>, sender: &mut Sender, ip: &mut Ip) -> Result<FrameKind, DropReason> {
     overlay::sender(packet, sender)?;
-    let kind = FrameKind::from_mac(sender.kind).ok_or(DropReason::OverlayMalformed)?;
+    let kind = sender.kind().ok_or(DropReason::OverlayMalformed)?;
     // Its MAC is nobody's, and the kernel sends on only what was for this host.
     packet.claim()?;
     match parse::frame(packet, ip) {

@@ -8,6 +8,7 @@ use egress_common::{
     Addr, DropReason, Mac,
     maps::capacity,
     overlay::{FrameKind, NodeState, Tag},
+    pod::{mac_from_word, mac_to_word},
     verdict::Member,
 };
 
@@ -24,8 +25,8 @@ static NODE_STATE: Array<NodeState, { capacity::NODES as usize }> = Array::new()
 pub(crate) fn send(packet: &Packet<'_>, ip: &Ip, member: &Member) -> Result<(), DropReason> {
     forward::lower_ttl(packet, ip)?;
     mss::clamp(packet, ip, member.mtu)?;
-    let source = FrameKind::Out(member.gateway).to_mac();
-    encapsulate(packet, &member.address, &[Mac(member.tag.0), source])?;
+    let kind = FrameKind::Out(member.gateway);
+    encapsulate(packet, &member.address, word(member.tag), word_of(kind))?;
     packet.redirect(member.ifindex)
 }
 
@@ -44,8 +45,8 @@ pub(crate) fn back(packet: &Packet<'_>, origin: u32) -> Result<(), DropReason> {
     if settings.overlay_ifindex == 0 {
         return Err(DropReason::StateMissing);
     }
-    let macs = [Mac(node.send.0), FrameKind::Back.to_mac()];
-    encapsulate(packet, &node.address, &macs)?;
+    let kind = FrameKind::Back;
+    encapsulate(packet, &node.address, word(node.send), word_of(kind))?;
     packet.redirect(settings.overlay_ifindex)
 }
 
@@ -61,32 +62,47 @@ fn node(index: u32) -> Option<&'static NodeState> {
     NODE_STATE.get(index).filter(|node| node.send != Tag::ZERO)
 }
 
-/// Makes a frame of the overlay of the packet: `macs` are the tag and the kind.
+/// A tag as it is compared and written, like a MAC.
+#[inline(always)]
+const fn word(tag: Tag) -> u64 {
+    mac_to_word(Mac(tag.0))
+}
+
+#[inline(always)]
+const fn word_of(kind: FrameKind) -> u64 {
+    mac_to_word(kind.to_mac())
+}
+
+/// Makes a frame of the overlay of the packet.
 ///
 /// A function of its own, for the sake of its callers' stack.
 #[inline(never)]
-fn encapsulate(packet: &Packet<'_>, to: &Addr, macs: &[Mac; 2]) -> Result<(), DropReason> {
+fn encapsulate(packet: &Packet<'_>, to: &Addr, tag: u64, kind: u64) -> Result<(), DropReason> {
     let settings = settings::get().ok_or(DropReason::StateMissing)?;
     packet.set_tunnel(to, settings.vni)?;
-    packet.set_macs(macs[0], macs[1])
+    packet.set_mac_words(tag, kind)
 }
 
 /// Who sent a frame of the overlay, and what it says that it is.
+#[derive(Clone, Copy)]
 pub(crate) struct Sender {
+    /// The inner frame's source, as `mac_to_word` makes it.
+    kind: u64,
     /// Index of the node.
     pub(crate) origin: u32,
-    /// The inner frame's source.
-    pub(crate) kind: Mac,
 }
 
 impl Sender {
     /// What [`sender`] fills in.
     #[inline(always)]
     pub(crate) const fn unread() -> Self {
-        Self {
-            origin: 0,
-            kind: Mac([0; 6]),
-        }
+        Self { kind: 0, origin: 0 }
+    }
+
+    /// What the frame is, if it is one of ours.
+    #[inline(always)]
+    pub(crate) const fn kind(&self) -> Option<FrameKind> {
+        FrameKind::from_mac(mac_from_word(self.kind))
     }
 }
 
@@ -96,10 +112,7 @@ impl Sender {
 #[inline(never)]
 pub(crate) fn sender(packet: &Packet<'_>, sender: &mut Sender) -> Result<(), DropReason> {
     let settings = settings::get().ok_or(DropReason::StateMissing)?;
-    let mut remote = Addr::v4([0; 4]);
-    let vni = packet
-        .tunnel(&mut remote)
-        .ok_or(DropReason::OverlayMalformed)?;
+    let (vni, remote) = packet.tunnel().ok_or(DropReason::OverlayMalformed)?;
     if vni != settings.vni {
         return Err(DropReason::OverlayMalformed);
     }
@@ -108,10 +121,9 @@ pub(crate) fn sender(packet: &Packet<'_>, sender: &mut Sender) -> Result<(), Dro
         .copied()
         .ok_or(DropReason::OverlayUnknownNode)?;
     let node = NODE_STATE.get(origin).ok_or(DropReason::StateMissing)?;
-    let (tag, kind) = packet.macs().ok_or(DropReason::OverlayMalformed)?;
-    let tag = Tag(tag.0);
+    let (tag, kind) = packet.mac_words().ok_or(DropReason::OverlayMalformed)?;
     // Zero stands for "no second key", too.
-    if tag == Tag::ZERO || (tag != node.accept[0] && tag != node.accept[1]) {
+    if tag == 0 || (tag != word(node.accept[0]) && tag != word(node.accept[1])) {
         return Err(DropReason::OverlayForged);
     }
     sender.origin = origin;

@@ -1,5 +1,7 @@
 //! The only raw access to an skb: its metadata, its bytes, and the few writes we make.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{
     bindings::{
         __sk_buff, BPF_F_RECOMPUTE_CSUM, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX, bpf_redir_neigh,
@@ -48,20 +50,6 @@ struct TunnelKey {
 }
 const TUNNEL_KEY_LEN: u32 = 28;
 const _: () = assert!(size_of::<TunnelKey>() == TUNNEL_KEY_LEN as usize);
-
-impl TunnelKey {
-    #[inline(always)]
-    const fn empty() -> Self {
-        Self {
-            id: 0,
-            remote: [0; 4],
-            tos: 0,
-            ttl: 0,
-            ext: 0,
-            label: 0,
-        }
-    }
-}
 
 /// A packet at a TC hook.
 pub(crate) struct Packet<'a> {
@@ -210,6 +198,20 @@ impl<'a> Packet<'a> {
             .map_err(|_| DropReason::RedirectFailed)
     }
 
+    /// Writes both MACs, given as `mac_to_word` makes them.
+    #[inline(always)]
+    pub(crate) fn set_mac_words(&self, destination: u64, source: u64) -> Result<(), DropReason> {
+        let (destination, source) = (u64::from_le(destination), u64::from_le(source));
+        let words = [
+            (destination as u32).to_le(),
+            ((destination >> 32) as u32 | (source as u32) << 16).to_le(),
+            ((source >> 16) as u32).to_le(),
+        ];
+        self.ctx
+            .store(0, &words, 0)
+            .map_err(|_| DropReason::RedirectFailed)
+    }
+
     /// Sends the packet out of `ifindex` as it is.
     #[inline(always)]
     pub(crate) fn redirect(&self, ifindex: u32) -> Result<(), DropReason> {
@@ -272,24 +274,28 @@ impl<'a> Packet<'a> {
         unsafe { (*self.skb()).mark = mark }
     }
 
-    /// The network identifier of the tunnel that the packet came out of, and who sent it into `remote`.
+    /// The network identifier of the tunnel that the packet came out of, and who sent it into that.
     #[inline(always)]
-    pub(crate) fn tunnel(&self, remote: &mut Addr) -> Option<u32> {
-        let mut key = TunnelKey::empty();
+    pub(crate) fn tunnel(&self) -> Option<(u32, Addr)> {
+        // Every clearing of a place is a call of its own.
+        let mut key = MaybeUninit::uninit();
         if self.tunnel_key(&mut key, 0) {
-            *remote = Addr::v4(key.remote[0].to_be_bytes());
-        } else if self.tunnel_key(&mut key, BPF_F_TUNINFO_IPV6) {
-            *remote = Addr::from_words(key.remote);
-        } else {
-            return None;
+            // SAFETY: the kernel has filled it in.
+            let key = unsafe { key.assume_init_ref() };
+            return Some((key.id, Addr::v4(key.remote[0].to_be_bytes())));
         }
-        Some(key.id)
+        if self.tunnel_key(&mut key, BPF_F_TUNINFO_IPV6) {
+            // SAFETY: likewise.
+            let key = unsafe { key.assume_init_ref() };
+            return Some((key.id, Addr::from_words(key.remote)));
+        }
+        None
     }
 
     /// Fails when the outer packet is of the other family, or there is none.
     #[inline(always)]
-    fn tunnel_key(&self, key: &mut TunnelKey, flags: u32) -> bool {
-        let place = core::ptr::from_mut(key).cast();
+    fn tunnel_key(&self, key: &mut MaybeUninit<TunnelKey>, flags: u32) -> bool {
+        let place = key.as_mut_ptr().cast();
         // SAFETY: `key` is as long as is said, and any bytes are one.
         unsafe { bpf_skb_get_tunnel_key(self.skb(), place, TUNNEL_KEY_LEN, flags.into()) == 0 }
     }
@@ -297,15 +303,20 @@ impl<'a> Packet<'a> {
     /// Tells the tunnel device that the packet is redirected to where it goes.
     #[inline(always)]
     pub(crate) fn set_tunnel(&self, remote: &Addr, id: u32) -> Result<(), DropReason> {
-        let mut key = TunnelKey::empty();
-        key.id = id;
-        key.ttl = TUNNEL_TTL;
+        let mut key = TunnelKey {
+            id,
+            // Of IPv4 the kernel reads the first word alone.
+            remote: remote.words(),
+            tos: 0,
+            ttl: TUNNEL_TTL,
+            ext: 0,
+            label: 0,
+        };
         let flags = if remote.is_v4() {
             key.remote[0] = u32::from_be_bytes(remote.v4_bytes());
             // RFC 7348, 5. Over IPv6 a receiver takes no zero unless it is told to (RFC 6935).
             BPF_F_ZERO_CSUM_TX
         } else {
-            key.remote = remote.words();
             BPF_F_TUNINFO_IPV6
         };
         let place = core::ptr::from_mut(&mut key).cast();

@@ -5,10 +5,10 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use egress_common::{
-    Addr, DropReason, Family, Mac,
+    Addr, DropReason, Family,
     keys::PodKey,
     maps::capacity,
-    pod::{PodNote, PodPlace, mac_from_word},
+    pod::{PodNote, PodPlace},
     verdict::PodState,
 };
 
@@ -101,9 +101,9 @@ pub(crate) fn learn(packet: &Packet<'_>, slot: u32) -> Result<(), DropReason> {
     Ok(())
 }
 
-/// The pod's MAC and the one that it sends to, once a packet of it has shown them.
+/// The pod's MAC and the one that it sends to, as words, once a packet of it has shown them.
 #[inline(always)]
-pub(crate) fn macs(slot: u32) -> Option<(Mac, Mac)> {
+pub(crate) fn macs(slot: u32) -> Option<(u64, u64)> {
     let note = POD_NOTES.get_ptr(slot)?;
     // SAFETY: as in `learn`.
     let (pod_mac, host_mac) = unsafe {
@@ -115,7 +115,7 @@ pub(crate) fn macs(slot: u32) -> Option<(Mac, Mac)> {
     if pod_mac == 0 || host_mac == 0 {
         return None;
     }
-    Some((mac_from_word(pod_mac), mac_from_word(host_mac)))
+    Some((pod_mac, host_mac))
 }
 
 /// The exceptions to "the source is the pod's": address configuration and neighbour discovery.
