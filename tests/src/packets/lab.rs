@@ -226,6 +226,11 @@ impl Lab {
         self.bring_to_stepwise(resolved, |_, _| {});
     }
 
+    /// The programs and every map, for what no plan writes.
+    pub fn datapath(&mut self) -> &mut Datapath {
+        &mut self.datapath
+    }
+
     /// What the live maps say, as last traced.
     #[must_use]
     pub fn state(&self) -> &KernelState {
