@@ -2,8 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use egress_common::verdict::Replies;
-
 use crate::{
     kernel::{Hook, Program},
     node::NodeView,
@@ -47,7 +45,6 @@ fn reply_interfaces(desired: &DesiredState) -> BTreeSet<u32> {
             VerdictSpec::Unmatched | VerdictSpec::Local | VerdictSpec::Drop(_) => None,
         })
         .flatten()
-        .filter(|member| member.replies == Replies::Recorded)
-        .map(|member| member.ifindex)
+        .filter_map(|member| member.way.replies_from())
         .collect()
 }

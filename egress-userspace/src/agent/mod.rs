@@ -304,6 +304,7 @@ impl Agent {
             view,
             &self.settings.resolve,
             &before.held(),
+            &BTreeSet::new(),
         );
         self.report.warnings(&resolved.warnings);
         if self.kernel.took_over() {

@@ -43,6 +43,12 @@ pub struct Capacities {
     pub replies: u32,
     /// Datagrams in fragments.
     pub fragments: u32,
+    /// Connections that this node translates.
+    pub nat_connections: u32,
+    /// Connections that came in to pods.
+    pub inbound: u32,
+    /// Flows that stay on the gateway of a group.
+    pub flows: u32,
 }
 
 impl Default for Capacities {
@@ -55,6 +61,9 @@ impl Default for Capacities {
             policies: capacity::POLICIES,
             replies: capacity::REPLIES,
             fragments: capacity::FRAGMENTS,
+            nat_connections: capacity::NAT,
+            inbound: capacity::INBOUND,
+            flows: capacity::FLOWS,
         }
     }
 }

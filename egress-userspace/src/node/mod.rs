@@ -16,7 +16,7 @@ use std::{
 use egress_common::Mac;
 use ipnet::IpNet;
 
-pub use index::{NodeIndex, PodInterface};
+pub use index::{Device, NodeIndex, PodInterface};
 pub use netlink::Netlink;
 pub use problem::{InterfaceProblem, NoWay};
 pub use watch::watch;
