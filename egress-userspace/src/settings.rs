@@ -240,6 +240,7 @@ impl Flags {
             policies: self.max_policies.unwrap_or(capacity::POLICIES),
             replies: self.max_replies.unwrap_or(capacity::REPLIES),
             fragments: self.max_fragments.unwrap_or(capacity::FRAGMENTS),
+            ..Capacities::default()
         };
         let node_name = match self.node {
             Some(name) => name,
