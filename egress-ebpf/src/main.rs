@@ -34,6 +34,7 @@ mod nat;
 mod overlay;
 mod packet;
 mod parse;
+mod pending;
 mod pods;
 mod replies;
 mod settings;

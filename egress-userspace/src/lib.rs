@@ -27,3 +27,4 @@ pub mod snapshot;
 pub mod sources;
 pub mod state;
 pub mod state_dir;
+pub mod translation;

@@ -65,6 +65,12 @@ impl StateDir {
         write().with_context(|| format!("cannot write {}", path.display()))
     }
 
+    /// Where an agent writes down which overlay device it has made.
+    #[must_use]
+    pub fn overlay_file(&self) -> PathBuf {
+        self.path.join("overlay.json")
+    }
+
     /// Removes what an agent leaves there, and the directory unless it has other files.
     ///
     /// Returns whether the directory is gone.
@@ -73,6 +79,8 @@ impl StateDir {
         for file in [
             names_file(&self.path),
             new_names_file(&self.path),
+            self.overlay_file(),
+            self.overlay_file().with_extension("new"),
             lock_file(&self.path),
         ] {
             remove_own_file(&file)?;
@@ -167,6 +175,7 @@ mod tests {
         let names = Names {
             policies: [("p".to_owned(), 1)].into_iter().collect(),
             members: vec![],
+            ..Names::default()
         };
         let state = StateDir::open(&path).unwrap();
         state.keep_names(&names).unwrap();

@@ -76,7 +76,16 @@ async fn dry_run(settings: &Settings) -> anyhow::Result<bool> {
     }
     let desired = compile(&resolved, &settings.limits)?;
     let plan = diff::plan(&state, &names, &desired, &settings.limits)?;
-    for hook in agent::wanted_hooks(&resolved, &desired, &view) {
+    let device = settings.overlay.as_ref().map(|overlay| &overlay.device);
+    let overlay = view
+        .links
+        .iter()
+        .find(|(_, link)| Some(&link.name) == device);
+    let outside = agent::OutsideLinks {
+        uplinks: view.uplinks(&settings.uplinks).links,
+        overlay: overlay.map(|(index, link)| (*index, link.name.clone())),
+    };
+    for hook in agent::wanted_hooks(&resolved, &desired, &view, &outside) {
         println!(
             "program {} belongs on {}",
             hook.program.name(),

@@ -5,7 +5,11 @@
 mod assumed;
 mod index;
 mod netlink;
+mod ports;
 mod problem;
+mod towards;
+mod uplinks;
+mod vxlan;
 mod watch;
 
 use std::{
@@ -18,7 +22,10 @@ use ipnet::IpNet;
 
 pub use index::{Device, NodeIndex, PodInterface};
 pub use netlink::Netlink;
+pub use ports::local_ports;
 pub use problem::{InterfaceProblem, NoWay};
+pub use uplinks::Uplinks;
+pub use vxlan::{OverlayDevice, OverlayProblem};
 pub use watch::watch;
 
 /// How packets of one family reach a gateway.
