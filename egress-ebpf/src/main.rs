@@ -32,6 +32,7 @@ mod nat;
 mod overlay;
 mod packet;
 mod parse;
+mod pending;
 mod pods;
 mod replies;
 mod settings;

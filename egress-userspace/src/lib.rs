@@ -16,6 +16,7 @@ pub mod kernel;
 pub mod lint;
 pub mod metrics;
 pub mod model;
+pub mod nat;
 pub mod node;
 pub mod resolve;
 pub mod resources;

@@ -243,4 +243,31 @@ pub struct Names {
     pub policies: BTreeMap<String, u32>,
     /// Member → index into the member counters.
     pub members: Vec<(MemberLabel, u32)>,
+    /// Gateway of this node → index into the gateway counters.
+    #[serde(default, with = "pairs")]
+    pub gateways: BTreeMap<ObjectName, u32>,
+}
+
+/// A map as a list of pairs: JSON's keys are strings.
+mod pairs {
+    use std::collections::BTreeMap;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use crate::model::ObjectName;
+
+    pub(super) fn serialize<S: Serializer>(
+        map: &BTreeMap<ObjectName, u32>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        let pairs: Vec<(&ObjectName, &u32)> = map.iter().collect();
+        pairs.serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<BTreeMap<ObjectName, u32>, D::Error> {
+        let pairs: Vec<(ObjectName, u32)> = Vec::deserialize(deserializer)?;
+        Ok(pairs.into_iter().collect())
+    }
 }

@@ -2,9 +2,11 @@
 //!
 //! The one place that knows the order of the pipeline.
 
+pub mod addresses;
 mod apply;
 mod hooks;
 mod report;
+pub mod sweep;
 mod takeover;
 
 use std::{collections::BTreeSet, net::IpAddr, os::fd::AsFd, sync::Arc, time::Duration};

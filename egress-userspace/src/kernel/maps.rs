@@ -194,7 +194,7 @@ pub(super) fn open(paths: &Paths, name: &str) -> anyhow::Result<Map> {
     Ok(Map::from_map_data(data)?)
 }
 
-fn not_running(path: &Path) -> String {
+pub(super) fn not_running(path: &Path) -> String {
     format!(
         "cannot open the pinned map {}: has `egress run` been started with this --pin-dir, and are you \
          root?",
@@ -202,7 +202,7 @@ fn not_running(path: &Path) -> String {
     )
 }
 
-fn absent_is_fine(result: Result<(), MapError>) -> anyhow::Result<()> {
+pub(super) fn absent_is_fine(result: Result<(), MapError>) -> anyhow::Result<()> {
     match result {
         Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
         Err(MapError::SyscallError(error))
