@@ -34,3 +34,6 @@ static NAT_OUT: HashMap<NatOutKey, NatOut, { capacity::NAT as usize }> = HashMap
 
 #[btf_map]
 static NAT_BACK: HashMap<NatBackKey, NatBack, { capacity::NAT as usize }> = HashMap::new();
+
+#[btf_map]
+static NAT_SOURCES: HashMap<Addr, i64, { capacity::NAT_SOURCES as usize }> = HashMap::new();

@@ -17,6 +17,7 @@ pub mod kernel;
 pub mod lint;
 pub mod metrics;
 pub mod model;
+pub mod nat;
 pub mod node;
 pub mod overlay_keys;
 pub mod resolve;

@@ -2,11 +2,13 @@
 //!
 //! The one place that knows the order of the pipeline.
 
+pub mod addresses;
 mod apply;
 mod hooks;
 mod overlay;
 mod report;
 mod sources;
+pub mod sweep;
 mod takeover;
 
 use std::{
