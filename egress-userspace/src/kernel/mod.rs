@@ -21,6 +21,6 @@ pub use attach::{AttachMode, Attachments, Hook, detach_all};
 pub use counters::CounterMaps;
 pub use load::{Capacities, Datapath, LoadOptions, ProgramLog};
 pub use maps::Maps;
-pub use object::{OBJECT, Program, ebpf_object};
+pub use object::{NAT_SWEEP, OBJECT, Program, ebpf_object};
 pub use paths::Paths;
 pub use reader::CounterReader;
