@@ -25,15 +25,3 @@ static INBOUND: LruHashMap<ReplyKey, Inbound, { capacity::INBOUND as usize }> = 
 
 #[btf_map]
 static OWN_UDP: LruHashMap<ReplyKey, u64, { capacity::INBOUND as usize }> = LruHashMap::new();
-
-#[btf_map]
-static EGRESS_ADDRS: HashMap<Addr, u32, { capacity::EGRESS as usize }> = HashMap::new();
-
-#[btf_map]
-static NAT_OUT: HashMap<NatOutKey, NatOut, { capacity::NAT as usize }> = HashMap::new();
-
-#[btf_map]
-static NAT_BACK: HashMap<NatBackKey, NatBack, { capacity::NAT as usize }> = HashMap::new();
-
-#[btf_map]
-static NAT_SOURCES: HashMap<Addr, i64, { capacity::NAT_SOURCES as usize }> = HashMap::new();
