@@ -8,21 +8,22 @@ use etherparse::{
     icmpv4, icmpv6,
 };
 
-use super::build::L3;
+use super::{Input, build::L3};
 
 /// Bytes of answers at most (RFC 1812, 4.3.2.3; RFC 4443, 2.4(c)).
 const LARGEST_V4: usize = 576;
 const LARGEST_V6: usize = 1280;
 
-/// The frame of the answer to `frame`: for [`Answer::TooBig`] with this MTU, from this node.
+/// The frame of the answer to a packet: for [`Answer::TooBig`] with this MTU, from this node.
 #[must_use]
-pub fn answered(frame: &[u8], answer: Answer, mtu: u32, node: &Settings) -> Vec<u8> {
+pub fn answered(input: &Input, answer: Answer, mtu: u32, node: &Settings) -> Vec<u8> {
+    let frame = &input.frame;
     let mac = |at: usize| -> [u8; 6] { frame[at..at + 6].try_into().unwrap() };
     let ethernet = PacketBuilder::ethernet2(mac(0), mac(6));
     let packet = &frame[L3..];
     let mut bytes = Vec::new();
     if packet[0] >> 4 == 4 {
-        let quote = quote(packet, word(packet, 2), LARGEST_V4 - 28);
+        let quote = quote(input, word(packet, 2), LARGEST_V4 - 28);
         let mut header = Ipv4Header::new(
             u16::try_from(8 + quote.len()).unwrap(),
             64,
@@ -48,11 +49,10 @@ pub fn answered(frame: &[u8], answer: Answer, mtu: u32, node: &Settings) -> Vec<
             .write(&mut bytes, quote)
             .unwrap();
     } else {
-        let claimed = match word(packet, 4) {
-            0 => 0,
-            payload => 40 + payload,
+        let quote = match word(packet, 4) {
+            0 if input.gso.0 != 0 => quote(input, 0, LARGEST_V6 - 48),
+            payload => quote(input, 40 + payload, LARGEST_V6 - 48),
         };
-        let quote = quote(packet, claimed, LARGEST_V6 - 48);
         let header = Ipv6Header {
             hop_limit: 64,
             source: v6(node.node6).unwrap_or_else(|| packet[24..40].try_into().unwrap()),
@@ -75,7 +75,8 @@ pub fn answered(frame: &[u8], answer: Answer, mtu: u32, node: &Settings) -> Vec<
 }
 
 /// The packet without padding, as far as it is quoted. An aggregate may claim no length.
-fn quote(packet: &[u8], claimed: usize, most: usize) -> &[u8] {
+fn quote(input: &Input, claimed: usize, most: usize) -> &[u8] {
+    let packet = &input.frame[L3..];
     let length = if claimed == 0 { packet.len() } else { claimed };
     &packet[..length.min(most)]
 }

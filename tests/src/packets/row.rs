@@ -198,7 +198,7 @@ fn check(lab: &mut Lab, step: &Step, gateway: &mut Option<String>, context: &str
             counts.insert(Slot::Answer(answer), (1, 0));
             (
                 Action::Redirect,
-                answered(&unchanged, answer, *mtu, &lab.settings()),
+                answered(&step.input, answer, *mtu, &lab.settings()),
                 counts,
             )
         }
@@ -383,7 +383,7 @@ fn is_answer(lab: &Lab, input: &Input, seen: &Seen, answer: Answer) -> bool {
             })
         }
     };
-    seen.frame == answered(&input.frame, answer, mtu, &lab.settings())
+    seen.frame == answered(input, answer, mtu, &lab.settings())
 }
 
 /// Whether a frame from a pod is ARP, or comes from no address or a link-local one.
