@@ -30,6 +30,7 @@ mod lines;
 mod log;
 mod nat;
 mod overlay;
+mod own;
 mod packet;
 mod parse;
 mod pods;

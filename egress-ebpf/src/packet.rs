@@ -71,6 +71,20 @@ impl<'a> Packet<'a> {
         unsafe { (*self.skb()).vlan_present != 0 }
     }
 
+    /// The mark that the packet carries within this host.
+    #[inline(always)]
+    pub(crate) fn mark(&self) -> u32 {
+        // SAFETY: as in `ifindex`.
+        unsafe { (*self.skb()).mark }
+    }
+
+    /// Marks the packet.
+    #[inline(always)]
+    pub(crate) fn set_mark(&self, mark: u32) {
+        // SAFETY: a field of the context that TC programs may write.
+        unsafe { (*self.skb()).mark = mark };
+    }
+
     /// Whether the frame was sent to this host's MAC.
     #[inline(always)]
     pub(crate) fn is_for_this_host(&self) -> bool {

@@ -7,6 +7,7 @@ use egress_common::{
     counter::{Count, PassKind, drop_index, pass_index},
     keys::{FragmentKey, ReplyKey, ReplyPath},
     maps::{DROP_COUNTS, FRAGMENTS, MEMBER_COUNTS, PASS_COUNTS, REPLIES, REPLY_FRAGMENTS},
+    pod::Choice,
 };
 
 use super::{maps::open, paths::Paths};
@@ -17,7 +18,7 @@ pub struct CounterMaps {
     drops: PerCpuArray<MapData, Count>,
     passes: PerCpuArray<MapData, Count>,
     replies: HashMap<MapData, ReplyKey, ReplyPath>,
-    fragments: HashMap<MapData, FragmentKey, u32>,
+    fragments: HashMap<MapData, FragmentKey, Choice>,
     reply_fragments: HashMap<MapData, FragmentKey, ReplyPath>,
     capacities: [u64; 3],
     cpus: usize,

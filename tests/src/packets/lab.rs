@@ -7,17 +7,19 @@ use std::{
     process::{self, Command},
     sync::atomic::{AtomicU32, Ordering},
     thread,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use aya::{
     Pod, TestRun, TestRunOptions,
-    maps::{HashMap, Map, MapData},
+    maps::{Array, HashMap, Map, MapData},
     programs::SchedClassifier,
 };
 use egress_common::{
-    keys::{FragmentKey, ReplyKey, ReplyPath},
+    keys::{FragmentKey, PodKey, ReplyKey, ReplyPath},
     maps,
+    pod::{Choice, FlowKey, Inbound, OwnFlow, OwnFlows, PodNote, UdpPorts},
 };
 use egress_userspace::{
     compile,
@@ -75,6 +77,8 @@ pub struct Input {
     pub frame: Vec<u8>,
     /// `gso_size` and `gso_segs`.
     pub gso: (u32, u32),
+    /// The mark that it carries.
+    pub mark: u32,
 }
 
 impl Input {
@@ -86,6 +90,16 @@ impl Input {
             ifindex: POD,
             frame: frame.to_vec(),
             gso: (0, 0),
+            mark: 0,
+        }
+    }
+
+    /// A frame that the node hands to a pod.
+    #[must_use]
+    pub fn to_pod(frame: &[u8]) -> Self {
+        Self {
+            program: Program::ToPod,
+            ..Self::from_pod(frame)
         }
     }
 
@@ -110,6 +124,8 @@ pub struct Seen {
     pub action: Action,
     /// The frame afterwards.
     pub frame: Vec<u8>,
+    /// The mark afterwards.
+    pub mark: u32,
 }
 
 /// The programs, and what their maps should say.
@@ -117,8 +133,13 @@ pub struct Lab {
     datapath: Datapath,
     counters: CounterMaps,
     replies: HashMap<MapData, ReplyKey, ReplyPath>,
-    fragments: HashMap<MapData, FragmentKey, u32>,
+    fragments: HashMap<MapData, FragmentKey, Choice>,
     reply_fragments: HashMap<MapData, FragmentKey, ReplyPath>,
+    flows: HashMap<MapData, FlowKey, Choice>,
+    inbound: HashMap<MapData, ReplyKey, Inbound>,
+    own_flows: Array<MapData, OwnFlows>,
+    pod_notes: Array<MapData, PodNote>,
+    udp_ports: Array<MapData, UdpPorts>,
     last: Counts,
     limits: Limits,
     state: KernelState,
@@ -172,6 +193,11 @@ impl Lab {
             replies: open(&paths, maps::REPLIES)?,
             fragments: open(&paths, maps::FRAGMENTS)?,
             reply_fragments: open(&paths, maps::REPLY_FRAGMENTS)?,
+            flows: open(&paths, maps::FLOWS)?,
+            inbound: open(&paths, maps::INBOUND)?,
+            own_flows: open_array(&paths, maps::OWN_FLOWS)?,
+            pod_notes: open_array(&paths, maps::POD_NOTES)?,
+            udp_ports: open_array(&paths, maps::POD_UDP_PORTS)?,
             last: Counts::new(),
             datapath,
             limits: Limits {
@@ -240,8 +266,14 @@ impl Lab {
 
     /// Runs one packet.
     pub fn run(&mut self, input: &Input) -> Result<Seen> {
+        Ok(self.run_often(input, 1)?.0)
+    }
+
+    /// Runs one packet so often, each time as the run before left it, and tells how long a run took.
+    pub fn run_often(&mut self, input: &Input, repeat: u32) -> Result<(Seen, Duration)> {
         let mut context = [0_u8; CONTEXT];
         for (offset, value) in [
+            (MARK, input.mark),
             (IFINDEX, input.ifindex),
             (GSO_SIZE, input.gso.0),
             (GSO_SEGS, input.gso.1),
@@ -249,6 +281,7 @@ impl Lab {
             context[offset..offset + 4].copy_from_slice(&value.to_ne_bytes());
         }
         let mut out = vec![0; LARGEST];
+        let mut context_out = [0_u8; CONTEXT];
         let program: &mut SchedClassifier = self
             .datapath
             .ebpf()
@@ -259,10 +292,12 @@ impl Lab {
             data_in: Some(&input.frame),
             data_out: Some(&mut out),
             ctx_in: Some(&context),
+            ctx_out: Some(&mut context_out),
+            repeat,
             ..TestRunOptions::default()
         })?;
         out.truncate(usize::try_from(result.data_size_out)?);
-        Ok(Seen {
+        let seen = Seen {
             action: match result.return_value {
                 u32::MAX => Action::Pass,
                 2 => Action::Drop,
@@ -270,7 +305,9 @@ impl Lab {
                 other => Action::Other(other),
             },
             frame: out,
-        })
+            mark: u32::from_ne_bytes(context_out[MARK..MARK + 4].try_into()?),
+        };
+        Ok((seen, result.duration))
     }
 
     /// Every counter that moved since the last call.
@@ -332,6 +369,7 @@ fn same(a: &KernelState, b: &KernelState) -> bool {
 }
 
 /// Offsets within `struct __sk_buff`, and its length (`linux/bpf.h`).
+const MARK: usize = 8;
 const IFINDEX: usize = 40;
 const GSO_SEGS: usize = 164;
 const GSO_SIZE: usize = 176;
@@ -357,6 +395,11 @@ impl Drop for Pins {
 }
 
 fn open<K: Pod, V: Pod>(paths: &Paths, name: &str) -> Result<HashMap<MapData, K, V>> {
+    let data = MapData::from_pin(paths.map(name))?;
+    Ok(Map::from_map_data(data)?.try_into()?)
+}
+
+fn open_array<V: Pod>(paths: &Paths, name: &str) -> Result<Array<MapData, V>> {
     let data = MapData::from_pin(paths.map(name))?;
     Ok(Map::from_map_data(data)?.try_into()?)
 }
