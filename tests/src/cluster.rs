@@ -232,8 +232,9 @@ impl Cluster {
     /// A cluster of this shape.
     pub fn build(shape: &ClusterShape) -> Result<Self> {
         let workspace = Workspace::new()?;
-        let [fabric, firewall, internal, internet] = ["fabric", "firewall", "internal", "internet"]
-            .map(|role| crate::topology::wiring::router(&workspace, role));
+        let [fabric, firewall, internal, transit, internet] =
+            ["fabric", "firewall", "internal", "transit", "internet"]
+                .map(|role| crate::topology::wiring::router(&workspace, role));
         let mut cluster = Self {
             nodes: Vec::new(),
             pods: Vec::new(),
