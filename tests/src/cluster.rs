@@ -44,8 +44,8 @@ pub use self::{
         JOBS, OFFICE, SHOP, egress_gateway, gateway_spec, namespace_of, node_resources, usual,
     },
     stage::{
-        ClusterStage, GATEWAY_NODE, KEY, NodeSetup, OVERLAY_PORT, OVERLAY_VNI, Outside, Seen,
-        greeted, usual_gateways,
+        ClusterStage, GATEWAY_NODE, INTERNET_HOST, KEY, NodeSetup, OVERLAY_PORT, OVERLAY_VNI,
+        Outside, Seen, greeted, usual_gateways,
     },
 };
 use crate::{

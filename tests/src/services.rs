@@ -2,6 +2,7 @@
 
 mod bulk;
 mod crowd;
+mod datagrams;
 mod dns;
 
 use std::{
@@ -14,6 +15,7 @@ use anyhow::Result;
 pub use self::{
     bulk::{BULK_PORT, Bulk},
     crowd::{CROWD_PORT, Callers, Crowd, allow_many_files},
+    datagrams::{DATAGRAM_PORT, EchoDatagrams},
     dns::{DNS_PORT, Dns, NAMED_V4, NAMED_V6, lookup},
 };
 use crate::{Host, server::TcpServer};

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
 };
 
@@ -64,6 +64,13 @@ impl Outside {
         })
     }
 }
+
+/// The address of the internet's host that it talks from.
+pub const INTERNET_HOST: Destination = Destination {
+    name: "a host on the internet",
+    v4: Ipv4Addr::new(100, 64, 0, 2),
+    v6: Ipv6Addr::new(0x2001, 0xdb8, 0x64, 0, 0, 0, 0, 2),
+};
 
 /// How a pod is seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -183,6 +190,30 @@ impl ClusterStage {
         Ok(fs::rename(&whole, &file)?)
     }
 
+    /// Replaces the keys, and waits until every agent has taken them.
+    pub fn change_keys(&self, keys: &[&str]) -> Result<()> {
+        let before = self.applies()?;
+        self.write_keys(keys)?;
+        wait::until("every agent has taken the keys", || {
+            for (name, count) in self.applies()? {
+                ensure!(count > before[name], "{name} has not");
+            }
+            Ok(())
+        })
+    }
+
+    /// How often each agent has brought the kernel up to date.
+    fn applies(&self) -> Result<BTreeMap<&'static str, u64>> {
+        let count = |(name, agent): (&&'static str, &Agent)| {
+            let metrics = agent.metrics()?;
+            Ok((
+                *name,
+                metrics.sum("egress_apply_duration_seconds_count", &[]),
+            ))
+        };
+        self.agents.iter().map(count).collect()
+    }
+
     /// Does what the test does, and then checks that not one packet left an uplink that should not have.
     pub fn play(mut self, test: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
         test(&mut self)?;
@@ -280,18 +311,18 @@ impl ClusterStage {
 
     /// Packets that a node's agent counts as dropped for this reason.
     pub fn dropped(&self, node: &str, reason: &str) -> Result<u64> {
-        Ok(self.metrics(node)?.dropped(reason))
+        Ok(self.metrics(node)?.dropped_anywhere(reason))
     }
 
     /// Waits until a node has dropped so many packets for this reason since the test began.
     pub fn wait_for_drops(&self, node: &str, reason: &str, count: u64) -> Result<()> {
         self.agent(node)?
             .wait_for_metrics(&format!("{node} counts {reason}"), |metrics| {
-                let found = metrics.dropped(reason);
+                let found = metrics.dropped_anywhere(reason);
                 ensure!(
                     found >= count,
                     "{found} of {count}; all drops: {:?}",
-                    metrics.all_dropped()
+                    metrics.drops_anywhere()
                 );
                 Ok(())
             })?;
@@ -301,7 +332,7 @@ impl ClusterStage {
     /// Checks that no node has dropped anything.
     pub fn expect_no_drops(&self) -> Result<()> {
         for (name, agent) in &self.agents {
-            let dropped = agent.metrics()?.all_dropped();
+            let dropped = agent.metrics()?.drops_anywhere();
             ensure!(dropped.is_empty(), "{name} dropped {dropped:?}");
         }
         Ok(())

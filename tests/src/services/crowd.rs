@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use nix::sys::{
     resource::{Resource, getrlimit, setrlimit},
-    socket::{Backlog, Shutdown, listen, shutdown},
+    socket::{Backlog, Shutdown, listen, setsockopt, shutdown, sockopt::Linger},
 };
 
 use crate::{Host, wait};
@@ -120,6 +120,22 @@ impl Callers {
                 .collect()
         })?;
         Ok(Self { streams })
+    }
+
+    /// Ends each connection with a reset.
+    pub fn reset(self) -> Result<()> {
+        for stream in self.streams {
+            // No lingering: what is closed is forgotten.
+            setsockopt(
+                &stream,
+                Linger,
+                &nix::libc::linger {
+                    l_onoff: 1,
+                    l_linger: 0,
+                },
+            )?;
+        }
+        Ok(())
     }
 
     /// Says something else on each connection.
