@@ -5,9 +5,9 @@ use egress_common::{
     verdict::{Member, Replies, Way},
 };
 
-use crate::{counters::Shape, nat, overlay, packet::Packet, parse::Ip, replies};
+use crate::{counters::Shape, nat, overlay, packet::Packet, parse::Ip, pods, replies};
 
-/// Sends the packet through a member.
+/// Sends the packet of the pod in `slot` through a member.
 ///
 /// After the first write the only ways on are the redirect and a drop.
 #[inline(always)]
@@ -15,6 +15,7 @@ pub(crate) fn send(
     packet: &Packet<'_>,
     ip: &Ip,
     member: &Member,
+    slot: u32,
     shape: Shape,
 ) -> Result<(), DropReason> {
     check(ip, shape, member.mtu)?;
@@ -24,8 +25,14 @@ pub(crate) fn send(
     }
     match member.way() {
         Some(Way::NextHop) => to_next_hop(packet, ip, member),
-        Some(Way::Overlay) => overlay::send(packet, ip, member),
-        Some(Way::Here) => nat::from_pod(packet, ip, member),
+        Some(Way::Overlay) => {
+            pods::learn(packet, slot)?;
+            overlay::send(packet, ip, member)
+        }
+        Some(Way::Here) => {
+            pods::learn(packet, slot)?;
+            nat::from_pod(packet, ip, member)
+        }
         None => Err(DropReason::StateMissing),
     }
 }

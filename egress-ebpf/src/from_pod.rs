@@ -66,8 +66,8 @@ fn handle_ip(packet: &Packet<'_>, ip: &Ip) -> Departure {
         reason,
         shape,
     };
-    let pod = match pods::identify(packet, ip) {
-        Source::Pod(pod) => pod,
+    let (pod, slot) = match pods::identify(packet, ip) {
+        Source::Pod(pod, slot) => (pod, slot),
         Source::Neighbourly => return Departure::NotOurs,
         Source::Unknown => return nobody(DropReason::SpoofedSource),
         Source::Broken => return nobody(DropReason::StateMissing),
@@ -102,13 +102,13 @@ fn handle_ip(packet: &Packet<'_>, ip: &Ip) -> Departure {
                 shape,
             };
         }
-        Decision::Member(member) => send(packet, ip, member, shape),
+        Decision::Member(member) => send(packet, ip, member, slot, shape),
         Decision::Group {
             lines,
             first_member,
             members: _,
         } => choose::member(packet, ip, lines)
-            .and_then(|number| send(packet, ip, first_member.wrapping_add(number), shape)),
+            .and_then(|number| send(packet, ip, first_member.wrapping_add(number), slot, shape)),
     };
     match sent {
         Ok(counter) => Departure::Redirected { counter, shape },
@@ -121,8 +121,14 @@ fn handle_ip(packet: &Packet<'_>, ip: &Ip) -> Departure {
 }
 
 #[inline(always)]
-fn send(packet: &Packet<'_>, ip: &Ip, member: u32, shape: Shape) -> Result<u32, DropReason> {
+fn send(
+    packet: &Packet<'_>,
+    ip: &Ip,
+    member: u32,
+    slot: u32,
+    shape: Shape,
+) -> Result<u32, DropReason> {
     let member = verdicts::member(member).ok_or(DropReason::StateMissing)?;
-    forward::send(packet, ip, member, shape)?;
+    forward::send(packet, ip, member, slot, shape)?;
     Ok(member.counter)
 }

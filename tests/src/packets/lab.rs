@@ -46,6 +46,9 @@ const CAPACITIES: Capacities = Capacities {
     policies: 64,
     replies: 32_768,
     fragments: 256,
+    nat_connections: 4096,
+    inbound: 1024,
+    flows: 1024,
 };
 
 /// Room for a frame: what the kernel takes is less than a page.
@@ -224,6 +227,11 @@ impl Lab {
     /// Brings the live maps to what was resolved.
     pub fn bring_to(&mut self, resolved: &Resolved) {
         self.bring_to_stepwise(resolved, |_, _| {});
+    }
+
+    /// The programs and every map, for what no plan writes.
+    pub fn datapath(&mut self) -> &mut Datapath {
+        &mut self.datapath
     }
 
     /// What the live maps say, as last traced.
