@@ -17,7 +17,7 @@ use super::{
 use crate::{
     Agent, Host,
     agent::Setup,
-    client::whoami,
+    client::{unanswered, whoami},
     resources::Resources,
     scrape::Metrics,
     server::{Datagrams, Echo, Whoami},
@@ -393,6 +393,16 @@ impl ClusterStage {
         wait::until("the change is in the kernel", || {
             self.expect_at(pod, address, seen)
         })
+    }
+
+    /// Waits until nothing that a pod sends to a destination is answered any more.
+    pub fn wait_until_gone(&self, pod: &str, destination: Destination) -> Result<()> {
+        for address in destination.addresses() {
+            wait::until("the destination is out of reach", || {
+                unanswered(self.host(pod)?, address)
+            })?;
+        }
+        Ok(())
     }
 
     /// The addresses that a node has on its uplink.

@@ -78,6 +78,13 @@ impl Crowd {
         })
     }
 
+    /// Forgets every connection so far, and how many it were: none.
+    pub fn settle(&self) -> Result<usize> {
+        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        streams.clear();
+        Ok(streams.len())
+    }
+
     /// Sends what each connection but the first few has said back on it: 8 bytes.
     pub fn answer(&self, skipped: usize) -> Result<()> {
         let streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
