@@ -163,6 +163,7 @@ impl Kernel {
             match id {
                 Number::Member(id) => self.zeroing.clear_member(id)?,
                 Number::Policy(id) => self.zeroing.clear_policy(id)?,
+                Number::Gateway(id) => self.zeroing.clear_gateway(id)?,
             }
         }
         // Both are named until the last packet of the old ones is through.
@@ -218,6 +219,7 @@ fn more(count: usize) -> String {
 enum Number {
     Member(u32),
     Policy(u32),
+    Gateway(u32),
 }
 
 /// Numbers that `after` names and `before` did not.
@@ -234,9 +236,16 @@ fn fresh(before: &Names, after: &Names) -> Vec<Number> {
         .values()
         .copied()
         .filter(|id| !known.contains(id));
+    let known: BTreeSet<u32> = before.gateways.values().copied().collect();
+    let gateways = after
+        .gateways
+        .values()
+        .copied()
+        .filter(|id| !known.contains(id));
     members
         .map(Number::Member)
         .chain(policies.map(Number::Policy))
+        .chain(gateways.map(Number::Gateway))
         .collect()
 }
 
