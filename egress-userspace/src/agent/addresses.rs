@@ -41,6 +41,19 @@ pub struct Moved {
     pub errors: Vec<anyhow::Error>,
 }
 
+impl Moved {
+    /// How many changes it took, if all of it worked.
+    ///
+    /// # Errors
+    /// The first of what could not be done.
+    pub fn in_full(self) -> anyhow::Result<usize> {
+        match self.errors.into_iter().next() {
+            None => Ok(self.changes),
+            Some(first) => Err(first),
+        }
+    }
+}
+
 impl Addresses {
     /// Takes over what an earlier agent has written into the book.
     ///

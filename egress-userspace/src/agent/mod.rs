@@ -24,7 +24,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-use self::{apply::Kernel, report::Report};
+use self::{addresses::Addresses, apply::Kernel, report::Report, sweep::Sweeping};
 use crate::{
     compile::compile,
     counters::Counters,
@@ -61,6 +61,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
             )
         })?;
     let state_dir = StateDir::open(&settings.state_dir)?;
+    let addresses = Addresses::taking_over(state_dir.address_book())?;
     let mut kernel = tokio::task::block_in_place(|| Kernel::load(&settings, state_dir))?;
     if let Some(log) = kernel.log()? {
         std::thread::spawn(move || follow(log));
@@ -78,7 +79,15 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
 
     let snapshot = Arc::new(ArcSwap::default());
     let counters = kernel.counters();
-    let metrics = Arc::new(Metrics::new(Arc::clone(&snapshot), Arc::clone(&counters)));
+    let connections = Arc::default();
+    let metrics = Arc::new(
+        Metrics::new(Arc::clone(&snapshot), Arc::clone(&counters))
+            .with_connections(Arc::clone(&connections)),
+    );
+    let _sweeping = match kernel.sweeper()? {
+        Some(sweeper) => Some(Sweeping::start(sweeper, connections)?),
+        None => None,
+    };
     let pages = Pages {
         snapshot: Arc::clone(&snapshot),
         metrics: Arc::clone(&metrics),
@@ -96,7 +105,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         "started"
     );
 
-    let mut agent = Agent::new(settings, kernel, counters, metrics, snapshot);
+    let mut agent = Agent::new(settings, kernel, addresses, counters, metrics, snapshot);
     agent.read_files();
     loop {
         let view = Arc::clone(&node_changed.borrow_and_update());
@@ -171,6 +180,7 @@ fn tell_supervisor() {
 struct Agent {
     settings: Settings,
     kernel: Kernel,
+    addresses: Addresses,
     counters: Arc<Counters>,
     metrics: Arc<Metrics>,
     published: Arc<ArcSwap<Snapshot>>,
@@ -189,6 +199,7 @@ impl Agent {
     fn new(
         settings: Settings,
         kernel: Kernel,
+        addresses: Addresses,
         counters: Arc<Counters>,
         metrics: Arc<Metrics>,
         published: Arc<ArcSwap<Snapshot>>,
@@ -201,6 +212,7 @@ impl Agent {
             loader: Loader::new(settings.resources.clone()),
             settings,
             kernel,
+            addresses,
             counters,
             metrics,
             published,
@@ -322,13 +334,18 @@ impl Agent {
             }
         };
         self.hooks = hooks::wanted(&resolved, &desired, view);
+        // An egress address is on its uplink only while the datapath knows it: nothing else may answer there.
+        let taken_off = self.addresses.take_off(&desired.translation, view);
         let brought = self.kernel.bring_to(&desired, &self.hooks, &self.counters);
         self.snapshot.programs = self.kernel.programs(&self.hooks);
         let brought = brought?;
+        let put_on = self.addresses.bring_to(&desired.translation, view);
+        self.snapshot.egress = self.addresses.lines(&desired.translation);
+        self.snapshot.addresses_restored = self.addresses.restored();
         for pod in takeover::let_go(&before, &self.kernel.state(), view) {
             tracing::warn!("no longer steered, though its interface is still there: {pod}");
         }
         self.snapshot.resolved = Arc::new(resolved);
-        brought.in_full()
+        Ok(brought.in_full()? + taken_off.in_full()? + put_on.in_full()?)
     }
 }

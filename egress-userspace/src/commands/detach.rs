@@ -5,7 +5,7 @@ use std::{path::Path, process::ExitCode};
 use anyhow::bail;
 use clap::Args;
 
-use crate::{kernel, settings::Places, state_dir::StateDir};
+use crate::{agent::addresses, kernel, settings::Places, state_dir::StateDir};
 
 /// Arguments of `egress detach`.
 #[derive(Args, Debug)]
@@ -28,6 +28,8 @@ pub fn detach(args: &DetachArgs) -> anyhow::Result<ExitCode> {
     // The locks keep a running agent from attaching again behind our back.
     let pins = paths.root().exists().then(|| paths.lock()).transpose()?;
     let state_dir = StateDir::open(&directory)?;
+    // First: without programs whatever listens on the node would answer on an egress address.
+    addresses::release(&state_dir.address_book())?;
     if pins.is_some() {
         let errors = kernel::detach_all(&paths);
         if let Some(first) = errors.first() {

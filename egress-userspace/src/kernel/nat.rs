@@ -328,23 +328,24 @@ impl NatSweep {
     /// Its name in the object.
     pub const PROGRAM: &str = "egress_nat_sweep";
 
-    /// Loads the program of an object that is being loaded.
+    /// Loads the program of an object that is loaded; none where the object has no such program.
     ///
     /// # Errors
-    /// The object has no such program, or the verifier refuses it.
-    pub fn load(ebpf: &mut Ebpf) -> anyhow::Result<Self> {
+    /// The verifier refuses it.
+    pub fn load(ebpf: &mut Ebpf) -> anyhow::Result<Option<Self>> {
         let name = Self::PROGRAM;
-        let program: &mut SchedClassifier = ebpf
-            .program_mut(name)
-            .with_context(|| format!("the embedded object has no program {name}"))?
+        let Some(program) = ebpf.program_mut(name) else {
+            return Ok(None);
+        };
+        let program: &mut SchedClassifier = program
             .try_into()
             .with_context(|| format!("{name} is not a TC program"))?;
         program
             .load()
             .with_context(|| format!("the kernel's verifier refuses the program {name}"))?;
-        Ok(Self {
+        Ok(Some(Self {
             program: program.fd()?.as_fd().try_clone_to_owned()?,
-        })
+        }))
     }
 
     /// Removes those of at most [`SWEEP_KEYS`] connections that have ended by now. Gives their number.

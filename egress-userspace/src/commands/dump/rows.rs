@@ -1,6 +1,6 @@
 //! What the maps say, a row for each thing, by its name where it has one.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::collections::BTreeMap;
 
 use egress_common::{
     counter::Count,
