@@ -25,7 +25,7 @@ use super::{
     paths::Paths,
     syscall::{self, Bucket},
 };
-use crate::nat::{Ports, Timeouts, back_key};
+use crate::nat::{Ports, Timeouts, back_key, out_key};
 
 /// Entries of a batch: enough that the system call costs next to nothing, few enough that it ends soon.
 const BATCH: usize = 1024;
@@ -147,17 +147,20 @@ impl NatMaps {
         self.back.get(key)
     }
 
-    /// Writes a connection, in the order in which the datapath does.
+    /// Writes the entry of replies unless there is one: what the datapath does first.
     ///
     /// # Errors
-    /// A map is full.
-    pub fn insert(
-        &mut self,
-        out: (&NatOutKey, &NatOut),
-        back: (&NatBackKey, &NatBack),
-    ) -> anyhow::Result<()> {
-        self.back.insert(back.0, back.1)?;
-        self.out.insert(out.0, out.1)
+    /// The map is full.
+    pub fn insert_back(&mut self, key: &NatBackKey, back: &NatBack) -> anyhow::Result<()> {
+        self.back.insert(key, back)
+    }
+
+    /// Writes the entry of a pod's packets unless there is one: what the datapath does then.
+    ///
+    /// # Errors
+    /// The map is full.
+    pub fn insert_out(&mut self, key: &NatOutKey, out: &NatOut) -> anyhow::Result<()> {
+        self.out.insert(key, out)
     }
 
     /// Removes a reply's entry that has no other half. Says whether it was there and alone.
@@ -168,9 +171,9 @@ impl NatMaps {
         let Some(back) = self.back.get(key)? else {
             return Ok(false);
         };
-        let out = self.out.get(&crate::nat::out_key(key, &back))?;
-        if let (Some(out), out_key) = (out, crate::nat::out_key(key, &back))
-            && back_key(&out_key, &out) == *key
+        let other = out_key(key, &back);
+        if let Some(out) = self.out.get(&other)?
+            && back_key(&other, &out) == *key
         {
             return Ok(false);
         }
@@ -192,7 +195,7 @@ impl NatMaps {
         };
         let other = back_key(key, &out);
         match self.back.get(&other)? {
-            Some(back) if crate::nat::out_key(&other, &back) == *key => return Ok(false),
+            Some(back) if out_key(&other, &back) == *key => return Ok(false),
             Some(_) => self.out.remove(key)?,
             None => {
                 let back = NatBack {
