@@ -6,13 +6,15 @@ use std::{
     num::NonZeroU32,
 };
 
-use egress_common::DropReason;
+use egress_common::{DropReason, overlay::Tag};
 use proptest::prelude::*;
 
 use super::*;
 use crate::{
+    gateway_id::gateway_id,
     model::{ObjectName, Replies},
-    resolve::{SourcePod, Way},
+    resolve::Way,
+    state::{EgressAddress, Holder, OtherNode},
 };
 
 /// Prefixes that nest in several ways, in both families.
@@ -60,27 +62,43 @@ pub(crate) fn probes() -> Vec<IpAddr> {
     probes.into_iter().collect()
 }
 
+/// A gateway; which way leads to it depends on its number.
 fn gateway(number: u8, v4: bool, v6: bool, weight: u32) -> UsableGateway {
-    let mut ways = Vec::new();
-    if v4 {
-        ways.push(Way {
-            next_hop: IpAddr::from([192, 168, 9, number]),
-            ifindex: 7,
-            mtu: 1500,
-        });
-    }
-    if v6 {
-        ways.push(Way {
-            next_hop: IpAddr::from([0xfe80, 0, 0, 0, 0, 0, 0, u16::from(number)]),
-            ifindex: 7,
-            mtu: 1400,
-        });
-    }
+    let name = ObjectName::new("gateways", format!("gw{number}"));
+    let addresses = [
+        v4.then_some(IpAddr::from([192, 168, 9, number])),
+        v6.then_some(IpAddr::from([0xfd09, 0, 0, 0, 0, 0, 0, u16::from(number)])),
+    ];
+    let ways = addresses.into_iter().flatten().map(|address| {
+        let (ifindex, mtu) = (7, if address.is_ipv4() { 1500 } else { 1400 });
+        match number % 3 {
+            0 => Way::NextHop {
+                next_hop: address,
+                ifindex,
+                mtu,
+                replies: Replies::Recorded,
+            },
+            1 => Way::Here {
+                egress: address,
+                node: "here".to_owned(),
+                ifindex,
+                mtu,
+            },
+            _ => Way::Overlay {
+                egress: address,
+                node: "there".to_owned(),
+                address: IpAddr::from([172, 18, 0, number]),
+                ifindex: 8,
+                mtu: mtu - 50,
+                tag: Tag([2, 4, 6, 8, 10, number]),
+            },
+        }
+    });
     UsableGateway {
-        name: ObjectName::new("gateways", format!("gw{number}")),
+        id: gateway_id(&name),
         weight: NonZeroU32::new(weight).unwrap_or(NonZeroU32::MIN),
-        replies: Replies::Recorded,
-        ways,
+        ways: ways.collect(),
+        name,
     }
 }
 
@@ -139,6 +157,7 @@ fn pod(number: u8, policy: &str, fate: Fate) -> (ObjectName, SourcePod) {
         ],
         policy: policy.to_owned(),
         fate,
+        udp_ports: Vec::new(),
     };
     (ObjectName::new("pods", format!("pod{number}")), pod)
 }
@@ -204,11 +223,12 @@ fn naive(pod: &SourcePod, cluster: &BTreeSet<IpNet>, to: IpAddr) -> VerdictSpec 
     let Action::Gateways(gateways) = &rule.action else {
         return VerdictSpec::Local;
     };
-    let members: Vec<MemberSpec> = gateways
+    let mut members: Vec<MemberSpec> = gateways
         .iter()
         .flat_map(|gateway| gateway.ways.iter().map(move |way| (gateway, way)))
-        .filter(|(_, way)| way.next_hop.is_ipv4() == to.is_ipv4())
+        .filter(|(_, way)| (way.family() == Family::V4) == to.is_ipv4())
         .map(|(gateway, way)| MemberSpec {
+            gateway: gateway.id,
             label: MemberLabel {
                 namespace: gateway.name.namespace.clone(),
                 gateway: gateway.name.name.clone(),
@@ -216,12 +236,10 @@ fn naive(pod: &SourcePod, cluster: &BTreeSet<IpNet>, to: IpAddr) -> VerdictSpec 
                 rule: rule.label.clone(),
             },
             weight: gateway.weight,
-            ifindex: way.ifindex,
-            mtu: way.mtu,
-            next_hop: way.next_hop,
-            replies: gateway.replies,
+            way: way.clone(),
         })
         .collect();
+    members.sort_by_key(|member| member.gateway);
     if members.is_empty() {
         VerdictSpec::Drop(DropReason::NoGateway)
     } else {
@@ -305,15 +323,13 @@ fn render(state: &DesiredState) -> String {
             };
             for member in members {
                 text += &format!(
-                    "  {number}: rule {} -> {}/{} * {} by {} dev {} mtu {} replies {:?}\n",
+                    "  {number}: rule {} -> {}/{} ({:08x}) * {} by {:?}\n",
                     member.label.rule,
                     member.label.namespace,
                     member.label.gateway,
+                    member.gateway.0,
                     member.weight,
-                    member.next_hop,
-                    member.ifindex,
-                    member.mtu,
-                    member.replies
+                    member.way
                 );
             }
         }

@@ -23,7 +23,7 @@ use crate::{
         slots::Tables,
         tests::{arbitrary_resolved, net, probes, told},
     },
-    state::{Extent, MemberSpec, Profile, VerdictSpec},
+    state::{Extent, MemberSpec, Profile, VerdictSpec, Way},
 };
 
 /// Flows whose hashes land in different slots.
@@ -53,14 +53,7 @@ fn expected(state: &DesiredState, names: &Names, pod: PodKey, to: IpAddr, flow: 
             let counter = names.members.iter().find(|(label, _)| *label == spec.label);
             Outcome::Out {
                 policy,
-                member: Member::next_hop(
-                    counter.map_or(u32::MAX, |(_, id)| *id),
-                    GatewayId::default(),
-                    spec.ifindex,
-                    spec.mtu,
-                    Addr::from(spec.next_hop),
-                    spec.replies,
-                ),
+                member: spec.value(counter.map_or(u32::MAX, |(_, id)| *id)),
             }
         }
     }
@@ -403,6 +396,7 @@ proptest! {
 
 fn spec(policy: &str, rule: &str, gateway: u8) -> MemberSpec {
     MemberSpec {
+        gateway: GatewayId(u32::from(gateway)),
         label: MemberLabel {
             namespace: "gateways".to_owned(),
             gateway: format!("gw{gateway}"),
@@ -410,10 +404,12 @@ fn spec(policy: &str, rule: &str, gateway: u8) -> MemberSpec {
             rule: rule.to_owned(),
         },
         weight: NonZeroU32::MIN,
-        ifindex: 7,
-        mtu: 1500,
-        next_hop: IpAddr::from([192, 168, 9, gateway]),
-        replies: Replies::Recorded,
+        way: Way::NextHop {
+            next_hop: IpAddr::from([192, 168, 9, gateway]),
+            ifindex: 7,
+            mtu: 1500,
+            replies: Replies::Recorded,
+        },
     }
 }
 
