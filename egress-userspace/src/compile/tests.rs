@@ -415,6 +415,94 @@ fn what_does_not_fit_is_refused_with_numbers() {
 }
 
 #[test]
+fn groups_are_in_the_order_of_ids() -> Result<(), CompileError> {
+    let all: Vec<_> = (1..=9).map(|n| gateway(n, true, false, 1)).collect();
+    let fate = fate(vec![(None, Action::Gateways(all.into()))]);
+    let resolved = Resolved {
+        pods: BTreeMap::from([pod(1, "p", fate)]),
+        ..Resolved::default()
+    };
+    let state = compile(&resolved, &Limits::default())?;
+    let VerdictSpec::Gateways(members) = &state.profiles[0].verdicts[2] else {
+        unreachable!("nine gateways: {state:?}");
+    };
+    assert_eq!(members.len(), 9);
+    assert!(members.is_sorted_by(|a, b| a.gateway < b.gateway));
+    assert!(!members.is_sorted_by(|a, b| a.label < b.label));
+    Ok(())
+}
+
+#[test]
+fn ports_that_pods_name_are_under_each_of_their_addresses() -> Result<(), CompileError> {
+    let mut naming = pod(1, "p", fate(vec![(None, Action::Local)]));
+    naming.1.udp_ports = vec![53, 5060];
+    let silent = pod(2, "p", fate(vec![(None, Action::Local)]));
+    let keys: Vec<_> = pod_keys(&naming.1).collect();
+    let resolved = Resolved {
+        pods: BTreeMap::from([naming, silent]),
+        ..Resolved::default()
+    };
+    let state = compile(&resolved, &Limits::default())?;
+    let expected = keys.into_iter().map(|key| (key, vec![53, 5060]));
+    assert_eq!(state.udp_ports, expected.collect());
+    Ok(())
+}
+
+/// A node with so many egress addresses, and so many other nodes with so many addresses each.
+fn translating(addresses: u32, nodes: u32, each: u32) -> Resolved {
+    let ip = |net: u8, n: u32| IpAddr::from((u32::from(net) << 24 | n).to_be_bytes());
+    let address = EgressAddress {
+        gateway: ObjectName::new("gateways", "gw"),
+        id: gateway_id(&ObjectName::new("gateways", "gw")),
+        ifindex: 2,
+        interface: "eth0".to_owned(),
+        mtu: 1500,
+        ports: (1024, 65_535),
+        holder: Holder::Agent,
+        allow_local_services: false,
+    };
+    let node = |n: u32| OtherNode {
+        addresses: (0..each).map(|m| ip(10, n * each + m)).collect(),
+        address: ip(10, n * each),
+        mtu: 1450,
+        send: Tag([1; 6]),
+        accept: [Tag([2; 6]), Tag::ZERO],
+    };
+    Resolved {
+        translation: Translation {
+            addresses: (0..addresses)
+                .map(|n| (ip(11, n), address.clone()))
+                .collect(),
+            nodes: (0..nodes).map(|n| (format!("n{n}"), node(n))).collect(),
+            own: vec![ip(192, 7)],
+        },
+        ..Resolved::default()
+    }
+}
+
+#[test]
+fn egress_addresses_and_nodes_come_along_if_they_fit() -> Result<(), CompileError> {
+    let fits = translating(capacity::EGRESS, capacity::NODES / 2, 2);
+    let state = compile(&fits, &Limits::default())?;
+    assert_eq!(state.translation, fits.translation);
+    for (resolved, what) in [
+        (translating(capacity::EGRESS + 1, 1, 1), "egress addresses"),
+        (
+            translating(1, capacity::NODES / 2, 3),
+            "addresses of other nodes",
+        ),
+        (translating(1, capacity::NODES, 1), "nodes"),
+    ] {
+        let refused = compile(&resolved, &Limits::default());
+        assert!(
+            matches!(refused, Err(CompileError::Full { what: is, .. }) if is == what),
+            "{what}: {refused:?}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
 fn a_policy_with_too_many_numbers_is_named() {
     let many = |count: u32| {
         let rules = (0..count)
