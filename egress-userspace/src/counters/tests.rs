@@ -78,6 +78,7 @@ fn names(members: &[(&str, u32)], policies: &[(&str, u32)]) -> Names {
             .map(|(p, id)| ((*p).to_owned(), *id))
             .collect(),
         members: members.iter().map(|(g, id)| (label(g), *id)).collect(),
+        ..Names::default()
     }
 }
 

@@ -103,6 +103,7 @@ pub(crate) fn node() -> Snapshot {
             (label("blue", "198.51.100.0/24"), 2),
             (label("red", "198.51.100.0/24"), 3),
         ],
+        ..Names::default()
     };
     Snapshot {
         node: "node-a".to_owned(),

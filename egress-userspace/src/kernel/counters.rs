@@ -4,9 +4,13 @@ use anyhow::{Context, anyhow};
 use aya::maps::{HashMap, MapData, MapError, MapInfo, PerCpuArray, PerCpuValues};
 use egress_common::{
     DropReason,
-    counter::{Count, PassKind, drop_index, pass_index},
+    counter::{Count, Direction, PassKind, drop_index, gateway_index, pass_index},
     keys::{FragmentKey, ReplyKey, ReplyPath},
-    maps::{DROP_COUNTS, FRAGMENTS, MEMBER_COUNTS, PASS_COUNTS, REPLIES, REPLY_FRAGMENTS},
+    maps::{
+        DROP_COUNTS, FRAGMENTS, GATEWAY_COUNTS, GATEWAY_DROPS, MEMBER_COUNTS, PASS_COUNTS, REPLIES,
+        REPLY_FRAGMENTS,
+    },
+    pod::Choice,
 };
 
 use super::{maps::open, paths::Paths};
@@ -16,8 +20,10 @@ pub struct CounterMaps {
     members: PerCpuArray<MapData, Count>,
     drops: PerCpuArray<MapData, Count>,
     passes: PerCpuArray<MapData, Count>,
+    gateways: PerCpuArray<MapData, Count>,
+    gateway_drops: PerCpuArray<MapData, Count>,
     replies: HashMap<MapData, ReplyKey, ReplyPath>,
-    fragments: HashMap<MapData, FragmentKey, u32>,
+    fragments: HashMap<MapData, FragmentKey, Choice>,
     reply_fragments: HashMap<MapData, FragmentKey, ReplyPath>,
     capacities: [u64; 3],
     cpus: usize,
@@ -40,6 +46,8 @@ impl CounterMaps {
             members: open(paths, MEMBER_COUNTS)?.try_into()?,
             drops: open(paths, DROP_COUNTS)?.try_into()?,
             passes: open(paths, PASS_COUNTS)?.try_into()?,
+            gateways: open(paths, GATEWAY_COUNTS)?.try_into()?,
+            gateway_drops: open(paths, GATEWAY_DROPS)?.try_into()?,
             replies: open(paths, REPLIES)?.try_into()?,
             fragments: open(paths, FRAGMENTS)?.try_into()?,
             reply_fragments: open(paths, REPLY_FRAGMENTS)?.try_into()?,
@@ -64,6 +72,19 @@ impl CounterMaps {
         sum(&self.passes, index).with_context(|| format!("cannot read {PASS_COUNTS}[{index}]"))
     }
 
+    /// What a gateway of this node has translated.
+    pub fn translated(&self, gateway: u32, direction: Direction) -> anyhow::Result<Count> {
+        let index = gateway_index(gateway, direction);
+        sum(&self.gateways, index).with_context(|| format!("cannot read {GATEWAY_COUNTS}[{index}]"))
+    }
+
+    /// What a gateway of this node has dropped for a reason.
+    pub fn gateway_dropped(&self, gateway: u32, reason: DropReason) -> anyhow::Result<Count> {
+        let index = drop_index(gateway, reason);
+        sum(&self.gateway_drops, index)
+            .with_context(|| format!("cannot read {GATEWAY_DROPS}[{index}]"))
+    }
+
     /// Sets a member's count to zero, before its id is given to another.
     pub fn clear_member(&mut self, counter: u32) -> anyhow::Result<()> {
         let zeroes = self.zeroes()?;
@@ -79,6 +100,21 @@ impl CounterMaps {
         for kind in PassKind::ALL.iter().copied() {
             let zeroes = self.zeroes()?;
             self.passes.set(pass_index(policy, kind), zeroes, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Sets all counts of a gateway to zero, before its id is given to another.
+    pub fn clear_gateway(&mut self, gateway: u32) -> anyhow::Result<()> {
+        for direction in Direction::ALL {
+            let zeroes = self.zeroes()?;
+            self.gateways
+                .set(gateway_index(gateway, *direction), zeroes, 0)?;
+        }
+        for reason in DropReason::ALL {
+            let zeroes = self.zeroes()?;
+            self.gateway_drops
+                .set(drop_index(gateway, *reason), zeroes, 0)?;
         }
         Ok(())
     }
