@@ -116,6 +116,18 @@ pub struct Flags {
     /// Datagrams whose fragments are remembered [default: 8192]
     #[arg(long, value_name = "N")]
     pub max_fragments: Option<u32>,
+    /// Interface that leads to the outside; may be given several times [default: those of the default routes]
+    #[arg(long, value_name = "IFACE", num_args = 1..)]
+    pub uplink: Vec<String>,
+    /// File with the overlay's keys; without one there is no overlay
+    #[arg(long, value_name = "FILE")]
+    pub overlay_key_file: Option<PathBuf>,
+    /// Name of the overlay's VXLAN device [default: egress.vxlan]
+    #[arg(long, value_name = "IFACE")]
+    pub overlay_device: Option<String>,
+    /// UDP port of the overlay [default: 4790]
+    #[arg(long, value_name = "PORT")]
+    pub overlay_port: Option<u16>,
     /// Let the programs log each packet that they drop: for debugging, not for production
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub debug_log: Option<bool>,
@@ -211,6 +223,14 @@ impl Flags {
             max_policies: self.max_policies.or(config.max_policies),
             max_replies: self.max_replies.or(config.max_replies),
             max_fragments: self.max_fragments.or(config.max_fragments),
+            uplink: if self.uplink.is_empty() {
+                config.uplink
+            } else {
+                self.uplink
+            },
+            overlay_key_file: self.overlay_key_file.or(config.overlay_key_file),
+            overlay_device: self.overlay_device.or(config.overlay_device),
+            overlay_port: self.overlay_port.or(config.overlay_port),
             debug_log: self.debug_log.or(config.debug_log),
         }
     }
@@ -274,8 +294,15 @@ impl Flags {
                 attach_mode: self.attach_mode,
                 debug_log: self.debug_log.unwrap_or(false),
             },
-            uplinks: Vec::new(),
-            overlay: None,
+            uplinks: self.uplink,
+            overlay: self.overlay_key_file.map(|key_file| OverlayOptions {
+                device: self
+                    .overlay_device
+                    .unwrap_or_else(|| "egress.vxlan".to_owned()),
+                port: self.overlay_port.unwrap_or(4790),
+                vni: 4097,
+                key_file,
+            }),
             nat: NatOptions::default(),
         })
     }

@@ -46,6 +46,9 @@ const CAPACITIES: Capacities = Capacities {
     policies: 64,
     replies: 32_768,
     fragments: 256,
+    nat_connections: 4096,
+    inbound: 4096,
+    flows: 4096,
 };
 
 /// Room for a frame: what the kernel takes is less than a page.
