@@ -15,12 +15,6 @@ use egress_common::{
 };
 
 #[btf_map]
-static POD_PLACES: HashMap<Addr, PodPlace, { capacity::PODS as usize }> = HashMap::new();
-
-#[btf_map]
-static POD_NOTES: Array<PodNote, { capacity::PODS as usize }> = Array::new();
-
-#[btf_map]
 static POD_UDP_PORTS: Array<UdpPorts, { capacity::PODS as usize }> = Array::new();
 
 #[btf_map]
@@ -31,24 +25,3 @@ static INBOUND: LruHashMap<ReplyKey, Inbound, { capacity::INBOUND as usize }> = 
 
 #[btf_map]
 static OWN_UDP: LruHashMap<ReplyKey, u64, { capacity::INBOUND as usize }> = LruHashMap::new();
-
-#[btf_map]
-static GATEWAYS: HashMap<GatewayKey, u32, { capacity::EGRESS as usize }> = HashMap::new();
-
-#[btf_map]
-static EGRESS_ADDRS: HashMap<Addr, u32, { capacity::EGRESS as usize }> = HashMap::new();
-
-#[btf_map]
-static EGRESS: Array<Egress, { capacity::EGRESS as usize }> = Array::new();
-
-#[btf_map]
-static NODES: HashMap<Addr, u32, { capacity::NODES as usize }> = HashMap::new();
-
-#[btf_map]
-static NODE_STATE: Array<NodeState, { capacity::NODES as usize }> = Array::new();
-
-#[btf_map]
-static NAT_OUT: HashMap<NatOutKey, NatOut, { capacity::NAT as usize }> = HashMap::new();
-
-#[btf_map]
-static NAT_BACK: HashMap<NatBackKey, NatBack, { capacity::NAT as usize }> = HashMap::new();

@@ -1,10 +1,16 @@
-//! Who sent the packet: (interface, source address) → row and rule base.
+//! The steered pods: who sent a packet, where one for a pod goes, and what is noted of each.
 
 use aya_ebpf::{
     btf_maps::{Array, HashMap},
     macros::btf_map,
 };
-use egress_common::{Addr, Family, keys::PodKey, maps::capacity, verdict::PodState};
+use egress_common::{
+    Addr, DropReason, Family,
+    keys::PodKey,
+    maps::capacity,
+    pod::{PodNote, PodPlace},
+    verdict::PodState,
+};
 
 use crate::{
     packet::Packet,
@@ -20,10 +26,16 @@ static PODS: HashMap<PodKey, u32, { capacity::PODS as usize }> = HashMap::new();
 #[btf_map]
 static POD_STATE: Array<PodState, { capacity::PODS as usize }, MMAPABLE> = Array::new();
 
+#[btf_map]
+static POD_PLACES: HashMap<Addr, PodPlace, { capacity::PODS as usize }> = HashMap::new();
+
+#[btf_map]
+static POD_NOTES: Array<PodNote, { capacity::PODS as usize }> = Array::new();
+
 /// What the source of a packet is.
 pub(crate) enum Source {
-    /// A steered pod.
-    Pod(PodState),
+    /// A steered pod: what it is told, and its slot.
+    Pod(PodState, u32),
     /// A steered pod that the map of states does not know.
     Broken,
     /// Not a pod's address, but one that any host sends from while it has none, or to its neighbours.
@@ -43,7 +55,7 @@ pub(crate) fn identify(packet: &Packet<'_>, ip: &Ip) -> Source {
     if let Some(&slot) = unsafe { PODS.get(&key) } {
         return match POD_STATE.get(slot) {
             // SAFETY: an aligned word that userspace writes with one store; it must be read with one load.
-            Some(state) => Source::Pod(unsafe { core::ptr::read_volatile(state) }),
+            Some(state) => Source::Pod(unsafe { core::ptr::read_volatile(state) }, slot),
             None => Source::Broken,
         };
     }
@@ -60,6 +72,50 @@ pub(crate) fn is_at(ifindex: u32, addr: Addr) -> bool {
     let key = PodKey { ifindex, addr };
     // SAFETY: only whether there is an entry is asked.
     unsafe { PODS.get(&key) }.is_some()
+}
+
+/// Where the steered pod with this address is.
+#[inline(always)]
+pub(crate) fn place(addr: &Addr) -> Option<PodPlace> {
+    // SAFETY: a live key's value never changes, and it is copied at once.
+    unsafe { POD_PLACES.get(addr) }.copied()
+}
+
+/// Notes the MACs of a packet from the pod: what is delivered to it has them the other way round.
+#[inline(always)]
+pub(crate) fn learn(packet: &Packet<'_>, slot: u32) -> Result<(), DropReason> {
+    let note = POD_NOTES
+        .get_ptr_mut(slot)
+        .ok_or(DropReason::StateMissing)?;
+    let (host_mac, pod_mac) = packet.mac_words().ok_or(DropReason::Malformed)?;
+    // SAFETY: aligned words of an array's element, which never goes; each is read and written at once,
+    // and written only when it is new, for the sake of the other CPUs' caches.
+    unsafe {
+        if core::ptr::read_volatile(&raw const (*note).pod_mac) != pod_mac {
+            core::ptr::write_volatile(&raw mut (*note).pod_mac, pod_mac);
+        }
+        if core::ptr::read_volatile(&raw const (*note).host_mac) != host_mac {
+            core::ptr::write_volatile(&raw mut (*note).host_mac, host_mac);
+        }
+    }
+    Ok(())
+}
+
+/// The pod's MAC and the one that it sends to, as words, once a packet of it has shown them.
+#[inline(always)]
+pub(crate) fn macs(slot: u32) -> Option<(u64, u64)> {
+    let note = POD_NOTES.get_ptr(slot)?;
+    // SAFETY: as in `learn`.
+    let (pod_mac, host_mac) = unsafe {
+        (
+            core::ptr::read_volatile(&raw const (*note).pod_mac),
+            core::ptr::read_volatile(&raw const (*note).host_mac),
+        )
+    };
+    if pod_mac == 0 || host_mac == 0 {
+        return None;
+    }
+    Some((pod_mac, host_mac))
 }
 
 /// The exceptions to "the source is the pod's": address configuration and neighbour discovery.

@@ -1,11 +1,14 @@
 //! Settings of the agent: flags over the configuration file over defaults.
 
 use std::{
+    collections::BTreeMap,
+    fmt,
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
+    str::FromStr,
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use clap::Args;
 use egress_common::{cells::MAX_SEGMENTS, maps::capacity, nat::NatState};
 use ipnet::IpNet;
@@ -13,7 +16,9 @@ use serde::Deserialize;
 
 use crate::{
     kernel::{AttachMode, Capacities, LoadOptions, Paths},
-    resolve,
+    overlay_keys::{KeyError, OverlayKeys},
+    resolve::{self, PodGateways},
+    resources::interface_fault,
     state::Limits,
 };
 
@@ -22,6 +27,16 @@ pub const PIN_DIR: &str = "/sys/fs/bpf/egress";
 const MIB: u64 = 1 << 20;
 const MATRIX_MEMORY_MIB: u64 = 256;
 const METRICS_PORT: u16 = 9464;
+/// The overlay's device unless a flag says otherwise.
+pub const OVERLAY_DEVICE: &str = "egress.vxlan";
+/// Its UDP port.
+pub const OVERLAY_PORT: u16 = 4790;
+/// Its network identifier.
+pub const OVERLAY_VNI: u32 = 4097;
+/// Network identifiers have 24 bits (RFC 7348, 5).
+const LAST_VNI: u32 = (1 << 24) - 1;
+/// One source may have a sixteenth of the connections.
+const SOURCES_SHARE: u32 = 16;
 
 /// Where an agent's pins and files are: what every command that touches the kernel takes.
 #[derive(Args, Clone, Debug, Default, Deserialize)]
@@ -116,21 +131,139 @@ pub struct Flags {
     /// Datagrams whose fragments are remembered [default: 8192]
     #[arg(long, value_name = "N")]
     pub max_fragments: Option<u32>,
-    /// Interface that leads to the outside; may be given several times [default: those of the default routes]
+    /// Flows that stay on their gateway; the least recently used make room [default: 65536]
+    #[arg(long, value_name = "N")]
+    pub max_flows: Option<u32>,
+    /// Connections that came in to pods; the least recently used make room [default: 65536]
+    #[arg(long, value_name = "N")]
+    pub max_inbound: Option<u32>,
+    /// Interface that leads to the outside; may be given several times [default: the devices of the default routes]
     #[arg(long, value_name = "IFACE", num_args = 1..)]
     pub uplink: Vec<String>,
-    /// File with the overlay's keys; without one there is no overlay
+    /// What a gateway pod is: the holder of an egress address, or a next hop that translates by itself
+    /// [default: translate]
+    #[arg(long, value_name = "MEANING")]
+    pub pod_gateways: Option<PodGateways>,
+    /// File with the key that the nodes share, or two during a rotation, one a line; without it there is no overlay,
+    /// and gateways on other nodes are down
     #[arg(long, value_name = "FILE")]
     pub overlay_key_file: Option<PathBuf>,
-    /// Name of the overlay's VXLAN device [default: egress.vxlan]
+    /// Name of the overlay's VXLAN device, which the agent makes [default: egress.vxlan]
     #[arg(long, value_name = "IFACE")]
     pub overlay_device: Option<String>,
-    /// UDP port of the overlay [default: 4790]
+    /// UDP port of the overlay, the same on every node [default: 4790]
     #[arg(long, value_name = "PORT")]
     pub overlay_port: Option<u16>,
+    /// VXLAN network identifier of the overlay, the same on every node [default: 4097]
+    #[arg(long, value_name = "N")]
+    pub overlay_vni: Option<u32>,
+    /// Most translated connections [default: 262144]
+    #[arg(long, value_name = "N")]
+    pub nat_connections: Option<u32>,
+    /// Most translated connections of one source address [default: a sixteenth of --nat-connections]
+    #[arg(long, value_name = "N")]
+    pub nat_source_quota: Option<u32>,
+    /// Ports that translated connections may be given; narrows every gateway's own range [default: 1024-65535]
+    #[arg(long, value_name = "FIRST-LAST")]
+    pub nat_port_range: Option<PortRange>,
+    /// Seconds without a packet after which a translated connection in that state ends, such as udp-stream=180; may
+    /// be given several times [default: as Linux conntrack has them]
+    #[arg(long, value_name = "STATE=SECONDS", num_args = 1..)]
+    pub nat_timeout: Vec<NatTimeout>,
     /// Let the programs log each packet that they drop: for debugging, not for production
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub debug_log: Option<bool>,
+}
+
+/// Ports from a first to a last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct PortRange {
+    /// The first, from 1.
+    pub first: u16,
+    /// The last, not before the first.
+    pub last: u16,
+}
+
+impl FromStr for PortRange {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (first, last) = text
+            .split_once('-')
+            .and_then(|(first, last)| Some((first.parse().ok()?, last.parse().ok()?)))
+            .ok_or_else(|| {
+                format!("{text:?} is not a range of ports: write FIRST-LAST, such as 1024-65535")
+            })?;
+        if first == 0 {
+            return Err(format!("{text:?} begins with 0, which is no port"));
+        }
+        if first > last {
+            return Err(format!("{text:?} ends before it begins"));
+        }
+        Ok(Self { first, last })
+    }
+}
+
+impl TryFrom<String> for PortRange {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+/// How long a state lasts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct NatTimeout {
+    /// The state.
+    pub state: NatState,
+    /// Seconds without a packet, at least 1.
+    pub seconds: u32,
+}
+
+impl FromStr for NatTimeout {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let Some((state, seconds)) = text.split_once('=') else {
+            return Err(format!(
+                "{text:?} is not a timeout: write STATE=SECONDS, such as udp-stream=180"
+            ));
+        };
+        let Some((state, ..)) = NatState::ALL.iter().find(|(_, name, _)| *name == state) else {
+            let names: Vec<_> = NatState::ALL.iter().map(|(_, name, _)| *name).collect();
+            return Err(format!(
+                "{state:?} is not a state: the states are {}",
+                names.join(", ")
+            ));
+        };
+        match seconds.parse() {
+            Ok(seconds) if seconds > 0 => Ok(Self {
+                state: *state,
+                seconds,
+            }),
+            Ok(_) | Err(_) => Err(format!(
+                "{seconds:?} is not a number of seconds, 1 or more, that 32 bits hold"
+            )),
+        }
+    }
+}
+
+impl TryFrom<String> for NatTimeout {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl fmt::Display for NatTimeout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (_, name, _) = NatState::ALL[self.state as usize];
+        write!(f, "{name}={}", self.seconds)
+    }
 }
 
 /// The settings in force.
@@ -169,6 +302,21 @@ pub struct OverlayOptions {
     pub key_file: PathBuf,
 }
 
+impl OverlayOptions {
+    /// Reads the keys, and gives what `resolve` needs to know: its settings have no overlay until then.
+    ///
+    /// # Errors
+    /// If there are no good keys in the file.
+    pub fn with_keys(&self) -> Result<resolve::Overlay, KeyError> {
+        Ok(resolve::Overlay {
+            device: self.device.clone(),
+            port: self.port,
+            vni: self.vni,
+            keys: OverlayKeys::read(&self.key_file)?,
+        })
+    }
+}
+
 /// Source NAT on this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NatOptions {
@@ -186,8 +334,8 @@ impl Default for NatOptions {
     fn default() -> Self {
         Self {
             connections: capacity::NAT,
-            source_quota: capacity::NAT / 16,
-            ports: (1024, u16::MAX),
+            source_quota: capacity::NAT / SOURCES_SHARE,
+            ports: resolve::NAT_PORTS,
             timeouts: NatState::ALL.map(|(_, _, seconds)| seconds),
         }
     }
@@ -201,16 +349,11 @@ impl Flags {
     }
 
     fn over(self, config: Self) -> Self {
-        let or = |flags: Vec<PathBuf>, config| if flags.is_empty() { config } else { flags };
         Self {
-            resources: or(self.resources, config.resources),
+            resources: either(self.resources, config.resources),
             node: self.node.or(config.node),
             metrics_listen: self.metrics_listen.or(config.metrics_listen),
-            local_cidr: if self.local_cidr.is_empty() {
-                config.local_cidr
-            } else {
-                self.local_cidr
-            },
+            local_cidr: either(self.local_cidr, config.local_cidr),
             pin_dir: self.pin_dir.or(config.pin_dir),
             state_dir: self.state_dir.or(config.state_dir),
             per_pod_policies: self.per_pod_policies.or(config.per_pod_policies),
@@ -223,14 +366,18 @@ impl Flags {
             max_policies: self.max_policies.or(config.max_policies),
             max_replies: self.max_replies.or(config.max_replies),
             max_fragments: self.max_fragments.or(config.max_fragments),
-            uplink: if self.uplink.is_empty() {
-                config.uplink
-            } else {
-                self.uplink
-            },
+            max_flows: self.max_flows.or(config.max_flows),
+            max_inbound: self.max_inbound.or(config.max_inbound),
+            uplink: either(self.uplink, config.uplink),
+            pod_gateways: self.pod_gateways.or(config.pod_gateways),
             overlay_key_file: self.overlay_key_file.or(config.overlay_key_file),
             overlay_device: self.overlay_device.or(config.overlay_device),
             overlay_port: self.overlay_port.or(config.overlay_port),
+            overlay_vni: self.overlay_vni.or(config.overlay_vni),
+            nat_connections: self.nat_connections.or(config.nat_connections),
+            nat_source_quota: self.nat_source_quota.or(config.nat_source_quota),
+            nat_port_range: self.nat_port_range.or(config.nat_port_range),
+            nat_timeout: either(self.nat_timeout, config.nat_timeout),
             debug_log: self.debug_log.or(config.debug_log),
         }
     }
@@ -238,6 +385,13 @@ impl Flags {
     fn check(self) -> anyhow::Result<Settings> {
         if self.resources.is_empty() {
             bail!("no resources: name files or directories with --resources PATH, or in --config");
+        }
+        let overlay = self.overlay()?;
+        let nat = self.nat()?;
+        for name in &self.uplink {
+            if let Some(fault) = interface_fault(name) {
+                bail!("--uplink: {name:?} {fault}");
+            }
         }
         let places = Places {
             pin_dir: self.pin_dir,
@@ -260,7 +414,9 @@ impl Flags {
             policies: self.max_policies.unwrap_or(capacity::POLICIES),
             replies: self.max_replies.unwrap_or(capacity::REPLIES),
             fragments: self.max_fragments.unwrap_or(capacity::FRAGMENTS),
-            ..Capacities::default()
+            nat_connections: nat.connections,
+            inbound: self.max_inbound.unwrap_or(capacity::INBOUND),
+            flows: self.max_flows.unwrap_or(capacity::FLOWS),
         };
         let node_name = match self.node {
             Some(name) => name,
@@ -279,6 +435,12 @@ impl Flags {
                 node_name,
                 local_cidrs: self.local_cidr,
                 per_pod_policies: self.per_pod_policies.unwrap_or(true),
+                pod_gateways: self.pod_gateways.unwrap_or_default(),
+                uplinks: self.uplink.clone(),
+                overlay: None,
+                nat_ports: nat.ports,
+                // What the kernel says of them may change; whoever resolves asks it.
+                local_ports: resolve::LOCAL_PORTS,
             },
             limits: Limits {
                 matrix_memory,
@@ -295,17 +457,74 @@ impl Flags {
                 debug_log: self.debug_log.unwrap_or(false),
             },
             uplinks: self.uplink,
-            overlay: self.overlay_key_file.map(|key_file| OverlayOptions {
-                device: self
-                    .overlay_device
-                    .unwrap_or_else(|| "egress.vxlan".to_owned()),
-                port: self.overlay_port.unwrap_or(4790),
-                vni: 4097,
-                key_file,
-            }),
-            nat: NatOptions::default(),
+            overlay,
+            nat,
         })
     }
+
+    /// The overlay, if there is a key; what is wrong with its other flags is said in any case.
+    fn overlay(&self) -> anyhow::Result<Option<OverlayOptions>> {
+        let device = self.overlay_device.as_deref().unwrap_or(OVERLAY_DEVICE);
+        if let Some(fault) = interface_fault(device) {
+            bail!("--overlay-device: {device:?} {fault}");
+        }
+        let port = self.overlay_port.unwrap_or(OVERLAY_PORT);
+        ensure!(port > 0, "--overlay-port: 0 is no port");
+        let vni = self.overlay_vni.unwrap_or(OVERLAY_VNI);
+        ensure!(
+            (1..=LAST_VNI).contains(&vni),
+            "--overlay-vni {vni} is out of range: choose one from 1 to {LAST_VNI}"
+        );
+        Ok(self
+            .overlay_key_file
+            .clone()
+            .map(|key_file| OverlayOptions {
+                device: device.to_owned(),
+                port,
+                vni,
+                key_file,
+            }))
+    }
+
+    fn nat(&self) -> anyhow::Result<NatOptions> {
+        let at_least_one = |flag: &str, value: Option<u32>, default| {
+            let value = value.unwrap_or(default);
+            ensure!(value > 0, "{flag} is 0: there must be room for one");
+            Ok(value)
+        };
+        let connections = at_least_one("--nat-connections", self.nat_connections, capacity::NAT)?;
+        let source_quota = at_least_one(
+            "--nat-source-quota",
+            self.nat_source_quota,
+            (connections / SOURCES_SHARE).max(1),
+        )?;
+        ensure!(
+            source_quota <= connections,
+            "--nat-source-quota {source_quota} is more than all connections there can be, --nat-connections \
+             {connections}"
+        );
+        let mut nat = NatOptions {
+            connections,
+            source_quota,
+            ..NatOptions::default()
+        };
+        if let Some(range) = self.nat_port_range {
+            nat.ports = (range.first, range.last);
+        }
+        let mut said = BTreeMap::new();
+        for timeout in &self.nat_timeout {
+            if let Some(before) = said.insert(timeout.state, *timeout) {
+                bail!("--nat-timeout says both {before} and {timeout}: keep one");
+            }
+            nat.timeouts[timeout.state as usize] = timeout.seconds;
+        }
+        Ok(nat)
+    }
+}
+
+/// What the flags say, or else what the file says.
+fn either<T>(flags: Vec<T>, config: Vec<T>) -> Vec<T> {
+    if flags.is_empty() { config } else { flags }
 }
 
 fn read(path: &Path) -> anyhow::Result<Flags> {

@@ -2,8 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use egress_common::verdict::Replies;
-
 use crate::{
     kernel::{Hook, Program},
     node::NodeView,
@@ -88,7 +86,6 @@ fn reply_interfaces(desired: &DesiredState) -> BTreeSet<u32> {
             VerdictSpec::Unmatched | VerdictSpec::Local | VerdictSpec::Drop(_) => None,
         })
         .flatten()
-        .filter(|member| member.replies == Replies::Recorded)
-        .map(|member| member.ifindex)
+        .filter_map(|member| member.way.replies_from())
         .collect()
 }

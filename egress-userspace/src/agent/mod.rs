@@ -2,11 +2,13 @@
 //!
 //! The one place that knows the order of the pipeline.
 
+pub mod addresses;
 mod apply;
 mod hooks;
 mod overlay;
 mod report;
 mod sources;
+pub mod sweep;
 mod takeover;
 
 use std::{
@@ -31,7 +33,10 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-use self::{apply::Kernel, hooks::Outside, overlay::Overlay, report::Report, sources::Sources};
+use self::{
+    addresses::Addresses, apply::Kernel, hooks::Outside, overlay::Overlay, report::Report,
+    sources::Sources,
+};
 use crate::{
     compile::compile,
     counters::Counters,
@@ -71,6 +76,12 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
             )
         })?;
     let state_dir = StateDir::open(&settings.state_dir)?;
+    let mut settings = settings;
+    settings.resolve.local_ports = node::local_ports()?;
+    if let Some(overlay) = &settings.overlay {
+        settings.resolve.overlay = Some(overlay.with_keys()?);
+    }
+    let addresses = Addresses::taking_over(state_dir.address_book())?;
     let mut overlay = Overlay::new(settings.overlay.clone(), state_dir.overlay_file());
     let mut kernel = tokio::task::block_in_place(|| Kernel::load(&settings, state_dir))?;
     if let Some(log) = kernel.log()? {
@@ -115,7 +126,9 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         "started"
     );
 
-    let mut agent = Agent::new(settings, kernel, overlay, counters, metrics, snapshot);
+    let mut agent = Agent::new(
+        settings, kernel, overlay, addresses, counters, metrics, snapshot,
+    );
     agent.read_files();
     loop {
         let view = Arc::clone(&node_changed.borrow_and_update());
@@ -208,6 +221,7 @@ struct Agent {
     settings: Settings,
     kernel: Kernel,
     overlay: Overlay,
+    addresses: Addresses,
     sources: Sources,
     counters: Arc<Counters>,
     metrics: Arc<Metrics>,
@@ -228,6 +242,7 @@ impl Agent {
         settings: Settings,
         kernel: Kernel,
         overlay: Overlay,
+        addresses: Addresses,
         counters: Arc<Counters>,
         metrics: Arc<Metrics>,
         published: Arc<ArcSwap<Snapshot>>,
@@ -241,6 +256,7 @@ impl Agent {
             settings,
             kernel,
             overlay,
+            addresses,
             sources: Sources::default(),
             counters,
             metrics,
@@ -283,6 +299,12 @@ impl Agent {
 
     fn read_files(&mut self) {
         self.loaded = tokio::task::block_in_place(|| self.loader.load());
+        if let Some(options) = &self.settings.overlay {
+            match options.with_keys() {
+                Ok(overlay) => self.settings.resolve.overlay = Some(overlay),
+                Err(error) => tracing::error!("the overlay's last good keys stay: {error}"),
+            }
+        }
         self.report.diagnostics(&self.loaded.diagnostics);
     }
 
@@ -347,6 +369,7 @@ impl Agent {
             view,
             &self.settings.resolve,
             &before.held(),
+            &self.addresses.assigned(),
         );
         let uplinks = view.uplinks(&self.settings.uplinks);
         if self.kernel.took_over()
@@ -384,10 +407,16 @@ impl Agent {
         let vni = self.overlay.options().map(|(_, vni)| vni);
         let settings =
             translation::settings(&desired.translation, overlay.zip(vni), &self.settings.nat);
+        // Between the two, whatever listens on all addresses of the node would answer on an egress address.
+        let moved = self.addresses.take_off(&desired.translation, view);
+        errors.extend(moved.errors);
         let brought = self
             .kernel
             .bring_to(&desired, &settings, &self.hooks, &self.counters);
         self.snapshot.programs = self.kernel.programs(&self.hooks);
+        if brought.is_ok() {
+            errors.extend(self.addresses.bring_to(&desired.translation, view).errors);
+        }
         errors.extend(self.settle_overlay(overlay));
         errors.extend(self.check_sources(&desired.translation.nodes, view));
         warnings.extend(self.sources.problems().iter().cloned());

@@ -29,6 +29,10 @@ pub fn detach(args: &DetachArgs) -> anyhow::Result<ExitCode> {
     let pins = paths.root().exists().then(|| paths.lock()).transpose()?;
     let state_dir = StateDir::open(&directory)?;
     remove_overlay(&state_dir)?;
+    // While the uplink's program still keeps the node from answering on them.
+    for address in agent::addresses::release(&state_dir.address_book())? {
+        println!("took the egress address {address} off");
+    }
     if pins.is_some() {
         let errors = kernel::detach_all(&paths);
         if let Some(first) = errors.first() {

@@ -1,6 +1,6 @@
 //! `egress run`: the agent, or a look at what it would do.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{collections::BTreeSet, path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 use clap::Args;
@@ -64,7 +64,13 @@ async fn dry_run(settings: &Settings) -> anyhow::Result<bool> {
     }
     let view = Netlink::connect()?.read().await?;
     let (state, names) = current(settings)?;
-    let resolved = resolve(&loaded.model, &view, &settings.resolve, &state.held());
+    let resolved = resolve(
+        &loaded.model,
+        &view,
+        &settings.resolve,
+        &state.held(),
+        &BTreeSet::new(),
+    );
     for warning in &resolved.warnings {
         println!("warning: {warning}");
     }

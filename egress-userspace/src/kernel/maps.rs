@@ -236,7 +236,7 @@ pub(super) fn open(paths: &Paths, name: &str) -> anyhow::Result<Map> {
     Ok(Map::from_map_data(data)?)
 }
 
-fn not_running(path: &Path) -> String {
+pub(super) fn not_running(path: &Path) -> String {
     format!(
         "cannot open the pinned map {}: has `egress run` been started with this --pin-dir, and are you \
          root?",

@@ -2,6 +2,8 @@
 //!
 //! `netlink` reads it, `watch` follows it, and `index` answers questions from it without asking the kernel again.
 
+mod announce;
+mod assign;
 mod assumed;
 mod index;
 mod netlink;
@@ -20,7 +22,9 @@ use std::{
 use egress_common::Mac;
 use ipnet::IpNet;
 
-pub use index::{NodeIndex, PodInterface};
+pub use announce::{Announcer, frames as announcement};
+pub use assign::{Listed, assign, list as list_addresses, withdraw};
+pub use index::{Device, NodeIndex, PodInterface};
 pub use netlink::Netlink;
 pub use ports::local_ports;
 pub use problem::{InterfaceProblem, NoWay};

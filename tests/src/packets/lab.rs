@@ -12,10 +12,12 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use aya::{
     Pod, TestRun, TestRunOptions,
-    maps::{HashMap, Map, MapData},
+    maps::{Array, HashMap, Map, MapData, PerCpuArray},
     programs::SchedClassifier,
 };
 use egress_common::{
+    counter::Answer,
+    gateway::Settings,
     keys::{FragmentKey, ReplyKey, ReplyPath},
     maps,
 };
@@ -33,7 +35,7 @@ use nix::{
 
 use super::{
     build::{HOST_MAC, hex},
-    counts::{self, Counts},
+    counts::{self, Counts, Slot},
     seed::{OTHER, POD, UPLINK},
 };
 
@@ -47,8 +49,8 @@ const CAPACITIES: Capacities = Capacities {
     replies: 32_768,
     fragments: 256,
     nat_connections: 4096,
-    inbound: 4096,
-    flows: 4096,
+    inbound: 1024,
+    flows: 1024,
 };
 
 /// Room for a frame: what the kernel takes is less than a page.
@@ -122,6 +124,9 @@ pub struct Lab {
     replies: HashMap<MapData, ReplyKey, ReplyPath>,
     fragments: HashMap<MapData, FragmentKey, u32>,
     reply_fragments: HashMap<MapData, FragmentKey, ReplyPath>,
+    settings: Array<MapData, Settings>,
+    answers: PerCpuArray<MapData, u64>,
+    buckets: Array<MapData, u64>,
     last: Counts,
     limits: Limits,
     state: KernelState,
@@ -175,6 +180,9 @@ impl Lab {
             replies: open(&paths, maps::REPLIES)?,
             fragments: open(&paths, maps::FRAGMENTS)?,
             reply_fragments: open(&paths, maps::REPLY_FRAGMENTS)?,
+            settings: open_map(&paths, maps::SETTINGS)?.try_into()?,
+            answers: open_map(&paths, maps::ANSWER_COUNTS)?.try_into()?,
+            buckets: open_map(&paths, maps::ANSWER_BUCKETS)?.try_into()?,
             last: Counts::new(),
             datapath,
             limits: Limits {
@@ -227,6 +235,11 @@ impl Lab {
     /// Brings the live maps to what was resolved.
     pub fn bring_to(&mut self, resolved: &Resolved) {
         self.bring_to_stepwise(resolved, |_, _| {});
+    }
+
+    /// The programs and every map, for what no plan writes.
+    pub fn datapath(&mut self) -> &mut Datapath {
+        &mut self.datapath
     }
 
     /// What the live maps say, as last traced.
@@ -288,12 +301,30 @@ impl Lab {
         // Ids are given out from below, so what is beyond the known ones by some is beyond all.
         let members = self.names.members.iter().map(|(_, id)| *id).max();
         let policies = self.names.policies.values().copied().max();
-        counts::read(
+        let mut counts = counts::read(
             &self.counters,
             &self.names,
             (members.unwrap_or(0) + 4).min(CAPACITIES.members),
             (policies.unwrap_or(0) + 4).min(CAPACITIES.policies),
-        )
+        );
+        for answer in Answer::ALL.iter().copied() {
+            let sent = self.answers.get(&(answer as u32), 0).unwrap().iter().sum();
+            if sent != 0 {
+                counts.insert(Slot::Answer(answer), (sent, 0));
+            }
+        }
+        counts
+    }
+
+    /// What the node is told.
+    #[must_use]
+    pub fn settings(&self) -> Settings {
+        self.settings.get(&0, 0).unwrap()
+    }
+
+    /// Tells the node.
+    pub fn set_settings(&mut self, settings: Settings) {
+        self.settings.set(0, settings, 0).unwrap();
     }
 
     /// The recorded connections.
@@ -311,8 +342,13 @@ impl Lab {
         )
     }
 
-    /// Forgets connections and fragments.
+    /// Forgets connections, fragments, and how many answers anybody had.
     pub fn forget(&mut self) {
+        for bucket in 0..self.buckets.len() {
+            if self.buckets.get(&bucket, 0).unwrap() != 0 {
+                self.buckets.set(bucket, 0, 0).unwrap();
+            }
+        }
         clear(&mut self.replies);
         clear(&mut self.fragments);
         clear(&mut self.reply_fragments);
@@ -360,8 +396,11 @@ impl Drop for Pins {
 }
 
 fn open<K: Pod, V: Pod>(paths: &Paths, name: &str) -> Result<HashMap<MapData, K, V>> {
-    let data = MapData::from_pin(paths.map(name))?;
-    Ok(Map::from_map_data(data)?.try_into()?)
+    Ok(open_map(paths, name)?.try_into()?)
+}
+
+fn open_map(paths: &Paths, name: &str) -> Result<Map> {
+    Ok(Map::from_map_data(MapData::from_pin(paths.map(name))?)?)
 }
 
 fn clear<K: Pod, V: Pod>(map: &mut HashMap<MapData, K, V>) {
