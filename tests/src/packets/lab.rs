@@ -114,6 +114,7 @@ pub struct Seen {
 
 /// The programs, and what their maps should say.
 pub struct Lab {
+    paths: Paths,
     datapath: Datapath,
     counters: CounterMaps,
     replies: HashMap<MapData, ReplyKey, ReplyPath>,
@@ -173,6 +174,7 @@ impl Lab {
             fragments: open(&paths, maps::FRAGMENTS)?,
             reply_fragments: open(&paths, maps::REPLY_FRAGMENTS)?,
             last: Counts::new(),
+            paths,
             datapath,
             limits: Limits {
                 pods: CAPACITIES.pods,
@@ -186,6 +188,17 @@ impl Lab {
             names: Names::default(),
             _pins: pins,
         })
+    }
+
+    /// Where the maps are pinned.
+    #[must_use]
+    pub fn paths(&self) -> &Paths {
+        &self.paths
+    }
+
+    /// The programs and maps in the kernel.
+    pub fn datapath(&mut self) -> &mut Datapath {
+        &mut self.datapath
     }
 
     /// Brings the live maps to what was resolved, change by change; `between` runs before each change.

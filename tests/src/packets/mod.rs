@@ -12,6 +12,7 @@
 pub mod build;
 mod counts;
 mod lab;
+pub mod nat;
 pub mod random;
 mod row;
 pub mod seed;
