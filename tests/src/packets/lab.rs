@@ -135,6 +135,7 @@ pub struct Seen {
 
 /// The programs, and what their maps should say.
 pub struct Lab {
+    paths: Paths,
     datapath: Datapath,
     counters: CounterMaps,
     replies: HashMap<MapData, ReplyKey, ReplyPath>,
@@ -210,6 +211,7 @@ impl Lab {
             pod_notes: open_array(&paths, maps::POD_NOTES)?,
             udp_ports: open_array(&paths, maps::POD_UDP_PORTS)?,
             last: Counts::new(),
+            paths,
             datapath,
             limits: Limits {
                 pods: CAPACITIES.pods,
@@ -223,6 +225,17 @@ impl Lab {
             names: Names::default(),
             _pins: pins,
         })
+    }
+
+    /// Where the maps are pinned.
+    #[must_use]
+    pub fn paths(&self) -> &Paths {
+        &self.paths
+    }
+
+    /// The programs and maps in the kernel.
+    pub fn datapath(&mut self) -> &mut Datapath {
+        &mut self.datapath
     }
 
     /// Brings the live maps to what was resolved, change by change; `between` runs before each change.
