@@ -11,6 +11,7 @@ pub mod counters;
 pub mod diagnostic;
 pub mod diff;
 pub mod explain;
+pub mod gateway_id;
 pub mod http;
 pub mod kernel;
 pub mod lint;

@@ -24,6 +24,8 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use self::prefixes::{Prefixes, Shape};
 use crate::{
+    gateway_id::gateway_id,
+    model::ObjectName,
     resolve::{Action, EffectiveRule, Fate, Resolved, UsableGateway},
     state::{DesiredState, Extent, Limits, MemberLabel, MemberSpec, Profile, VerdictSpec},
 };
@@ -335,7 +337,14 @@ fn group(
             })
         })
         .collect();
-    members.sort();
+    // In the order of the gateways' numbers, by which the datapath searches.
+    members.sort_by_cached_key(|member| {
+        let label = &member.label;
+        (
+            gateway_id(&ObjectName::new(&label.namespace, &label.gateway)),
+            member.clone(),
+        )
+    });
     if members.is_empty() {
         return Ok(VerdictSpec::Drop(DropReason::NoGateway));
     }

@@ -8,7 +8,6 @@ use std::{
 use egress_common::{
     Addr,
     cells::{CELLS_PER_LINE, Line, SLOT_LINES},
-    gateway::GatewayId,
     keys::PodKey,
     verdict::{Decision, Member, PodState, Verdict},
 };
@@ -27,6 +26,8 @@ use crate::{
         candidates,
         slots::{Candidate, Tables},
     },
+    gateway_id::gateway_id,
+    model::ObjectName,
     state::{DesiredState, Extent, KernelState, Limits, MemberSpec, VerdictSpec},
 };
 
@@ -311,7 +312,7 @@ impl<'a> Planner<'a> {
     fn member_value(&self, spec: &MemberSpec) -> Member {
         Member::next_hop(
             self.assigned.members[&spec.label],
-            GatewayId::default(),
+            gateway_id(&ObjectName::new(&spec.label.namespace, &spec.label.gateway)),
             spec.ifindex,
             spec.mtu,
             Addr::from(spec.next_hop),
