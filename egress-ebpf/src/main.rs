@@ -4,6 +4,8 @@
 //! Maps are private to the module that owns them.
 #![no_std]
 #![no_main]
+// An atomic addition, which `core` does not offer for this target.
+#![feature(asm_experimental_arch)]
 #![expect(
     clippy::needless_borrows_for_generic_args,
     reason = "a key that is passed by value is copied, and the stack has 512 bytes"
@@ -32,9 +34,9 @@ mod log;
 mod mss;
 mod nat;
 mod overlay;
+mod own;
 mod packet;
 mod parse;
-mod pending;
 mod pods;
 mod replies;
 mod settings;
@@ -175,6 +177,12 @@ pub fn egress_from_uplink(ctx: TcContext) -> i32 {
             TC_ACT_SHOT
         }
     }
+}
+
+/// Attached nowhere: userspace runs it to remove connections that have ended, and reads how many they were.
+#[classifier]
+pub fn egress_nat_sweep(ctx: TcContext) -> i32 {
+    nat::sweep(&Packet::new(&ctx))
 }
 
 /// The GPL side is what lets the programs call GPL-only helpers.

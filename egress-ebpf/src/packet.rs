@@ -4,12 +4,12 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::{
     bindings::{
-        __sk_buff, BPF_F_RECOMPUTE_CSUM, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX, bpf_redir_neigh,
-        bpf_redir_neigh__bindgen_ty_1,
+        __sk_buff, BPF_F_RECOMPUTE_CSUM, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX,
+        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1,
     },
     helpers::{
-        bpf_redirect, bpf_redirect_neigh, bpf_skb_get_tunnel_key, bpf_skb_load_bytes,
-        bpf_skb_set_tunnel_key,
+        bpf_redirect, bpf_redirect_neigh, bpf_skb_change_tail, bpf_skb_get_tunnel_key,
+        bpf_skb_load_bytes, bpf_skb_set_tunnel_key,
     },
     programs::TcContext,
 };
@@ -210,6 +210,53 @@ impl<'a> Packet<'a> {
         self.ctx
             .store(0, &words, 0)
             .map_err(|_| DropReason::RedirectFailed)
+    }
+
+    /// Reads `length` bytes at `offset`, and says whether the packet has them.
+    ///
+    /// # Safety
+    ///
+    /// `into` must have room for `length` bytes, in a way that the verifier sees.
+    #[inline(always)]
+    pub(crate) unsafe fn load_bytes(&self, offset: u32, into: *mut u8, length: u32) -> bool {
+        // SAFETY: the caller's promise.
+        unsafe { bpf_skb_load_bytes(self.skb().cast(), offset, into.cast(), length) == 0 }
+    }
+
+    /// Ends the frame after `length` bytes, and makes one packet of an aggregate.
+    ///
+    /// Fails on what a tunnel of the sender's own has encapsulated, and where the L4 checksum that a
+    /// device is still to write lies beyond the end.
+    #[inline(always)]
+    pub(crate) fn cut(&self, length: u32) -> Result<(), DropReason> {
+        // SAFETY: the kernel passes a valid context; no pointer into the packet is kept anywhere.
+        match unsafe { bpf_skb_change_tail(self.skb(), length, 0) } {
+            0 => Ok(()),
+            _ => Err(DropReason::RedirectFailed),
+        }
+    }
+
+    /// Puts headers between the Ethernet header and the IP header.
+    #[inline(always)]
+    pub(crate) fn put_in_front<const WORDS: usize>(
+        &self,
+        headers: &[u32; WORDS],
+    ) -> Result<(), DropReason> {
+        let room = i32::try_from(WORDS * 4).map_err(|_| DropReason::RedirectFailed)?;
+        self.ctx
+            .adjust_room(room, BPF_ADJ_ROOM_MAC, 0)
+            .map_err(|_| DropReason::RedirectFailed)?;
+        let flags = u64::from(BPF_F_RECOMPUTE_CSUM);
+        self.ctx
+            .store(L3 as usize, headers, flags)
+            .map_err(|_| DropReason::RedirectFailed)
+    }
+
+    /// Swaps the MACs: the frame goes back where it came from.
+    #[inline(always)]
+    pub(crate) fn swap_macs(&self) -> Result<(), DropReason> {
+        let (destination, source) = self.macs().ok_or(DropReason::Malformed)?;
+        self.set_macs(source, destination)
     }
 
     /// Sends the packet out of `ifindex` as it is.

@@ -7,17 +7,21 @@ use std::{
     process::{self, Command},
     sync::atomic::{AtomicU32, Ordering},
     thread,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use aya::{
     Pod, TestRun, TestRunOptions,
-    maps::{HashMap, Map, MapData},
+    maps::{Array, HashMap, Map, MapData, PerCpuArray},
     programs::SchedClassifier,
 };
 use egress_common::{
-    keys::{FragmentKey, ReplyKey, ReplyPath},
+    counter::Answer,
+    gateway::Settings,
+    keys::{FragmentKey, PodKey, ReplyKey, ReplyPath},
     maps,
+    pod::{Choice, FlowKey, Inbound, OwnFlow, OwnFlows, PodNote, UdpPorts},
 };
 use egress_userspace::{
     compile,
@@ -33,7 +37,7 @@ use nix::{
 
 use super::{
     build::{HOST_MAC, hex},
-    counts::{self, Counts},
+    counts::{self, Counts, Slot},
     seed::{OTHER, POD, UPLINK},
 };
 
@@ -78,6 +82,8 @@ pub struct Input {
     pub frame: Vec<u8>,
     /// `gso_size` and `gso_segs`.
     pub gso: (u32, u32),
+    /// The mark that it carries.
+    pub mark: u32,
 }
 
 impl Input {
@@ -89,6 +95,16 @@ impl Input {
             ifindex: POD,
             frame: frame.to_vec(),
             gso: (0, 0),
+            mark: 0,
+        }
+    }
+
+    /// A frame that the node hands to a pod.
+    #[must_use]
+    pub fn to_pod(frame: &[u8]) -> Self {
+        Self {
+            program: Program::ToPod,
+            ..Self::from_pod(frame)
         }
     }
 
@@ -113,6 +129,8 @@ pub struct Seen {
     pub action: Action,
     /// The frame afterwards.
     pub frame: Vec<u8>,
+    /// The mark afterwards.
+    pub mark: u32,
 }
 
 /// The programs, and what their maps should say.
@@ -120,8 +138,16 @@ pub struct Lab {
     datapath: Datapath,
     counters: CounterMaps,
     replies: HashMap<MapData, ReplyKey, ReplyPath>,
-    fragments: HashMap<MapData, FragmentKey, u32>,
+    fragments: HashMap<MapData, FragmentKey, Choice>,
     reply_fragments: HashMap<MapData, FragmentKey, ReplyPath>,
+    settings: Array<MapData, Settings>,
+    answers: PerCpuArray<MapData, u64>,
+    buckets: Array<MapData, u64>,
+    flows: HashMap<MapData, FlowKey, Choice>,
+    inbound: HashMap<MapData, ReplyKey, Inbound>,
+    own_flows: Array<MapData, OwnFlows>,
+    pod_notes: Array<MapData, PodNote>,
+    udp_ports: Array<MapData, UdpPorts>,
     last: Counts,
     limits: Limits,
     state: KernelState,
@@ -175,6 +201,14 @@ impl Lab {
             replies: open(&paths, maps::REPLIES)?,
             fragments: open(&paths, maps::FRAGMENTS)?,
             reply_fragments: open(&paths, maps::REPLY_FRAGMENTS)?,
+            settings: open_map(&paths, maps::SETTINGS)?.try_into()?,
+            answers: open_map(&paths, maps::ANSWER_COUNTS)?.try_into()?,
+            buckets: open_map(&paths, maps::ANSWER_BUCKETS)?.try_into()?,
+            flows: open(&paths, maps::FLOWS)?,
+            inbound: open(&paths, maps::INBOUND)?,
+            own_flows: open_array(&paths, maps::OWN_FLOWS)?,
+            pod_notes: open_array(&paths, maps::POD_NOTES)?,
+            udp_ports: open_array(&paths, maps::POD_UDP_PORTS)?,
             last: Counts::new(),
             datapath,
             limits: Limits {
@@ -248,8 +282,14 @@ impl Lab {
 
     /// Runs one packet.
     pub fn run(&mut self, input: &Input) -> Result<Seen> {
+        Ok(self.run_often(input, 1)?.0)
+    }
+
+    /// Runs one packet so often, each time as the run before left it, and tells how long a run took.
+    pub fn run_often(&mut self, input: &Input, repeat: u32) -> Result<(Seen, Duration)> {
         let mut context = [0_u8; CONTEXT];
         for (offset, value) in [
+            (MARK, input.mark),
             (IFINDEX, input.ifindex),
             (GSO_SIZE, input.gso.0),
             (GSO_SEGS, input.gso.1),
@@ -257,6 +297,7 @@ impl Lab {
             context[offset..offset + 4].copy_from_slice(&value.to_ne_bytes());
         }
         let mut out = vec![0; LARGEST];
+        let mut context_out = [0_u8; CONTEXT];
         let program: &mut SchedClassifier = self
             .datapath
             .ebpf()
@@ -267,10 +308,12 @@ impl Lab {
             data_in: Some(&input.frame),
             data_out: Some(&mut out),
             ctx_in: Some(&context),
+            ctx_out: Some(&mut context_out),
+            repeat,
             ..TestRunOptions::default()
         })?;
         out.truncate(usize::try_from(result.data_size_out)?);
-        Ok(Seen {
+        let seen = Seen {
             action: match result.return_value {
                 u32::MAX => Action::Pass,
                 2 => Action::Drop,
@@ -278,7 +321,9 @@ impl Lab {
                 other => Action::Other(other),
             },
             frame: out,
-        })
+            mark: u32::from_ne_bytes(context_out[MARK..MARK + 4].try_into()?),
+        };
+        Ok((seen, result.duration))
     }
 
     /// Every counter that moved since the last call.
@@ -293,12 +338,30 @@ impl Lab {
         // Ids are given out from below, so what is beyond the known ones by some is beyond all.
         let members = self.names.members.iter().map(|(_, id)| *id).max();
         let policies = self.names.policies.values().copied().max();
-        counts::read(
+        let mut counts = counts::read(
             &self.counters,
             &self.names,
             (members.unwrap_or(0) + 4).min(CAPACITIES.members),
             (policies.unwrap_or(0) + 4).min(CAPACITIES.policies),
-        )
+        );
+        for answer in Answer::ALL.iter().copied() {
+            let sent = self.answers.get(&(answer as u32), 0).unwrap().iter().sum();
+            if sent != 0 {
+                counts.insert(Slot::Answer(answer), (sent, 0));
+            }
+        }
+        counts
+    }
+
+    /// What the node is told.
+    #[must_use]
+    pub fn settings(&self) -> Settings {
+        self.settings.get(&0, 0).unwrap()
+    }
+
+    /// Tells the node.
+    pub fn set_settings(&mut self, settings: Settings) {
+        self.settings.set(0, settings, 0).unwrap();
     }
 
     /// The recorded connections.
@@ -316,8 +379,13 @@ impl Lab {
         )
     }
 
-    /// Forgets connections and fragments.
+    /// Forgets connections, fragments, and how many answers anybody had.
     pub fn forget(&mut self) {
+        for bucket in 0..self.buckets.len() {
+            if self.buckets.get(&bucket, 0).unwrap() != 0 {
+                self.buckets.set(bucket, 0, 0).unwrap();
+            }
+        }
         clear(&mut self.replies);
         clear(&mut self.fragments);
         clear(&mut self.reply_fragments);
@@ -340,6 +408,7 @@ fn same(a: &KernelState, b: &KernelState) -> bool {
 }
 
 /// Offsets within `struct __sk_buff`, and its length (`linux/bpf.h`).
+const MARK: usize = 8;
 const IFINDEX: usize = 40;
 const GSO_SEGS: usize = 164;
 const GSO_SIZE: usize = 176;
@@ -365,8 +434,15 @@ impl Drop for Pins {
 }
 
 fn open<K: Pod, V: Pod>(paths: &Paths, name: &str) -> Result<HashMap<MapData, K, V>> {
-    let data = MapData::from_pin(paths.map(name))?;
-    Ok(Map::from_map_data(data)?.try_into()?)
+    Ok(open_map(paths, name)?.try_into()?)
+}
+
+fn open_map(paths: &Paths, name: &str) -> Result<Map> {
+    Ok(Map::from_map_data(MapData::from_pin(paths.map(name))?)?)
+}
+
+fn open_array<V: Pod>(paths: &Paths, name: &str) -> Result<Array<MapData, V>> {
+    Ok(open_map(paths, name)?.try_into()?)
 }
 
 fn clear<K: Pod, V: Pod>(map: &mut HashMap<MapData, K, V>) {

@@ -9,6 +9,7 @@
     reason = "helpers of tests fail the test where they are, with the packet at hand"
 )]
 
+pub mod answer;
 pub mod build;
 mod counts;
 mod lab;
