@@ -230,6 +230,17 @@ impl ClusterStage {
         self.sniffer.so_far()
     }
 
+    /// Ends every agent and removes everything of theirs from the kernel.
+    pub fn leave(mut self) -> Result<()> {
+        for (name, agent) in std::mem::take(&mut self.agents) {
+            agent.terminate().with_context(|| format!("on {name}"))?;
+        }
+        for setup in self.setups.values() {
+            setup.detach()?;
+        }
+        Ok(())
+    }
+
     /// Listens anew, keeping apart what services on these ports answer.
     pub fn sniff_services(&mut self, ports: &[u16]) -> Result<()> {
         self.verify()?;

@@ -1,8 +1,9 @@
 //! Cables, addresses, routes and rules of the cluster's hosts.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use serde_json::Value;
 
 use super::{Cluster, INTERNAL, Node, RED, Underlay};
 use crate::{
@@ -191,6 +192,28 @@ impl Cluster {
         self.pod(name)
     }
 
+    /// Whom the firewall has refused since it was asked last.
+    pub fn refused(&self) -> Result<Vec<IpAddr>> {
+        let mut found = Vec::new();
+        for set in ["refused4", "refused6"] {
+            let place = ["inet", "firewall", set];
+            let words = [&["nft", "-j", "list", "set"][..], &place].concat();
+            let listing: Value = serde_json::from_str(&self.firewall.run(&words)?)?;
+            let items = listing["nftables"]
+                .as_array()
+                .context("nft printed no list")?;
+            let members = items
+                .iter()
+                .filter_map(|item| item["set"]["elem"].as_array());
+            for member in members.flatten() {
+                found.push(member.as_str().context("no address")?.parse()?);
+            }
+            self.firewall
+                .run(&[&["nft", "flush", "set"][..], &place].concat())?;
+        }
+        Ok(found)
+    }
+
     /// A further host on the segment, with the last part of its addresses; `eth0` is its interface.
     pub fn add_stranger(&self, role: &str, number: u8) -> Result<Host> {
         let host = bare(&self.workspace, role)?;
@@ -247,13 +270,16 @@ fn firewall_rules() -> String {
 table inet firewall {{
   counter admitted {{}}
   counter refused {{}}
+  set refused4 {{ type ipv4_addr; flags dynamic; size 1024; }}
+  set refused6 {{ type ipv6_addr; flags dynamic; size 1024; }}
   chain forward {{
     type filter hook forward priority filter; policy drop;
     ct state established,related accept
     ip saddr {} counter name admitted accept
     ip6 saddr {} counter name admitted accept
-    meta nfproto ipv4 counter name refused reject with icmp type admin-prohibited
-    meta nfproto ipv6 counter name refused reject with icmpv6 type admin-prohibited
+    counter name refused
+    meta nfproto ipv4 add @refused4 {{ ip saddr }} reject with icmp type admin-prohibited
+    meta nfproto ipv6 add @refused6 {{ ip6 saddr }} reject with icmpv6 type admin-prohibited
   }}
 }}
 ",
