@@ -200,6 +200,13 @@ impl<'a> Packet<'a> {
         // SAFETY: `neighbour` lives on the stack for the call and has the length that is given.
         redirected(unsafe { bpf_redirect_neigh(ifindex, &mut neighbour, NEIGHBOUR_LEN, 0) })
     }
+
+    /// Sends the packet out of `ifindex` to where the kernel's routes on it lead.
+    #[inline(always)]
+    pub(crate) fn redirect_by_route(&self, ifindex: u32) -> Result<(), DropReason> {
+        // SAFETY: without a neighbour the helper reads none.
+        redirected(unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) })
+    }
 }
 
 #[inline(always)]

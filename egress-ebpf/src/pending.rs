@@ -1,57 +1,7 @@
 //! Maps whose own modules are still to come.
 
-use aya_ebpf::{
-    btf_maps::{Array, HashMap, LruHashMap},
-    macros::btf_map,
-};
-use egress_common::{
-    Addr,
-    gateway::{Egress, GatewayKey},
-    keys::ReplyKey,
-    maps::capacity,
-    nat::{NatBack, NatBackKey, NatOut, NatOutKey},
-    overlay::NodeState,
-    pod::{Choice, FlowKey, Inbound, PodNote, PodPlace, UdpPorts},
-};
-
-#[btf_map]
-static POD_PLACES: HashMap<Addr, PodPlace, { capacity::PODS as usize }> = HashMap::new();
-
-#[btf_map]
-static POD_NOTES: Array<PodNote, { capacity::PODS as usize }> = Array::new();
-
-#[btf_map]
-static POD_UDP_PORTS: Array<UdpPorts, { capacity::PODS as usize }> = Array::new();
-
-#[btf_map]
-static FLOWS: LruHashMap<FlowKey, Choice, { capacity::FLOWS as usize }> = LruHashMap::new();
-
-#[btf_map]
-static INBOUND: LruHashMap<ReplyKey, Inbound, { capacity::INBOUND as usize }> = LruHashMap::new();
-
-#[btf_map]
-static OWN_UDP: LruHashMap<ReplyKey, u64, { capacity::INBOUND as usize }> = LruHashMap::new();
-
-#[btf_map]
-static GATEWAYS: HashMap<GatewayKey, u32, { capacity::EGRESS as usize }> = HashMap::new();
-
-#[btf_map]
-static EGRESS_ADDRS: HashMap<Addr, u32, { capacity::EGRESS as usize }> = HashMap::new();
-
-#[btf_map]
-static EGRESS: Array<Egress, { capacity::EGRESS as usize }> = Array::new();
-
-#[btf_map]
-static NODES: HashMap<Addr, u32, { capacity::NODES as usize }> = HashMap::new();
+use aya_ebpf::{btf_maps::Array, macros::btf_map};
+use egress_common::{maps::capacity, overlay::NodeState};
 
 #[btf_map]
 static NODE_STATE: Array<NodeState, { capacity::NODES as usize }> = Array::new();
-
-#[btf_map]
-static NAT_OUT: HashMap<NatOutKey, NatOut, { capacity::NAT as usize }> = HashMap::new();
-
-#[btf_map]
-static NAT_BACK: HashMap<NatBackKey, NatBack, { capacity::NAT as usize }> = HashMap::new();
-
-#[btf_map]
-static NAT_SOURCES: HashMap<Addr, i64, { capacity::NAT_SOURCES as usize }> = HashMap::new();

@@ -96,7 +96,7 @@ impl Tables {
     }
 
     fn sweeper(&mut self) -> Result<Sweeper> {
-        let program = NatSweep::load(self.datapath.ebpf())?.context("the object has no sweep")?;
+        let program = NatSweep::new(self.datapath.nat_sweep()?)?;
         Ok(Sweeper::new(NatMaps::open(&self.paths)?, program))
     }
 

@@ -77,11 +77,9 @@ impl Kernel {
     }
 
     /// Whoever rids the tables of connections of what has ended.
-    pub(super) fn sweeper(&mut self) -> anyhow::Result<Option<Sweeper>> {
-        let Some(program) = NatSweep::load(self.datapath.ebpf())? else {
-            return Ok(None);
-        };
-        Ok(Some(Sweeper::new(NatMaps::open(&self.paths)?, program)))
+    pub(super) fn sweeper(&mut self) -> anyhow::Result<Sweeper> {
+        let program = NatSweep::new(self.datapath.nat_sweep()?)?;
+        Ok(Sweeper::new(NatMaps::open(&self.paths)?, program))
     }
 
     pub(super) fn attach_mode(&self) -> &'static str {

@@ -79,15 +79,12 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
 
     let snapshot = Arc::new(ArcSwap::default());
     let counters = kernel.counters();
-    let connections = Arc::default();
+    let connections = sweep::Published::default();
     let metrics = Arc::new(
         Metrics::new(Arc::clone(&snapshot), Arc::clone(&counters))
             .with_connections(Arc::clone(&connections)),
     );
-    let _sweeping = match kernel.sweeper()? {
-        Some(sweeper) => Some(Sweeping::start(sweeper, connections)?),
-        None => None,
-    };
+    let _sweeping = Sweeping::start(kernel.sweeper()?, connections)?;
     let pages = Pages {
         snapshot: Arc::clone(&snapshot),
         metrics: Arc::clone(&metrics),

@@ -18,7 +18,7 @@ use nix::{
 use super::{
     attach::{AttachMode, Attachments},
     maps::Maps,
-    object::{OBJECT, Program},
+    object::{NAT_SWEEP, OBJECT, Program},
     paths::Paths,
     segments,
 };
@@ -138,13 +138,11 @@ impl Datapath {
             "cannot load the eBPF object: a kernel of 5.10 or later with CONFIG_BPF_SYSCALL and BTF, \
              and CAP_BPF with CAP_NET_ADMIN (or root), are needed",
         )?;
-        for program in Program::ALL {
-            classifier(&mut ebpf, *program)?.load().with_context(|| {
-                format!(
-                    "the kernel's verifier refuses the program {}",
-                    program.name()
-                )
-            })?;
+        let attached = Program::ALL.iter().map(|program| program.name());
+        for name in attached.chain([NAT_SWEEP]) {
+            named(&mut ebpf, name)?
+                .load()
+                .with_context(|| format!("the kernel's verifier refuses the program {name}"))?;
         }
         let mut maps = Maps::open(&options.paths)?;
         maps.repair()?;
@@ -174,6 +172,14 @@ impl Datapath {
         &mut self.ebpf
     }
 
+    /// The program that removes ended connections, to be run with keys of `NAT_BACK`.
+    ///
+    /// # Errors
+    /// The embedded object has none: it is not this version's.
+    pub fn nat_sweep(&mut self) -> anyhow::Result<&mut SchedClassifier> {
+        named(&mut self.ebpf, NAT_SWEEP)
+    }
+
     /// The attachments, together with the programs that they attach.
     pub fn attaching(&mut self) -> (&mut Attachments, &mut Ebpf) {
         (&mut self.attachments, &mut self.ebpf)
@@ -185,10 +191,14 @@ pub(super) fn classifier(
     ebpf: &mut Ebpf,
     program: Program,
 ) -> anyhow::Result<&mut SchedClassifier> {
-    ebpf.program_mut(program.name())
-        .with_context(|| format!("the embedded object has no program {}", program.name()))?
+    named(ebpf, program.name())
+}
+
+fn named<'a>(ebpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut SchedClassifier> {
+    ebpf.program_mut(name)
+        .with_context(|| format!("the embedded object has no program {name}"))?
         .try_into()
-        .with_context(|| format!("{} is not a TC program", program.name()))
+        .with_context(|| format!("{name} is not a TC program"))
 }
 
 fn check_capacities(paths: &Paths, entries: &[(&str, &str, u32)]) -> anyhow::Result<()> {

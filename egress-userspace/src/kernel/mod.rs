@@ -23,6 +23,6 @@ pub use counters::CounterMaps;
 pub use load::{Capacities, Datapath, LoadOptions, ProgramLog};
 pub use maps::Maps;
 pub use nat::{Batches, NatMaps, NatSweep, SWEEP_KEYS};
-pub use object::{OBJECT, Program, ebpf_object};
+pub use object::{NAT_SWEEP, OBJECT, Program, ebpf_object};
 pub use paths::Paths;
 pub use reader::CounterReader;

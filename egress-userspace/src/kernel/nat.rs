@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, ensure};
 use aya::{
-    Ebpf, Pod,
+    Pod,
     maps::{Array, HashMap, Map, MapData, MapError, MapInfo},
     programs::SchedClassifier,
 };
@@ -22,6 +22,7 @@ use egress_common::{
 
 use super::{
     maps::not_running,
+    object::NAT_SWEEP,
     paths::Paths,
     syscall::{self, Bucket},
 };
@@ -328,27 +329,13 @@ pub struct NatSweep {
 pub const SWEEP_KEYS: usize = 32;
 
 impl NatSweep {
-    /// Its name in the object.
-    pub const PROGRAM: &str = "egress_nat_sweep";
-
-    /// Loads the program of an object that is loaded; none where the object has no such program.
+    /// The program, which lives as long as this.
     ///
     /// # Errors
-    /// The verifier refuses it.
-    pub fn load(ebpf: &mut Ebpf) -> anyhow::Result<Option<Self>> {
-        let name = Self::PROGRAM;
-        let Some(program) = ebpf.program_mut(name) else {
-            return Ok(None);
-        };
-        let program: &mut SchedClassifier = program
-            .try_into()
-            .with_context(|| format!("{name} is not a TC program"))?;
-        program
-            .load()
-            .with_context(|| format!("the kernel's verifier refuses the program {name}"))?;
-        Ok(Some(Self {
-            program: program.fd()?.as_fd().try_clone_to_owned()?,
-        }))
+    /// It is not loaded.
+    pub fn new(program: &SchedClassifier) -> anyhow::Result<Self> {
+        let program = program.fd()?.as_fd().try_clone_to_owned()?;
+        Ok(Self { program })
     }
 
     /// Removes those of at most [`SWEEP_KEYS`] connections that have ended by now. Gives their number.
@@ -359,14 +346,14 @@ impl NatSweep {
         ensure!(
             keys.len() <= SWEEP_KEYS,
             "{} takes {SWEEP_KEYS} keys at once, not {}",
-            Self::PROGRAM,
+            NAT_SWEEP,
             keys.len()
         );
         if keys.is_empty() {
             return Ok(0);
         }
         syscall::run_classifier(&self.program, &frame(keys))
-            .with_context(|| format!("cannot run the program {}", Self::PROGRAM))
+            .with_context(|| format!("cannot run the program {}", NAT_SWEEP))
     }
 }
 
