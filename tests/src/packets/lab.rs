@@ -46,6 +46,9 @@ const CAPACITIES: Capacities = Capacities {
     policies: 64,
     replies: 32_768,
     fragments: 256,
+    nat_connections: 4096,
+    inbound: 1024,
+    flows: 1024,
 };
 
 /// Room for a frame: what the kernel takes is less than a page.
