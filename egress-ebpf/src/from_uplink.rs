@@ -1,8 +1,14 @@
 //! What becomes of a packet that arrives on an uplink.
 
-use egress_common::DropReason;
+use egress_common::{Addr, DropReason, gateway::Egress};
 
-use crate::{counters::Shape, packet::Packet};
+use crate::{
+    counters::Shape,
+    egress,
+    nat::{self, Homeward},
+    packet::Packet,
+    parse::{self, Frame, Ip},
+};
 
 /// What becomes of it.
 pub(crate) enum Return {
@@ -20,6 +26,40 @@ pub(crate) enum Return {
 
 /// Decides over a packet from the outside.
 #[inline(always)]
-pub(crate) fn handle(_packet: &Packet<'_>) -> Return {
-    Return::NotOurs
+pub(crate) fn handle(packet: &Packet<'_>) -> Return {
+    if !packet.is_for_this_host() || packet.has_vlan_tag() {
+        return Return::NotOurs;
+    }
+    let Some(egress) = addressed(packet) else {
+        return Return::NotOurs;
+    };
+    let mut ip = Ip::unread();
+    let (became, shape) = match parse::frame(packet, &mut ip) {
+        Ok(Frame::Ip) => {
+            let shape = Shape::of(packet, &ip);
+            (nat::back(packet, &ip, egress), shape)
+        }
+        Ok(Frame::Arp) => return Return::NotOurs,
+        Err(reason) => (nat::unreadable(egress, reason), Shape::of_frame(packet)),
+    };
+    let gateway = egress.counter;
+    match became {
+        Homeward::Redirected => Return::Redirected { gateway, shape },
+        Homeward::Kernel => Return::NotOurs,
+        Homeward::Dropped(reason) => Return::Dropped {
+            gateway,
+            reason,
+            shape,
+        },
+    }
+}
+
+/// The egress address that a packet is for: all that the many packets for others cost.
+#[inline(always)]
+fn addressed(packet: &Packet<'_>) -> Option<&'static Egress> {
+    let mut destination = Addr::v4([0; 4]);
+    if !parse::destination(packet, &mut destination) {
+        return None;
+    }
+    egress::by_address(&destination)
 }

@@ -4,6 +4,8 @@
 //! Maps are private to the module that owns them.
 #![no_std]
 #![no_main]
+// An atomic addition, which `core` does not offer for this target.
+#![feature(asm_experimental_arch)]
 #![expect(
     clippy::needless_borrows_for_generic_args,
     reason = "a key that is passed by value is copied, and the stack has 512 bytes"
@@ -19,6 +21,7 @@ mod choose;
 mod classify;
 mod counters;
 mod deliver;
+mod egress;
 mod forward;
 mod fragments;
 mod from_gateway;
@@ -28,8 +31,10 @@ mod from_uplink;
 mod inbound;
 mod lines;
 mod log;
+mod mss;
 mod nat;
 mod overlay;
+mod own;
 mod packet;
 mod parse;
 mod pods;
@@ -172,6 +177,12 @@ pub fn egress_from_uplink(ctx: TcContext) -> i32 {
             TC_ACT_SHOT
         }
     }
+}
+
+/// Attached nowhere: userspace runs it to remove connections that have ended, and reads how many they were.
+#[classifier]
+pub fn egress_nat_sweep(ctx: TcContext) -> i32 {
+    nat::sweep(&Packet::new(&ctx))
 }
 
 /// The GPL side is what lets the programs call GPL-only helpers.

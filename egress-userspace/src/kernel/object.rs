@@ -46,3 +46,6 @@ impl Program {
         }
     }
 }
+
+/// The program that removes ended connections: it is attached nowhere, but run with keys of `NAT_BACK`.
+pub const NAT_SWEEP: &str = "egress_nat_sweep";
