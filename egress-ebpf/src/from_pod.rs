@@ -7,9 +7,11 @@ use egress_common::{
 };
 
 use crate::{
-    answer, choose, classify,
+    answer,
+    choose::{self, Group},
+    classify,
     counters::Shape,
-    forward,
+    forward, inbound,
     packet::Packet,
     parse::{self, Frame, Ip},
     pods::{self, Source},
@@ -67,7 +69,7 @@ fn handle_ip(packet: &Packet<'_>, ip: &Ip) -> Departure {
         shape,
     };
     let (pod, slot) = match pods::identify(packet, ip) {
-        Source::Pod(pod, slot) => (pod, slot),
+        Source::Pod { state, slot } => (state, slot),
         Source::Neighbourly => return Departure::NotOurs,
         Source::Unknown => return nobody(DropReason::SpoofedSource),
         Source::Broken => return nobody(DropReason::StateMissing),
@@ -80,6 +82,13 @@ fn handle_ip(packet: &Packet<'_>, ip: &Ip) -> Departure {
     let Some(decision) = verdict.decode() else {
         return nobody(DropReason::StateMissing);
     };
+    if may_be_reply(decision) && inbound::is_reply(packet, ip, slot) {
+        return Departure::Passed {
+            policy,
+            kind: PassKind::Inbound,
+            shape,
+        };
+    }
     let sent = match decision {
         Decision::Unmatched => {
             return Departure::Passed {
@@ -106,10 +115,17 @@ fn handle_ip(packet: &Packet<'_>, ip: &Ip) -> Departure {
         Decision::Group {
             lines,
             first_member,
-            members: _,
-        } => choose::member(packet, ip, lines)
-            .map_err(Refusal::from)
-            .and_then(|number| send(packet, ip, first_member.wrapping_add(number), slot, shape)),
+            members,
+        } => {
+            let group = Group {
+                lines,
+                first_member,
+                members: members.into(),
+            };
+            choose::member(packet, ip, &group)
+                .map_err(Refusal::from)
+                .and_then(|member| send(packet, ip, member, slot, shape))
+        }
     };
     match sent {
         Ok(counter) => Departure::Redirected { counter, shape },
@@ -165,5 +181,19 @@ fn refused(packet: &Packet<'_>, ip: &Ip, policy: u32, refusal: Refusal, shape: S
             reason,
             shape,
         },
+    }
+}
+
+/// Whether a packet of which the policy says so goes back the way its connection came in, if one did.
+///
+/// What the kernel routes anyway need not ask. Where a policy is missing or broken, nobody said that
+/// anything of the pod's may pass.
+#[inline(always)]
+const fn may_be_reply(decision: Decision) -> bool {
+    match decision {
+        Decision::Member(_) | Decision::Group { .. } | Decision::Drop(DropReason::NoGateway) => {
+            true
+        }
+        Decision::Unmatched | Decision::Local | Decision::Drop(_) => false,
     }
 }

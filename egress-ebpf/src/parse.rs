@@ -4,8 +4,8 @@ use egress_common::{Addr, DropReason, Family, WireU16};
 
 use crate::packet::{L3, Packet};
 
-const ETH_P_IP: u16 = 0x0800;
-const ETH_P_IPV6: u16 = 0x86dd;
+pub(crate) const ETH_P_IP: u16 = 0x0800;
+pub(crate) const ETH_P_IPV6: u16 = 0x86dd;
 const ETH_P_ARP: u16 = 0x0806;
 
 /// IP protocol numbers (IANA).

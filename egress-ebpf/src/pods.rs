@@ -34,8 +34,8 @@ static POD_NOTES: Array<PodNote, { capacity::PODS as usize }> = Array::new();
 
 /// What the source of a packet is.
 pub(crate) enum Source {
-    /// A steered pod: what it is told, and its slot.
-    Pod(PodState, u32),
+    /// A steered pod.
+    Pod { state: PodState, slot: u32 },
     /// A steered pod that the map of states does not know.
     Broken,
     /// Not a pod's address, but one that any host sends from while it has none, or to its neighbours.
@@ -53,9 +53,8 @@ pub(crate) fn identify(packet: &Packet<'_>, ip: &Ip) -> Source {
     };
     // SAFETY: the slot of a live key never changes, and a key is removed only after its pod is gone.
     if let Some(&slot) = unsafe { PODS.get(&key) } {
-        return match POD_STATE.get(slot) {
-            // SAFETY: an aligned word that userspace writes with one store; it must be read with one load.
-            Some(state) => Source::Pod(unsafe { core::ptr::read_volatile(state) }, slot),
+        return match state(slot) {
+            Some(state) => Source::Pod { state, slot },
             None => Source::Broken,
         };
     }
@@ -66,12 +65,48 @@ pub(crate) fn identify(packet: &Packet<'_>, ip: &Ip) -> Source {
     }
 }
 
+/// What the pod of a slot is told.
+#[inline(always)]
+pub(crate) fn state(slot: u32) -> Option<PodState> {
+    // SAFETY: an aligned word that userspace writes with one store; it must be read with one load.
+    POD_STATE
+        .get(slot)
+        .map(|state| unsafe { core::ptr::read_volatile(state) })
+}
+
+/// The slot of the steered pod that has this address on this interface.
+#[inline(always)]
+pub(crate) fn slot_at(ifindex: u32, addr: Addr) -> Option<u32> {
+    let key = PodKey { ifindex, addr };
+    // SAFETY: as in `identify`.
+    unsafe { PODS.get(&key) }.copied()
+}
+
 /// Whether a steered pod has this address on this interface.
 #[inline(always)]
 pub(crate) fn is_at(ifindex: u32, addr: Addr) -> bool {
-    let key = PodKey { ifindex, addr };
-    // SAFETY: only whether there is an entry is asked.
-    unsafe { PODS.get(&key) }.is_some()
+    slot_at(ifindex, addr).is_some()
+}
+
+/// Whether a connection ever came in to the pod of this slot.
+#[inline(always)]
+pub(crate) fn has_inbound(slot: u32) -> bool {
+    // SAFETY: an aligned word that another CPU may write.
+    POD_NOTES
+        .get(slot)
+        .is_some_and(|note| unsafe { core::ptr::read_volatile(&raw const note.inbound) } != 0)
+}
+
+/// Notes that a connection came in to the pod of this slot.
+#[inline(always)]
+pub(crate) fn note_inbound(slot: u32) {
+    if has_inbound(slot) {
+        return;
+    }
+    if let Some(note) = POD_NOTES.get_ptr_mut(slot) {
+        // SAFETY: an aligned word of an array element, which is always there.
+        unsafe { core::ptr::write_volatile(&raw mut (*note).inbound, 1) };
+    }
 }
 
 /// Where the steered pod with this address is.

@@ -99,8 +99,16 @@ impl Cli {
 /// Reads the pinned maps, which are there whether an agent runs or not.
 fn dump_pinned(args: &Dump) -> anyhow::Result<ExitCode> {
     let paths = args.places.paths();
-    let state = diff::trace(&Maps::open(&paths)?)?;
     let names = read_names(&args.places.state_dir())?;
+    if args.args.what == Some(dump::What::Nat) {
+        let DumpArgs {
+            output,
+            connections,
+            ..
+        } = &args.args;
+        return dump::dump_connections(*output, connections, &paths, &names);
+    }
+    let state = diff::trace(&Maps::open(&paths)?)?;
     let reader = CounterReader::open(&paths)?;
     reader.set_state(&state, u64::from(MAX_SEGMENTS) * SEGMENT_BYTES)?;
     let reading = reader.read(&Numbers::from(&names))?;

@@ -1,25 +1,29 @@
 //! Settings of the agent: flags over the configuration file over defaults.
 
+mod nat;
+mod overlay;
+
 use std::{
-    collections::BTreeMap,
-    fmt,
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
-    str::FromStr,
 };
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
-use egress_common::{cells::MAX_SEGMENTS, maps::capacity, nat::NatState};
+use egress_common::{cells::MAX_SEGMENTS, maps::capacity};
 use ipnet::IpNet;
 use serde::Deserialize;
 
 use crate::{
     kernel::{AttachMode, Capacities, LoadOptions, Paths},
-    overlay_keys::{KeyError, OverlayKeys},
     resolve::{self, PodGateways},
     resources::interface_fault,
     state::Limits,
+};
+
+pub use self::{
+    nat::{NatOptions, NatTimeout, PortRange},
+    overlay::{OVERLAY_DEVICE, OVERLAY_PORT, OVERLAY_VNI, OverlayOptions},
 };
 
 /// Where the agent pins by default.
@@ -27,16 +31,6 @@ pub const PIN_DIR: &str = "/sys/fs/bpf/egress";
 const MIB: u64 = 1 << 20;
 const MATRIX_MEMORY_MIB: u64 = 256;
 const METRICS_PORT: u16 = 9464;
-/// The overlay's device unless a flag says otherwise.
-pub const OVERLAY_DEVICE: &str = "egress.vxlan";
-/// Its UDP port.
-pub const OVERLAY_PORT: u16 = 4790;
-/// Its network identifier.
-pub const OVERLAY_VNI: u32 = 4097;
-/// Network identifiers have 24 bits (RFC 7348, 5).
-const LAST_VNI: u32 = (1 << 24) - 1;
-/// One source may have a sixteenth of the connections.
-const SOURCES_SHARE: u32 = 16;
 
 /// Where an agent's pins and files are: what every command that touches the kernel takes.
 #[derive(Args, Clone, Debug, Default, Deserialize)]
@@ -175,97 +169,6 @@ pub struct Flags {
     pub debug_log: Option<bool>,
 }
 
-/// Ports from a first to a last.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-pub struct PortRange {
-    /// The first, from 1.
-    pub first: u16,
-    /// The last, not before the first.
-    pub last: u16,
-}
-
-impl FromStr for PortRange {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (first, last) = text
-            .split_once('-')
-            .and_then(|(first, last)| Some((first.parse().ok()?, last.parse().ok()?)))
-            .ok_or_else(|| {
-                format!("{text:?} is not a range of ports: write FIRST-LAST, such as 1024-65535")
-            })?;
-        if first == 0 {
-            return Err(format!("{text:?} begins with 0, which is no port"));
-        }
-        if first > last {
-            return Err(format!("{text:?} ends before it begins"));
-        }
-        Ok(Self { first, last })
-    }
-}
-
-impl TryFrom<String> for PortRange {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-/// How long a state lasts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-pub struct NatTimeout {
-    /// The state.
-    pub state: NatState,
-    /// Seconds without a packet, at least 1.
-    pub seconds: u32,
-}
-
-impl FromStr for NatTimeout {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let Some((state, seconds)) = text.split_once('=') else {
-            return Err(format!(
-                "{text:?} is not a timeout: write STATE=SECONDS, such as udp-stream=180"
-            ));
-        };
-        let Some((state, ..)) = NatState::ALL.iter().find(|(_, name, _)| *name == state) else {
-            let names: Vec<_> = NatState::ALL.iter().map(|(_, name, _)| *name).collect();
-            return Err(format!(
-                "{state:?} is not a state: the states are {}",
-                names.join(", ")
-            ));
-        };
-        match seconds.parse() {
-            Ok(seconds) if seconds > 0 => Ok(Self {
-                state: *state,
-                seconds,
-            }),
-            Ok(_) | Err(_) => Err(format!(
-                "{seconds:?} is not a number of seconds, 1 or more, that 32 bits hold"
-            )),
-        }
-    }
-}
-
-impl TryFrom<String> for NatTimeout {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl fmt::Display for NatTimeout {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (_, name, _) = NatState::ALL[self.state as usize];
-        write!(f, "{name}={}", self.seconds)
-    }
-}
-
 /// The settings in force.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -287,58 +190,6 @@ pub struct Settings {
     pub overlay: Option<OverlayOptions>,
     /// Source NAT on this node.
     pub nat: NatOptions,
-}
-
-/// The overlay between nodes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OverlayOptions {
-    /// The name of the VXLAN device.
-    pub device: String,
-    /// Its UDP port.
-    pub port: u16,
-    /// Its network identifier.
-    pub vni: u32,
-    /// Where the keys are.
-    pub key_file: PathBuf,
-}
-
-impl OverlayOptions {
-    /// Reads the keys, and gives what `resolve` needs to know: its settings have no overlay until then.
-    ///
-    /// # Errors
-    /// If there are no good keys in the file.
-    pub fn with_keys(&self) -> Result<resolve::Overlay, KeyError> {
-        Ok(resolve::Overlay {
-            device: self.device.clone(),
-            port: self.port,
-            vni: self.vni,
-            keys: OverlayKeys::read(&self.key_file)?,
-        })
-    }
-}
-
-/// Source NAT on this node.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NatOptions {
-    /// Connections that there is room for.
-    pub connections: u32,
-    /// Connections that one source address may have.
-    pub source_quota: u32,
-    /// The first and the last port that connections may be given.
-    pub ports: (u16, u16),
-    /// Seconds without a packet after which a connection ends, by state.
-    pub timeouts: [u32; NatState::COUNT],
-}
-
-impl Default for NatOptions {
-    fn default() -> Self {
-        Self {
-            connections: capacity::NAT,
-            source_quota: capacity::NAT / SOURCES_SHARE,
-            ports: resolve::NAT_PORTS,
-            timeouts: NatState::ALL.map(|(_, _, seconds)| seconds),
-        }
-    }
 }
 
 impl Flags {
@@ -415,8 +266,8 @@ impl Flags {
             replies: self.max_replies.unwrap_or(capacity::REPLIES),
             fragments: self.max_fragments.unwrap_or(capacity::FRAGMENTS),
             nat_connections: nat.connections,
-            inbound: self.max_inbound.unwrap_or(capacity::INBOUND),
-            flows: self.max_flows.unwrap_or(capacity::FLOWS),
+            inbound: at_least_one("--max-inbound", self.max_inbound, capacity::INBOUND)?,
+            flows: at_least_one("--max-flows", self.max_flows, capacity::FLOWS)?,
         };
         let node_name = match self.node {
             Some(name) => name,
@@ -461,65 +312,13 @@ impl Flags {
             nat,
         })
     }
+}
 
-    /// The overlay, if there is a key; what is wrong with its other flags is said in any case.
-    fn overlay(&self) -> anyhow::Result<Option<OverlayOptions>> {
-        let device = self.overlay_device.as_deref().unwrap_or(OVERLAY_DEVICE);
-        if let Some(fault) = interface_fault(device) {
-            bail!("--overlay-device: {device:?} {fault}");
-        }
-        let port = self.overlay_port.unwrap_or(OVERLAY_PORT);
-        ensure!(port > 0, "--overlay-port: 0 is no port");
-        let vni = self.overlay_vni.unwrap_or(OVERLAY_VNI);
-        ensure!(
-            (1..=LAST_VNI).contains(&vni),
-            "--overlay-vni {vni} is out of range: choose one from 1 to {LAST_VNI}"
-        );
-        Ok(self
-            .overlay_key_file
-            .clone()
-            .map(|key_file| OverlayOptions {
-                device: device.to_owned(),
-                port,
-                vni,
-                key_file,
-            }))
-    }
-
-    fn nat(&self) -> anyhow::Result<NatOptions> {
-        let at_least_one = |flag: &str, value: Option<u32>, default| {
-            let value = value.unwrap_or(default);
-            ensure!(value > 0, "{flag} is 0: there must be room for one");
-            Ok(value)
-        };
-        let connections = at_least_one("--nat-connections", self.nat_connections, capacity::NAT)?;
-        let source_quota = at_least_one(
-            "--nat-source-quota",
-            self.nat_source_quota,
-            (connections / SOURCES_SHARE).max(1),
-        )?;
-        ensure!(
-            source_quota <= connections,
-            "--nat-source-quota {source_quota} is more than all connections there can be, --nat-connections \
-             {connections}"
-        );
-        let mut nat = NatOptions {
-            connections,
-            source_quota,
-            ..NatOptions::default()
-        };
-        if let Some(range) = self.nat_port_range {
-            nat.ports = (range.first, range.last);
-        }
-        let mut said = BTreeMap::new();
-        for timeout in &self.nat_timeout {
-            if let Some(before) = said.insert(timeout.state, *timeout) {
-                bail!("--nat-timeout says both {before} and {timeout}: keep one");
-            }
-            nat.timeouts[timeout.state as usize] = timeout.seconds;
-        }
-        Ok(nat)
-    }
+/// What a flag says, or else its default; zero is refused.
+fn at_least_one(flag: &str, value: Option<u32>, default: u32) -> anyhow::Result<u32> {
+    let value = value.unwrap_or(default);
+    ensure!(value > 0, "{flag} is 0: there must be room for one");
+    Ok(value)
 }
 
 /// What the flags say, or else what the file says.
@@ -535,63 +334,4 @@ fn read(path: &Path) -> anyhow::Result<Flags> {
 }
 
 #[cfg(test)]
-mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test may fail loudly")]
-
-    use std::io::Write;
-
-    use super::*;
-
-    fn config(text: &str) -> tempfile::NamedTempFile {
-        let mut file = tempfile::NamedTempFile::new().unwrap();
-        file.write_all(text.as_bytes()).unwrap();
-        file
-    }
-
-    #[test]
-    fn flags_win_over_the_file() {
-        let file = config("resources: [/a]\nnode: file\nmax-pods: 7\nlocal-cidr: [10.0.0.0/8]\n");
-        let flags = Flags {
-            node: Some("flag".to_owned()),
-            ..Flags::default()
-        };
-        let settings = flags.settings(Some(file.path())).unwrap();
-        assert_eq!(settings.resolve.node_name, "flag");
-        assert_eq!(settings.resources, [PathBuf::from("/a")]);
-        assert_eq!(
-            (settings.limits.pods, settings.load.capacities.pods),
-            (7, 7)
-        );
-        assert_eq!(
-            settings.resolve.local_cidrs,
-            ["10.0.0.0/8".parse().unwrap()]
-        );
-    }
-
-    #[test]
-    fn an_unknown_key_is_refused_with_its_place() {
-        let file = config("resources: [/a]\nnodes: x\n");
-        let error = format!(
-            "{:#}",
-            Flags::default().settings(Some(file.path())).unwrap_err()
-        );
-        assert!(
-            error.contains("nodes") && error.contains("line 2"),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn each_pin_directory_has_its_state_directory() {
-        let places = Places {
-            pin_dir: Some("/sys/fs/bpf/a/b".into()),
-            state_dir: None,
-        };
-        assert_eq!(places.state_dir(), Path::new("/run/egress/sys-fs-bpf-a-b"));
-    }
-
-    #[test]
-    fn no_resources_is_an_error() {
-        assert!(Flags::default().settings(None).is_err());
-    }
-}
+mod tests;

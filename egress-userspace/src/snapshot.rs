@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -47,6 +48,29 @@ pub struct Snapshot {
     pub reattached: u64,
     /// What would make other nodes drop frames of the overlay from here, one sentence each.
     pub unreachable: BTreeSet<String>,
+    /// The egress addresses that this node owns.
+    pub egress: Vec<OwnedAddress>,
+    /// Times that something else took an egress address off its interface, and it was put back.
+    pub addresses_restored: u64,
+}
+
+/// An egress address that this node owns.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnedAddress {
+    /// The address.
+    pub address: IpAddr,
+    /// The namespace of its gateway.
+    pub namespace: String,
+    /// Its gateway.
+    pub gateway: String,
+    /// The uplink.
+    pub interface: String,
+    /// The first and the last port that connections may be given.
+    pub ports: (u16, u16),
+    /// Who sees to it that the address is here: "agent", "routing", "node" or "pod".
+    pub holder: String,
+    /// Whether it is on the uplink, if the agent is to put it there.
+    pub in_place: bool,
 }
 
 /// An object whose newest version is refused.

@@ -10,7 +10,8 @@ use std::{
 
 use crate::{
     node::{self, Announcer, Listed, NodeView},
-    state::{Holder, Translation},
+    snapshot::OwnedAddress,
+    state::{EgressAddress, Holder, Translation},
     state_dir::{AddressBook, Assigned},
 };
 
@@ -38,6 +39,19 @@ pub struct Moved {
     pub changes: usize,
     /// What could not be done; it is tried again the next time.
     pub errors: Vec<anyhow::Error>,
+}
+
+impl Moved {
+    /// How many changes it took, if all of it worked.
+    ///
+    /// # Errors
+    /// The first of what could not be done.
+    pub fn in_full(self) -> anyhow::Result<usize> {
+        match self.errors.into_iter().next() {
+            None => Ok(self.changes),
+            Some(first) => Err(first),
+        }
+    }
 }
 
 impl Addresses {
@@ -75,6 +89,23 @@ impl Addresses {
     #[must_use]
     pub fn restored(&self) -> u64 {
         self.restored
+    }
+
+    /// Every egress address of the node, and where it stands.
+    #[must_use]
+    pub fn lines(&self, translation: &Translation) -> Vec<OwnedAddress> {
+        let line = |(address, egress): (&IpAddr, &EgressAddress)| OwnedAddress {
+            address: *address,
+            namespace: egress.gateway.namespace.clone(),
+            gateway: egress.gateway.name.clone(),
+            interface: egress.interface.clone(),
+            ports: egress.ports,
+            holder: holder(egress.holder).to_owned(),
+            in_place: egress.holder != Holder::Agent
+                || self.seated.contains(address)
+                || self.foreign.contains(address),
+        };
+        translation.addresses.iter().map(line).collect()
     }
 
     /// Takes off what is no longer wanted where it is, and puts on what is missing.
@@ -309,6 +340,15 @@ fn withdraw(assigned: &Assigned, name: Option<&String>) -> anyhow::Result<bool> 
 /// Whether the interface lives on under another name: then nobody has its old one.
 fn renamed(assigned: &Assigned, name: Option<&String>) -> bool {
     name.is_some() && nix::net::if_::if_nametoindex(assigned.interface.as_str()).is_err()
+}
+
+const fn holder(holder: Holder) -> &'static str {
+    match holder {
+        Holder::Agent => "agent",
+        Holder::Routing => "routing",
+        Holder::Node => "node",
+        Holder::Pod => "pod",
+    }
 }
 
 /// The addresses that the agent holds, each with its uplink.

@@ -5,11 +5,15 @@ use std::{collections::BTreeSet, sync::Arc};
 use anyhow::{Context, bail};
 use egress_common::{WireU16, gateway, pod::UdpPorts};
 
+use super::sweep::Sweeper;
 use crate::{
     counters::Counters,
     diff::{self, Change, Plan},
     http::ReadMaps,
-    kernel::{CounterMaps, CounterReader, Datapath, Hook, Maps, Paths, Program, ProgramLog},
+    kernel::{
+        CounterMaps, CounterReader, Datapath, Hook, Maps, NatMaps, NatSweep, Paths, Program,
+        ProgramLog,
+    },
     settings::Settings,
     snapshot::AttachedProgram,
     state::{DesiredState, KernelState, Limits, Names},
@@ -84,6 +88,12 @@ impl Kernel {
     /// The programs' log, if there is one.
     pub(super) fn log(&mut self) -> anyhow::Result<Option<ProgramLog>> {
         self.datapath.log()
+    }
+
+    /// Whoever rids the tables of connections of what has ended.
+    pub(super) fn sweeper(&mut self) -> anyhow::Result<Sweeper> {
+        let program = NatSweep::new(self.datapath.nat_sweep()?)?;
+        Ok(Sweeper::new(NatMaps::open(&self.paths)?, program))
     }
 
     pub(super) fn attach_mode(&self) -> &'static str {

@@ -34,8 +34,13 @@ use tokio::{
 };
 
 use self::{
-    addresses::Addresses, apply::Kernel, hooks::Outside, overlay::Overlay, report::Report,
+    addresses::{Addresses, Moved},
+    apply::Kernel,
+    hooks::Outside,
+    overlay::Overlay,
+    report::Report,
     sources::Sources,
+    sweep::Sweeping,
 };
 use crate::{
     compile::compile,
@@ -108,7 +113,12 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
 
     let snapshot = Arc::new(ArcSwap::default());
     let counters = kernel.counters();
-    let metrics = Arc::new(Metrics::new(Arc::clone(&snapshot), Arc::clone(&counters)));
+    let connections = Arc::default();
+    let metrics = Arc::new(
+        Metrics::new(Arc::clone(&snapshot), Arc::clone(&counters))
+            .with_connections(Arc::clone(&connections)),
+    );
+    let _sweeping = Sweeping::start(kernel.sweeper()?, connections)?;
     let pages = Pages {
         snapshot: Arc::clone(&snapshot),
         metrics: Arc::clone(&metrics),
@@ -408,15 +418,18 @@ impl Agent {
         let settings =
             translation::settings(&desired.translation, overlay.zip(vni), &self.settings.nat);
         // Between the two, whatever listens on all addresses of the node would answer on an egress address.
-        let moved = self.addresses.take_off(&desired.translation, view);
-        errors.extend(moved.errors);
+        let taken_off = self.addresses.take_off(&desired.translation, view);
         let brought = self
             .kernel
             .bring_to(&desired, &settings, &self.hooks, &self.counters);
         self.snapshot.programs = self.kernel.programs(&self.hooks);
-        if brought.is_ok() {
-            errors.extend(self.addresses.bring_to(&desired.translation, view).errors);
-        }
+        // An egress address is on its uplink only while the datapath knows it: nothing else may answer there.
+        let put_on = match &brought {
+            Ok(_) => self.addresses.bring_to(&desired.translation, view),
+            Err(_) => Moved::default(),
+        };
+        self.snapshot.egress = self.addresses.lines(&desired.translation);
+        self.snapshot.addresses_restored = self.addresses.restored();
         errors.extend(self.settle_overlay(overlay));
         errors.extend(self.check_sources(&desired.translation.nodes, view));
         warnings.extend(self.sources.problems().iter().cloned());
@@ -426,7 +439,7 @@ impl Agent {
             tracing::warn!("no longer steered, though its interface is still there: {pod}");
         }
         self.snapshot.resolved = Arc::new(resolved);
-        brought.in_full()
+        Ok(brought.in_full()? + taken_off.in_full()? + put_on.in_full()?)
     }
 
     /// Has the overlay device made if it is missing; what was known of it holds while the kernel cannot tell.

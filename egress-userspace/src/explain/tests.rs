@@ -13,6 +13,7 @@ use egress_common::{
 use super::*;
 use crate::{
     compile, diff,
+    gateway_id::gateway_id,
     resolve::GatewayStatus,
     state::{Extent, KernelState, Limits, MemberLabel, Names},
 };
@@ -25,16 +26,18 @@ fn net(text: &str) -> IpNet {
 }
 
 fn gateway(name: &str, weight: u32, hops: &[&str]) -> UsableGateway {
+    let name = ObjectName::new("edge", name);
     UsableGateway {
-        name: ObjectName::new("edge", name),
+        id: gateway_id(&name),
+        name,
         weight: NonZeroU32::new(weight).unwrap(),
-        replies: Replies::Recorded,
         ways: hops
             .iter()
-            .map(|hop| Way {
+            .map(|hop| Way::NextHop {
                 next_hop: hop.parse().unwrap(),
                 ifindex: UPLINK,
                 mtu: 1500,
+                replies: Replies::Recorded,
             })
             .collect(),
     }
@@ -55,6 +58,7 @@ fn pod(policy: &str, fate: Fate) -> SourcePod {
         addresses: vec!["10.1.0.5".parse().unwrap(), "fd00::5".parse().unwrap()],
         policy: policy.to_owned(),
         fate,
+        udp_ports: Vec::new(),
     }
 }
 

@@ -96,7 +96,6 @@ impl Capacities {
             (maps::NAT_OUT, "--nat-connections", self.nat_connections),
             (maps::NAT_BACK, "--nat-connections", self.nat_connections),
             (maps::INBOUND, "--max-inbound", self.inbound),
-            (maps::OWN_UDP, "--max-inbound", self.inbound),
             (maps::FLOWS, "--max-flows", self.flows),
         ])
     }

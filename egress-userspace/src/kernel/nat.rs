@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, ensure};
 use aya::{
-    Ebpf, Pod,
+    Pod,
     maps::{Array, HashMap, Map, MapData, MapError, MapInfo},
     programs::SchedClassifier,
 };
@@ -22,10 +22,11 @@ use egress_common::{
 
 use super::{
     maps::not_running,
+    object::NAT_SWEEP,
     paths::Paths,
     syscall::{self, Bucket},
 };
-use crate::nat::{Ports, Timeouts, back_key};
+use crate::nat::{Ports, Timeouts, back_key, out_key};
 
 /// Entries of a batch: enough that the system call costs next to nothing, few enough that it ends soon.
 const BATCH: usize = 1024;
@@ -147,17 +148,20 @@ impl NatMaps {
         self.back.get(key)
     }
 
-    /// Writes a connection, in the order in which the datapath does.
+    /// Writes the entry of replies unless there is one: what the datapath does first.
     ///
     /// # Errors
-    /// A map is full.
-    pub fn insert(
-        &mut self,
-        out: (&NatOutKey, &NatOut),
-        back: (&NatBackKey, &NatBack),
-    ) -> anyhow::Result<()> {
-        self.back.insert(back.0, back.1)?;
-        self.out.insert(out.0, out.1)
+    /// The map is full.
+    pub fn insert_back(&mut self, key: &NatBackKey, back: &NatBack) -> anyhow::Result<()> {
+        self.back.insert(key, back)
+    }
+
+    /// Writes the entry of a pod's packets unless there is one: what the datapath does then.
+    ///
+    /// # Errors
+    /// The map is full.
+    pub fn insert_out(&mut self, key: &NatOutKey, out: &NatOut) -> anyhow::Result<()> {
+        self.out.insert(key, out)
     }
 
     /// Removes a reply's entry that has no other half. Says whether it was there and alone.
@@ -168,9 +172,9 @@ impl NatMaps {
         let Some(back) = self.back.get(key)? else {
             return Ok(false);
         };
-        let out = self.out.get(&crate::nat::out_key(key, &back))?;
-        if let (Some(out), out_key) = (out, crate::nat::out_key(key, &back))
-            && back_key(&out_key, &out) == *key
+        let other = out_key(key, &back);
+        if let Some(out) = self.out.get(&other)?
+            && back_key(&other, &out) == *key
         {
             return Ok(false);
         }
@@ -192,7 +196,7 @@ impl NatMaps {
         };
         let other = back_key(key, &out);
         match self.back.get(&other)? {
-            Some(back) if crate::nat::out_key(&other, &back) == *key => return Ok(false),
+            Some(back) if out_key(&other, &back) == *key => return Ok(false),
             Some(_) => self.out.remove(key)?,
             None => {
                 let back = NatBack {
@@ -325,23 +329,11 @@ pub struct NatSweep {
 pub const SWEEP_KEYS: usize = 32;
 
 impl NatSweep {
-    /// Its name in the object.
-    pub const PROGRAM: &str = "egress_nat_sweep";
-
-    /// Loads the program of an object that is being loaded.
+    /// The program, which is loaded.
     ///
     /// # Errors
-    /// The object has no such program, or the verifier refuses it.
-    pub fn load(ebpf: &mut Ebpf) -> anyhow::Result<Self> {
-        let name = Self::PROGRAM;
-        let program: &mut SchedClassifier = ebpf
-            .program_mut(name)
-            .with_context(|| format!("the embedded object has no program {name}"))?
-            .try_into()
-            .with_context(|| format!("{name} is not a TC program"))?;
-        program
-            .load()
-            .with_context(|| format!("the kernel's verifier refuses the program {name}"))?;
+    /// It is not.
+    pub fn new(program: &SchedClassifier) -> anyhow::Result<Self> {
         Ok(Self {
             program: program.fd()?.as_fd().try_clone_to_owned()?,
         })
@@ -355,14 +347,14 @@ impl NatSweep {
         ensure!(
             keys.len() <= SWEEP_KEYS,
             "{} takes {SWEEP_KEYS} keys at once, not {}",
-            Self::PROGRAM,
+            NAT_SWEEP,
             keys.len()
         );
         if keys.is_empty() {
             return Ok(0);
         }
         syscall::run_classifier(&self.program, &frame(keys))
-            .with_context(|| format!("cannot run the program {}", Self::PROGRAM))
+            .with_context(|| format!("cannot run the program {NAT_SWEEP}"))
     }
 }
 

@@ -57,12 +57,14 @@ pub(super) fn read(report: &Report<'_>, object: &Fields<'_>, labels: Labels) -> 
 
 /// Who translates: hosts at `nextHops`, or `node`, to `egressIPs`.
 fn read_exit(report: &Report<'_>, spec: &Fields<'_>) -> Option<Exit> {
-    let of_node = spec.get("egressIPs").or_else(|| spec.get("node"));
+    let of_node = ["egressIPs", "node"]
+        .into_iter()
+        .find_map(|name| Some((name, spec.get(name)?)));
     match (spec.get("nextHops"), of_node) {
-        (Some(_), Some(value)) => {
+        (Some(_), Some((name, value))) => {
             report.error(
                 &value.span,
-                "`spec` has both `nextHops` and `egressIPs`",
+                format!("`spec` has both `nextHops` and `{name}`"),
                 "keep `nextHops` for hosts that translate by themselves, or `node` and `egressIPs` for addresses that \
                  a node of the cluster translates to",
             );

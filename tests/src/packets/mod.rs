@@ -13,6 +13,7 @@ pub mod answer;
 pub mod build;
 mod counts;
 mod lab;
+pub mod nat;
 pub mod random;
 mod row;
 pub mod seed;

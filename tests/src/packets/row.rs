@@ -1,5 +1,7 @@
 //! Rows: what a packet is, and everything that becomes of it.
 
+use std::net::IpAddr;
+
 use egress_common::{
     DropReason,
     counter::{Answer, PassKind},
@@ -55,15 +57,30 @@ pub struct Row {
     pub steps: Vec<Step>,
     /// The recorded connections; none asks nothing.
     pub records: Option<Vec<(ReplyKey, ReplyPath)>>,
+    /// The connections that came in, and whether each is answered; none asks nothing.
+    pub inbound: Option<Vec<(ReplyKey, bool)>>,
+    /// The UDP ports that the pods of the row name, by address.
+    pub named: Vec<(IpAddr, Vec<u16>)>,
 }
 
 impl Row {
     /// A row of one packet from a pod.
     pub fn new(name: &str, frame: Frame, expect: Expect) -> Self {
+        Self::empty(name).then(frame, expect)
+    }
+
+    /// A row that begins with a packet that the node hands to the pod.
+    pub fn arrival(name: &str, frame: Frame) -> Self {
+        Self::empty(name).arrives(frame)
+    }
+
+    fn empty(name: &str) -> Self {
         Self {
             name: name.to_owned(),
-            steps: vec![step(Input::from_pod(&frame.bytes), expect)],
+            steps: Vec::new(),
             records: None,
+            inbound: None,
+            named: Vec::new(),
         }
     }
 
@@ -81,6 +98,28 @@ impl Row {
         input.program = Program::FromGateway;
         input.ifindex = UPLINK;
         self.steps.push(step(input, expect));
+        self
+    }
+
+    /// With a packet that the node hands to the pod, which nothing ever changes or counts.
+    #[must_use]
+    pub fn arrives(mut self, frame: Frame) -> Self {
+        self.steps
+            .push(step(Input::to_pod(&frame.bytes), Expect::Untouched));
+        self
+    }
+
+    /// Whose pod with this address names UDP ports on which connections may come in.
+    #[must_use]
+    pub fn naming(mut self, pod: &str, ports: &[u16]) -> Self {
+        self.named.push((build::address(pod), ports.to_vec()));
+        self
+    }
+
+    /// After which exactly these connections have come in; each may be answered.
+    #[must_use]
+    pub fn inbound(mut self, inbound: Vec<(ReplyKey, bool)>) -> Self {
+        self.inbound = Some(inbound);
         self
     }
 
@@ -131,6 +170,9 @@ fn step(input: Input, expect: Expect) -> Step {
 pub fn run(lab: &mut Lab, rows: &[Row]) {
     for row in rows {
         lab.forget();
+        for (pod, ports) in &row.named {
+            lab.name_udp_ports(*pod, ports);
+        }
         let mut gateway = None;
         for (number, step) in row.steps.iter().enumerate() {
             let context = format!("row \"{}\", packet {}", row.name, number + 1);
@@ -141,6 +183,12 @@ pub fn run(lab: &mut Lab, rows: &[Row]) {
             let mut wanted = records.clone();
             wanted.sort_unstable();
             assert_eq!(seen, wanted, "row \"{}\": recorded connections", row.name);
+        }
+        if let Some(inbound) = &row.inbound {
+            let seen: Vec<_> = lab.inbound().into_iter().collect();
+            let mut wanted = inbound.clone();
+            wanted.sort_unstable();
+            assert_eq!(seen, wanted, "row \"{}\": what came in", row.name);
         }
         for step in &row.steps {
             cut(lab, row, step);

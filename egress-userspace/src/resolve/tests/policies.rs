@@ -37,10 +37,11 @@ fn rules_are_sorted_and_their_gateways_found() {
         (pod.ifindex, pod.interface.as_str(), pod.policy.as_str()),
         (veth(2), "veth2", "p")
     );
-    let way = |next_hop| Way {
+    let way = |next_hop| Way::NextHop {
         next_hop: ip(next_hop),
         ifindex: 2,
         mtu: 1500,
+        replies: Replies::Recorded,
     };
     assert_eq!(
         resolved.gateways[&name("egress/red-1")],
@@ -293,7 +294,7 @@ fn a_large_node_resolves_quickly() {
         world.steered(&format!("apps/pod-{n}"), 1 + n, &format!("p{}", n % 10));
     }
     let begin = Instant::now();
-    let resolved = resolve(&world.model, &world.node, &world.settings, &world.held);
+    let resolved = world.resolve();
     let took = begin.elapsed();
     assert_eq!(resolved.pods.len(), 1000);
     assert!(took.as_secs() < 5, "{took:?}");
