@@ -241,11 +241,19 @@ impl<'a> Node<'a> {
 
     /// Sets how many connections a source may have.
     pub fn set_quota(&mut self, source_quota: u32) {
-        // Distinct, and shorter than any machine that runs this is up.
         let mut timeouts = [0; NatState::COUNT];
         for (state, ..) in NatState::ALL {
             timeouts[state as usize] = timeout(state);
         }
+        self.set(source_quota, timeouts);
+    }
+
+    /// Sets how many connections a source may have, and one time for all states.
+    pub fn set_all(&mut self, source_quota: u32, seconds: u32) {
+        self.set(source_quota, [seconds; NatState::COUNT]);
+    }
+
+    fn set(&mut self, source_quota: u32, timeouts: [u32; NatState::COUNT]) {
         let settings = Settings {
             source_quota,
             timeouts,
@@ -520,7 +528,8 @@ impl<'a> Node<'a> {
     }
 }
 
-/// Seconds that a connection in this state lives here: distinct for each.
+/// Seconds that a connection in this state lives here: distinct for each, and shorter than any machine that runs
+/// this is up.
 #[must_use]
 pub fn timeout(state: NatState) -> u32 {
     4 + u32::from(state as u8)
