@@ -175,6 +175,57 @@ fn sweep_all(node: &mut Node<'_>) {
     assert_eq!(usize::try_from(removed).unwrap(), keys.len());
 }
 
+/// Connections are made and removed on several CPUs at once, and nothing is left of them in the end.
+#[test]
+fn made_and_removed_at_once() {
+    with_node(|node| {
+        let mut random = Random::new();
+        node.own(&ALPHA, (5000, 5003), 0);
+        // Whatever is looked at has ended; only packets within a second of the last look at nothing.
+        node.set_all(1000, 0);
+        let connections: Vec<Connection> = (0..40)
+            .map(|_| Connection {
+                beta: false,
+                remote: V4.remote,
+                remote_port: 53,
+                protocol: proto::UDP,
+                v6: false,
+                pod: *random.one_of(&[V4.pod, V4.other]),
+                pod_port: 4998 + u16::from(random.next_u8() % 8),
+            })
+            .collect();
+        let list = |random: &mut Random| -> Vec<Input> {
+            (0..200)
+                .map(|_| {
+                    let c = random.one_of(&connections);
+                    if random.once_in(4) {
+                        let egress_port = 5000 + u16::from(random.next_u8() % 4);
+                        on_uplink(&c.back((c.egress(), egress_port)))
+                    } else {
+                        Input::from_pod(&c.out((c.pod, c.pod_port)).bytes)
+                    }
+                })
+                .collect()
+        };
+        let keys: Vec<_> = (5000..5004).map(|port| connections[0].key(port)).collect();
+        for _ in 0..20 {
+            let lists = [list(&mut random), list(&mut random)];
+            node.at_once(&lists, &keys, 60);
+            let keys: Vec<_> = node.all_backs().into_iter().map(|(key, _)| key).collect();
+            for keys in keys.chunks(32) {
+                node.sweep(keys);
+            }
+            assert_eq!(node.all_outs(), [], "halves of pods' packets alone");
+            assert_eq!(node.all_backs(), []);
+            let counts: Vec<_> = node.sources.iter().map(|entry| entry.unwrap()).collect();
+            assert!(
+                counts.iter().all(|(_, count)| *count == 0),
+                "connections that nobody has: {counts:?}"
+            );
+        }
+    });
+}
+
 /// Random bytes change nothing but what may change: a packet that goes out has an egress address.
 #[test]
 fn whatever_arrives() {
