@@ -47,8 +47,8 @@ names! {
     FLOWS,
     /// LRU hash: connection that came in to a pod → how far it got.
     INBOUND,
-    /// LRU hash: a pod's own flow from a port on which others may come in → when it was last used.
-    OWN_UDP,
+    /// Array: buckets of the flows that pods started themselves, by hash.
+    OWN_FLOWS,
     /// Array of one: what the whole node is told.
     SETTINGS,
     /// Hash: gateway and family → index into `EGRESS`.
@@ -99,6 +99,8 @@ pub mod capacity {
     pub const FLOWS: u32 = 65_536;
     /// Connections that came in to pods.
     pub const INBOUND: u32 = 65_536;
+    /// Buckets of flows that pods started: 8 MiB. No flag changes it, since it says which bucket is a flow's.
+    pub const OWN_FLOWS: u32 = 131_072;
     /// Egress addresses of one node.
     pub const EGRESS: u32 = 1024;
     /// Other nodes, and their addresses.

@@ -2,7 +2,11 @@
 
 use crate::{
     addr::{Addr, Mac, WireU16},
+    flow::Flow,
+    gateway::GatewayId,
+    keys::ReplyKey,
     map_type,
+    maps::capacity,
 };
 
 /// Where a steered address is: the value of `POD_PLACES`.
@@ -65,23 +69,109 @@ impl UdpPorts {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Inbound {
-    /// When it was last used, in nanoseconds of `CLOCK_MONOTONIC`.
+    /// When a packet opened it last, in nanoseconds of `CLOCK_MONOTONIC`: a SYN, or any packet of UDP.
     pub last_seen: u64,
     /// Whether the pod has answered: a TCP connection is open from its SYN with ACK on.
     pub answered: u64,
 }
 map_type!(Inbound, size = 16, align = 8);
 
-/// The member that a flow uses, as long as its group allows it: the value of `FLOWS` and `FRAGMENTS`.
+/// How many seconds a flow of UDP, or the attempt to open a TCP connection, lives on without a packet.
+///
+/// Longer than any stack waits before it repeats a SYN (Linux: `TCP_RTO_MAX`, 120 s), and than a NAT
+/// should keep UDP at least (RFC 4787, 4.3: 2 minutes).
+pub const FLOW_SECONDS: u32 = 180;
+
+/// Flows that pods started themselves, of one bucket: an element of `OWN_FLOWS`, one cache line.
+///
+/// A bucket that is too small says so instead of forgetting: whoever asks is told that any flow of it may be
+/// a pod's own, until the last one that was pushed out would have ended.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OwnFlows {
+    /// [`OwnFlow::word`]s, each read and written at once; zero where there is none.
+    pub flows: [u64; OwnFlows::FLOWS],
+    /// When a flow was last pushed out before its time, in seconds of `CLOCK_MONOTONIC`; zero is never.
+    pub crowded: u64,
+}
+map_type!(OwnFlows, size = 64, align = 8);
+
+impl OwnFlows {
+    /// Flows that a bucket has room for.
+    pub const FLOWS: usize = 7;
+}
+
+/// A pod's own flow: which bucket it is in, and what tells it from others there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OwnFlow {
+    /// Index into `OWN_FLOWS`.
+    pub bucket: u32,
+    print: u32,
+}
+
+impl OwnFlow {
+    /// The flow whose replies have this key.
+    #[inline(always)]
+    pub fn new(key: &ReplyKey) -> Self {
+        let flow = Flow {
+            source: key.pod,
+            destination: key.remote,
+            source_port: key.pod_port,
+            destination_port: key.remote_port,
+            protocol: key.protocol,
+        };
+        let hash = flow.hash();
+        let [a, b] = key.pod_port.0;
+        let [c, d] = key.remote_port.0;
+        Self {
+            bucket: hash % capacity::OWN_FLOWS,
+            print: hash ^ u32::from_ne_bytes([a, b, c, d]),
+        }
+    }
+
+    /// What stands in the bucket for the flow when it was last used at `second`, which is not zero.
+    #[inline(always)]
+    pub const fn word(self, second: u32) -> u64 {
+        ((self.print as u64) << 32) | second as u64
+    }
+
+    /// Whether the word is this flow's.
+    #[inline(always)]
+    pub const fn is(self, word: u64) -> bool {
+        word != 0 && word >> 32 == self.print as u64
+    }
+
+    /// Whether what the word stands for lives at `now`, in seconds; so for `OwnFlows::crowded`.
+    #[inline(always)]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the lower half is the second"
+    )]
+    pub const fn is_alive(word: u64, now: u32) -> bool {
+        word != 0 && now.wrapping_sub(word as u32) < FLOW_SECONDS
+    }
+}
+
+/// What later packets are told: the value of `FLOWS`, of a flow, and of `FRAGMENTS`, of a datagram.
+///
+/// The member that the flow uses, as long as its group allows it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Choice {
     /// The gateway.
-    pub gateway: crate::gateway::GatewayId,
+    pub gateway: GatewayId,
     /// The number that it had in its group.
     pub number: u32,
 }
 map_type!(Choice, size = 8, align = 4);
+
+impl Choice {
+    /// No member at all: the datagram answers a connection that came in, and the kernel routes it.
+    pub const PASSED: Self = Self {
+        gateway: GatewayId(0),
+        number: u32::MAX,
+    };
+}
 
 /// Key of `FLOWS`.
 #[repr(C)]

@@ -7,9 +7,11 @@ use egress_common::{
 };
 
 use crate::{
-    choose, classify,
+    answer,
+    choose::{self, Group},
+    classify,
     counters::Shape,
-    forward,
+    forward, inbound,
     packet::Packet,
     parse::{self, Frame, Ip},
     pods::{self, Source},
@@ -66,8 +68,8 @@ fn handle_ip(packet: &Packet<'_>, ip: &Ip) -> Departure {
         reason,
         shape,
     };
-    let pod = match pods::identify(packet, ip) {
-        Source::Pod(pod) => pod,
+    let (pod, slot) = match pods::identify(packet, ip) {
+        Source::Pod { state, slot } => (state, slot),
         Source::Neighbourly => return Departure::NotOurs,
         Source::Unknown => return nobody(DropReason::SpoofedSource),
         Source::Broken => return nobody(DropReason::StateMissing),
@@ -80,6 +82,13 @@ fn handle_ip(packet: &Packet<'_>, ip: &Ip) -> Departure {
     let Some(decision) = verdict.decode() else {
         return nobody(DropReason::StateMissing);
     };
+    if may_be_reply(decision) && inbound::is_reply(packet, ip, slot) {
+        return Departure::Passed {
+            policy,
+            kind: PassKind::Inbound,
+            shape,
+        };
+    }
     let sent = match decision {
         Decision::Unmatched => {
             return Departure::Passed {
@@ -102,17 +111,72 @@ fn handle_ip(packet: &Packet<'_>, ip: &Ip) -> Departure {
                 shape,
             };
         }
-        Decision::Member(member) => send(packet, ip, member, shape),
+        Decision::Member(member) => send(packet, ip, member, slot, shape),
         Decision::Group {
             lines,
             first_member,
-            members: _,
-        } => choose::member(packet, ip, lines)
-            .and_then(|number| send(packet, ip, first_member.wrapping_add(number), shape)),
+            members,
+        } => {
+            let group = Group {
+                lines,
+                first_member,
+                members: members.into(),
+            };
+            choose::member(packet, ip, &group)
+                .map_err(Refusal::from)
+                .and_then(|member| send(packet, ip, member, slot, shape))
+        }
     };
     match sent {
         Ok(counter) => Departure::Redirected { counter, shape },
-        Err(reason) => Departure::Dropped {
+        Err(refusal) => refused(packet, ip, policy, refusal, shape),
+    }
+}
+
+/// Why a packet was not sent, and the MTU of the way that it might not have fitted.
+struct Refusal {
+    reason: DropReason,
+    mtu: u32,
+}
+
+impl From<DropReason> for Refusal {
+    /// Of a packet that never came to its way.
+    #[inline(always)]
+    fn from(reason: DropReason) -> Self {
+        Self { reason, mtu: 0 }
+    }
+}
+
+#[inline(always)]
+fn send(
+    packet: &Packet<'_>,
+    ip: &Ip,
+    member: u32,
+    slot: u32,
+    shape: Shape,
+) -> Result<u32, Refusal> {
+    let member = verdicts::member(member).ok_or(DropReason::StateMissing)?;
+    forward::send(packet, ip, member, slot, shape).map_err(|reason| Refusal {
+        reason,
+        mtu: member.mtu,
+    })?;
+    Ok(member.counter)
+}
+
+/// Drops the packet, and tells the pod if an answer is due.
+#[inline(always)]
+fn refused(packet: &Packet<'_>, ip: &Ip, policy: u32, refusal: Refusal, shape: Shape) -> Departure {
+    let reason = refusal.reason;
+    let answer = answer::write(packet, ip, reason, refusal.mtu)
+        .filter(|_| packet.redirect(packet.ifindex()).is_ok());
+    match answer {
+        Some(answer) => Departure::Answered {
+            policy,
+            reason,
+            answer,
+            shape,
+        },
+        None => Departure::Dropped {
             policy,
             reason,
             shape,
@@ -120,9 +184,16 @@ fn handle_ip(packet: &Packet<'_>, ip: &Ip) -> Departure {
     }
 }
 
+/// Whether a packet of which the policy says so goes back the way its connection came in, if one did.
+///
+/// What the kernel routes anyway need not ask. Where a policy is missing or broken, nobody said that
+/// anything of the pod's may pass.
 #[inline(always)]
-fn send(packet: &Packet<'_>, ip: &Ip, member: u32, shape: Shape) -> Result<u32, DropReason> {
-    let member = verdicts::member(member).ok_or(DropReason::StateMissing)?;
-    forward::send(packet, ip, member, shape)?;
-    Ok(member.counter)
+const fn may_be_reply(decision: Decision) -> bool {
+    match decision {
+        Decision::Member(_) | Decision::Group { .. } | Decision::Drop(DropReason::NoGateway) => {
+            true
+        }
+        Decision::Unmatched | Decision::Local | Decision::Drop(_) => false,
+    }
 }

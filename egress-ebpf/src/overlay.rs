@@ -1,51 +1,132 @@
-//! Frames to other nodes.
+//! Frames to other nodes and from them: the tunnel's addresses, and the tag in the MAC fields.
 
 use aya_ebpf::{
     btf_maps::{Array, HashMap},
     macros::btf_map,
 };
 use egress_common::{
-    Addr, DropReason,
-    keys::ReplyPath,
+    Addr, DropReason, Mac,
     maps::capacity,
-    pod::{PodNote, PodPlace, mac_from_word},
+    overlay::{FrameKind, NodeState, Tag},
+    pod::{mac_from_word, mac_to_word},
     verdict::Member,
 };
 
-use crate::{deliver, packet::Packet, parse::Ip, pods};
+use crate::{forward, mss, packet::Packet, parse::Ip, settings};
 
 #[btf_map]
-static POD_PLACES: HashMap<Addr, PodPlace, { capacity::PODS as usize }> = HashMap::new();
+static NODES: HashMap<Addr, u32, { capacity::NODES as usize }> = HashMap::new();
 
 #[btf_map]
-static POD_NOTES: Array<PodNote, { capacity::PODS as usize }> = Array::new();
+static NODE_STATE: Array<NodeState, { capacity::NODES as usize }> = Array::new();
 
 /// Sends a pod's packet to the node of its gateway.
 #[inline(always)]
-pub(crate) fn send(_packet: &Packet<'_>, _ip: &Ip, _member: &Member) -> Result<(), DropReason> {
-    Err(DropReason::NatUnsupported)
+pub(crate) fn send(packet: &Packet<'_>, ip: &Ip, member: &Member) -> Result<(), DropReason> {
+    forward::lower_ttl(packet, ip)?;
+    mss::clamp(packet, ip, member.mtu)?;
+    let kind = FrameKind::Out(member.gateway);
+    encapsulate(packet, &member.address, word(member.tag), word_of(kind))?;
+    packet.redirect(member.ifindex)
 }
 
-/// Sends a packet that is translated back to the node of its pod.
-#[inline(always)]
-pub(crate) fn back(_packet: &Packet<'_>, _origin: u32) -> Result<(), DropReason> {
-    Err(DropReason::NatUnsupported)
-}
-
-/// Hands a packet to a pod of this node; `ip` need not name it as the destination.
-#[inline(always)]
-pub(crate) fn to_local_pod(packet: &Packet<'_>, ip: &Ip, pod: &Addr) -> Result<(), DropReason> {
-    // SAFETY: plain integers, and whether the pod is there is asked below.
-    let place = unsafe { POD_PLACES.get(pod) }.ok_or(DropReason::PodUnknown)?;
-    let note = POD_NOTES.get(place.slot).ok_or(DropReason::PodUnknown)?;
-    if note.pod_mac == 0 || !pods::is_at(place.ifindex, *pod) {
-        return Err(DropReason::PodUnknown);
+/// Sends the packet as it is to the node `origin`, for the pod that it is addressed to.
+///
+/// The caller has lowered its TTL, and seen that it fits ([`mtu_to`]).
+///
+/// # Errors
+/// `StateMissing` if there is no such node any more; nothing is written then.
+///
+/// A function of its own, for the sake of its callers' stack.
+#[inline(never)]
+pub(crate) fn back(packet: &Packet<'_>, origin: u32) -> Result<(), DropReason> {
+    let node = node(origin).ok_or(DropReason::StateMissing)?;
+    let settings = settings::get().ok_or(DropReason::StateMissing)?;
+    if settings.overlay_ifindex == 0 {
+        return Err(DropReason::StateMissing);
     }
-    let path = ReplyPath {
-        ifindex: place.ifindex,
-        pod_mac: mac_from_word(note.pod_mac),
-        host_mac: mac_from_word(note.host_mac),
-        via: 0,
-    };
-    deliver::to_pod(packet, ip, &path)
+    let kind = FrameKind::Back;
+    encapsulate(packet, &node.address, word(node.send), word_of(kind))?;
+    packet.redirect(settings.overlay_ifindex)
+}
+
+/// Largest IP packet in bytes that fits a frame to the node `origin`.
+#[inline(always)]
+#[expect(dead_code, reason = "for who sends packets back")]
+pub(crate) fn mtu_to(origin: u32) -> Option<u32> {
+    node(origin).map(|node| node.mtu)
+}
+
+#[inline(always)]
+fn node(index: u32) -> Option<&'static NodeState> {
+    NODE_STATE.get(index).filter(|node| node.send != Tag::ZERO)
+}
+
+/// A tag as it is compared and written, like a MAC.
+#[inline(always)]
+const fn word(tag: Tag) -> u64 {
+    mac_to_word(Mac(tag.0))
+}
+
+#[inline(always)]
+const fn word_of(kind: FrameKind) -> u64 {
+    mac_to_word(kind.to_mac())
+}
+
+/// Makes a frame of the overlay of the packet.
+///
+/// A function of its own, for the sake of its callers' stack.
+#[inline(never)]
+fn encapsulate(packet: &Packet<'_>, to: &Addr, tag: u64, kind: u64) -> Result<(), DropReason> {
+    let settings = settings::get().ok_or(DropReason::StateMissing)?;
+    packet.set_tunnel(to, settings.vni)?;
+    packet.set_mac_words(tag, kind)
+}
+
+/// Who sent a frame of the overlay, and what it says that it is.
+#[derive(Clone, Copy)]
+pub(crate) struct Sender {
+    /// The inner frame's source, as `mac_to_word` makes it.
+    kind: u64,
+    /// Index of the node.
+    pub(crate) origin: u32,
+}
+
+impl Sender {
+    /// What [`sender`] fills in.
+    #[inline(always)]
+    pub(crate) const fn unread() -> Self {
+        Self { kind: 0, origin: 0 }
+    }
+
+    /// What the frame is, if it is one of ours.
+    #[inline(always)]
+    pub(crate) const fn kind(&self) -> Option<FrameKind> {
+        FrameKind::from_mac(mac_from_word(self.kind))
+    }
+}
+
+/// Finds out which node of the cluster has sent the frame, by its tunnel's source and its tag.
+///
+/// A function of its own, for the sake of its caller's stack.
+#[inline(never)]
+pub(crate) fn sender(packet: &Packet<'_>, sender: &mut Sender) -> Result<(), DropReason> {
+    let settings = settings::get().ok_or(DropReason::StateMissing)?;
+    let (vni, remote) = packet.tunnel().ok_or(DropReason::OverlayMalformed)?;
+    if vni != settings.vni {
+        return Err(DropReason::OverlayMalformed);
+    }
+    // SAFETY: a live key's value never changes, and it is copied at once.
+    let origin = unsafe { NODES.get(&remote) }
+        .copied()
+        .ok_or(DropReason::OverlayUnknownNode)?;
+    let node = NODE_STATE.get(origin).ok_or(DropReason::StateMissing)?;
+    let (tag, kind) = packet.mac_words().ok_or(DropReason::OverlayMalformed)?;
+    // Zero stands for "no second key", too.
+    if tag == 0 || (tag != word(node.accept[0]) && tag != word(node.accept[1])) {
+        return Err(DropReason::OverlayForged);
+    }
+    sender.origin = origin;
+    sender.kind = kind;
+    Ok(())
 }

@@ -4,8 +4,8 @@ use egress_common::{Addr, DropReason, Family, WireU16};
 
 use crate::packet::{L3, Packet};
 
-const ETH_P_IP: u16 = 0x0800;
-const ETH_P_IPV6: u16 = 0x86dd;
+pub(crate) const ETH_P_IP: u16 = 0x0800;
+pub(crate) const ETH_P_IPV6: u16 = 0x86dd;
 const ETH_P_ARP: u16 = 0x0806;
 
 /// IP protocol numbers (IANA).
@@ -226,7 +226,7 @@ fn ipv4(packet: &Packet<'_>, ip: &mut Ip) -> Result<(), DropReason> {
 /// Refuses a packet whose options name the hops that it takes (RFC 791, 3.1: types 131 and 137).
 #[inline(always)]
 fn refuse_source_route(packet: &Packet<'_>, end: u32) -> Result<(), DropReason> {
-    let mut place = Forgotten([0; 8]);
+    let mut place = Forgotten::new();
     let mut at = L3 + 20;
     for _ in 0..MAX_OPTIONS {
         at = place.forget(at);
@@ -254,12 +254,17 @@ fn refuse_source_route(packet: &Packet<'_>, end: u32) -> Result<(), DropReason> 
 /// It would follow every sum of option lengths for itself, millions of them. A byte in the middle of a
 /// word of stack is one that it does not follow, so all ways through an option lead to one state.
 #[repr(align(8))]
-struct Forgotten([u8; 8]);
+pub(crate) struct Forgotten([u8; 8]);
 
 impl Forgotten {
+    #[inline(always)]
+    pub(crate) const fn new() -> Self {
+        Self([0; 8])
+    }
+
     /// The number again; anything above a byte is as good as the largest byte, which no header reaches.
     #[inline(always)]
-    fn forget(&mut self, number: u32) -> u32 {
+    pub(crate) fn forget(&mut self, number: u32) -> u32 {
         let byte = u8::try_from(number).unwrap_or(u8::MAX);
         // SAFETY: a byte of our own, written and read where it lies.
         unsafe {

@@ -3,7 +3,7 @@
 use aya_ebpf::{btf_maps::Array, macros::btf_map};
 use egress_common::{
     maps::capacity,
-    verdict::{Member, NUMBER_UNMATCHED, PodState, Verdict},
+    verdict::{Member, NUMBER_CLUSTER, NUMBER_UNMATCHED, PodState, Verdict},
 };
 
 use crate::lines;
@@ -22,6 +22,12 @@ pub(crate) fn verdict(pod: PodState, class: Option<u32>) -> Option<&'static Verd
         None => NUMBER_UNMATCHED,
     };
     VERDICTS.get(pod.rule_base().wrapping_add(u32::from(number)))
+}
+
+/// Whether a class is the cluster's own for a pod, and no rule's.
+#[inline(always)]
+pub(crate) fn is_cluster(pod: PodState, class: Option<u32>) -> bool {
+    class.and_then(|class| lines::cell(pod.row(), class)) == Some(NUMBER_CLUSTER)
 }
 
 /// The member with this id; nothing where none was ever written.

@@ -46,6 +46,8 @@ pub struct Snapshot {
     pub programs: Vec<AttachedProgram>,
     /// Times that something else removed a program or its qdisc, and it was put back.
     pub reattached: u64,
+    /// What would make other nodes drop frames of the overlay from here, one sentence each.
+    pub unreachable: BTreeSet<String>,
     /// The egress addresses that this node owns.
     pub egress: Vec<OwnedAddress>,
     /// Times that something else took an egress address off its interface, and it was put back.
@@ -140,7 +142,10 @@ impl Snapshot {
             .filter(|p| !p.attached)
             .map(|p| format!("{} on {}", p.program, p.interface))
             .collect();
-        (!missing.is_empty()).then(|| format!("not attached: {}", missing.join(", ")))
+        if !missing.is_empty() {
+            return Some(format!("not attached: {}", missing.join(", ")));
+        }
+        self.unreachable.first().cloned()
     }
 }
 
@@ -178,6 +183,18 @@ mod tests {
         assert_eq!(
             snapshot.not_ready_because().as_deref(),
             Some("not attached: egress_from_pod on veth0")
+        );
+    }
+
+    #[test]
+    fn frames_that_other_nodes_would_drop_are_a_reason() {
+        let mut snapshot = applied(None);
+        snapshot
+            .unreachable
+            .insert("frames leave from x".to_owned());
+        assert_eq!(
+            snapshot.not_ready_because().as_deref(),
+            Some("frames leave from x")
         );
     }
 

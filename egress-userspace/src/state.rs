@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::IpAddr, num::NonZeroU32, sync::Arc};
 
 use egress_common::{
-    DropReason,
+    Addr, DropReason, Family,
     cells::CELLS_PER_LINE,
     gateway::GatewayId,
     keys::PodKey,
@@ -115,25 +115,159 @@ pub enum VerdictSpec {
     Local,
     /// Dropped.
     Drop(DropReason),
-    /// Through one of these members: at least one, sorted by label.
+    /// Through one of these members: at least one, in ascending order of their gateways' ids.
     Gateways(Vec<MemberSpec>),
 }
 
 /// A member, by name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct MemberSpec {
+    /// The gateway's number on every node; the datapath searches a group by it.
+    pub gateway: GatewayId,
     /// What its counters are called.
     pub label: MemberLabel,
     /// Its share of the group.
     pub weight: NonZeroU32,
-    /// The device that leads to it.
-    pub ifindex: u32,
+    /// How packets reach it.
+    pub way: Way,
+}
+
+impl MemberSpec {
+    /// The map value, counted at this index.
+    #[must_use]
+    pub fn value(&self, counter: u32) -> Member {
+        let id = self.gateway;
+        match &self.way {
+            Way::NextHop {
+                next_hop,
+                ifindex,
+                mtu,
+                replies,
+            } => {
+                let next_hop = Addr::from(*next_hop);
+                Member::next_hop(counter, id, *ifindex, *mtu, next_hop, *replies)
+            }
+            Way::Overlay {
+                address,
+                ifindex,
+                mtu,
+                tag,
+                ..
+            } => Member::overlay(counter, id, *ifindex, *mtu, Addr::from(*address), *tag),
+            Way::Here { egress, mtu, .. } => Member::here(counter, id, *mtu, Addr::from(*egress)),
+        }
+    }
+}
+
+/// How packets of one family reach a gateway from this node.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Way {
+    /// To an on-link next hop, which translates by itself.
+    NextHop {
+        /// The next hop.
+        next_hop: IpAddr,
+        /// The device that leads to it.
+        ifindex: u32,
+        /// Largest IP packet in bytes.
+        mtu: u32,
+        /// Who brings replies back.
+        replies: Replies,
+    },
+    /// Through the overlay to the node that owns the egress address.
+    Overlay {
+        /// The address that the outside sees.
+        egress: IpAddr,
+        /// The node that owns it.
+        node: String,
+        /// That node's address, of either family.
+        address: IpAddr,
+        /// The overlay device.
+        ifindex: u32,
+        /// Largest IP packet in bytes that fits a frame to that node.
+        mtu: u32,
+        /// The tag of frames to it.
+        tag: Tag,
+    },
+    /// Translated on this node, which owns the egress address.
+    Here {
+        /// The address that the outside sees.
+        egress: IpAddr,
+        /// This node.
+        node: String,
+        /// The uplink.
+        ifindex: u32,
+        /// Largest IP packet in bytes that the uplink takes.
+        mtu: u32,
+    },
+}
+
+impl Way {
+    /// The family of the packets that take it: that of the next hop or of the egress address.
+    #[must_use]
+    pub const fn family(&self) -> Family {
+        match self {
+            Self::NextHop {
+                next_hop: address, ..
+            }
+            | Self::Overlay {
+                egress: address, ..
+            }
+            | Self::Here {
+                egress: address, ..
+            } => match address {
+                IpAddr::V4(_) => Family::V4,
+                IpAddr::V6(_) => Family::V6,
+            },
+        }
+    }
+
+    /// The device that packets leave by.
+    #[must_use]
+    pub const fn ifindex(&self) -> u32 {
+        match self {
+            Self::NextHop { ifindex, .. }
+            | Self::Overlay { ifindex, .. }
+            | Self::Here { ifindex, .. } => *ifindex,
+        }
+    }
+
     /// Largest IP packet in bytes.
-    pub mtu: u32,
-    /// The on-link next hop.
-    pub next_hop: IpAddr,
-    /// Who brings replies back.
-    pub replies: Replies,
+    #[must_use]
+    pub const fn mtu(&self) -> u32 {
+        match self {
+            Self::NextHop { mtu, .. } | Self::Overlay { mtu, .. } | Self::Here { mtu, .. } => *mtu,
+        }
+    }
+
+    /// The device whose incoming packets are replies that we have to deliver from a next hop.
+    #[must_use]
+    pub const fn replies_from(&self) -> Option<u32> {
+        match self {
+            Self::NextHop {
+                ifindex,
+                replies: Replies::Recorded,
+                ..
+            } => Some(*ifindex),
+            Self::NextHop { .. } | Self::Overlay { .. } | Self::Here { .. } => None,
+        }
+    }
+
+    /// The way in a few words, with the name of its device.
+    #[must_use]
+    pub fn phrase(&self, device: &str) -> String {
+        match self {
+            Self::NextHop { next_hop, .. } => format!("{next_hop} on {device}"),
+            Self::Overlay {
+                egress,
+                node,
+                address,
+                ..
+            } => format!("{egress} on node {node}, through the overlay to {address} by {device}"),
+            Self::Here { egress, node, .. } => {
+                format!("{egress} on this node, {node}, out of {device}")
+            }
+        }
+    }
 }
 
 /// The labels of a member's counters. A gateway's two families share one.
@@ -246,6 +380,9 @@ pub struct Names {
     /// Gateway of this node → index into the gateway counters.
     #[serde(default, with = "pairs")]
     pub gateways: BTreeMap<ObjectName, u32>,
+    /// Another node → index into `NODE_STATE`; 0 is nobody's.
+    #[serde(default)]
+    pub nodes: BTreeMap<String, u32>,
 }
 
 /// A map as a list of pairs: JSON's keys are strings.

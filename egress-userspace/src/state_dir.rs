@@ -69,6 +69,12 @@ impl StateDir {
         }
     }
 
+    /// Where an agent writes down which overlay device it has made.
+    #[must_use]
+    pub fn overlay_file(&self) -> PathBuf {
+        self.path.join("overlay.json")
+    }
+
     /// Removes what an agent leaves there, and the directory unless it has other files.
     ///
     /// Returns whether the directory is gone.
@@ -77,6 +83,8 @@ impl StateDir {
         for file in [
             names_file(&self.path),
             new_names_file(&self.path),
+            self.overlay_file(),
+            self.overlay_file().with_extension("new"),
             addresses_file(&self.path),
             new_addresses_file(&self.path),
             lock_file(&self.path),
@@ -254,6 +262,7 @@ mod tests {
         let path = directory.path().join("a/b");
         let names = Names {
             policies: [("p".to_owned(), 1)].into_iter().collect(),
+
             ..Names::default()
         };
         let state = StateDir::open(&path).unwrap();

@@ -24,7 +24,7 @@ use self::{
     upper::{Facts, kind},
 };
 use crate::{
-    forward, overlay,
+    deliver, forward, overlay,
     packet::Packet,
     parse::{Fragment, Ip},
 };
@@ -171,7 +171,7 @@ fn send_back(packet: &Packet<'_>, s: &mut Scratch, is_error: bool) -> Result<(),
     }
     rewrite::write(packet, s.ip.family, &s.edit)?;
     if s.back.origin == ORIGIN_HERE {
-        return overlay::to_local_pod(packet, &s.ip, &s.edit.new);
+        return deliver::to_local_pod(packet, &s.ip, &s.edit.new);
     }
     forward::lower_ttl(packet, &s.ip)?;
     overlay::back(packet, s.back.origin)

@@ -1,6 +1,6 @@
 //! `egress run`: the agent, or a look at what it would do.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{collections::BTreeSet, path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 use clap::Args;
@@ -64,13 +64,28 @@ async fn dry_run(settings: &Settings) -> anyhow::Result<bool> {
     }
     let view = Netlink::connect()?.read().await?;
     let (state, names) = current(settings)?;
-    let resolved = resolve(&loaded.model, &view, &settings.resolve, &state.held());
+    let resolved = resolve(
+        &loaded.model,
+        &view,
+        &settings.resolve,
+        &state.held(),
+        &BTreeSet::new(),
+    );
     for warning in &resolved.warnings {
         println!("warning: {warning}");
     }
     let desired = compile(&resolved, &settings.limits)?;
     let plan = diff::plan(&state, &names, &desired, &settings.limits)?;
-    for hook in agent::wanted_hooks(&resolved, &desired, &view) {
+    let device = settings.overlay.as_ref().map(|overlay| &overlay.device);
+    let overlay = view
+        .links
+        .iter()
+        .find(|(_, link)| Some(&link.name) == device);
+    let outside = agent::OutsideLinks {
+        uplinks: view.uplinks(&settings.uplinks).links,
+        overlay: overlay.map(|(index, link)| (*index, link.name.clone())),
+    };
+    for hook in agent::wanted_hooks(&resolved, &desired, &view, &outside) {
         println!(
             "program {} belongs on {}",
             hook.program.name(),

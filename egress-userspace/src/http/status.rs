@@ -85,7 +85,7 @@ pub struct GatewayLine {
     pub up: bool,
     /// Why not.
     pub reason: Option<String>,
-    /// How it is reached: next hop and device.
+    /// How it is reached: next hop, or egress address and node, and device.
     pub ways: Vec<String>,
 }
 
@@ -115,10 +115,7 @@ impl Status {
                 reason,
                 ways: ways
                     .iter()
-                    .map(|w| {
-                        let device = device(&snapshot.interfaces, w.ifindex);
-                        format!("{} on {device}", w.next_hop)
-                    })
+                    .map(|w| w.phrase(&device(&snapshot.interfaces, w.ifindex())))
                     .collect(),
             }
         });

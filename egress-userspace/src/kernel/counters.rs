@@ -10,6 +10,7 @@ use egress_common::{
         ANSWER_COUNTS, DROP_COUNTS, FRAGMENTS, GATEWAY_COUNTS, GATEWAY_DROPS, MEMBER_COUNTS,
         PASS_COUNTS, REPLIES, REPLY_FRAGMENTS,
     },
+    pod::Choice,
 };
 
 use super::{maps::open, paths::Paths};
@@ -23,7 +24,7 @@ pub struct CounterMaps {
     gateway_drops: PerCpuArray<MapData, Count>,
     answers: PerCpuArray<MapData, u64>,
     replies: HashMap<MapData, ReplyKey, ReplyPath>,
-    fragments: HashMap<MapData, FragmentKey, u32>,
+    fragments: HashMap<MapData, FragmentKey, Choice>,
     reply_fragments: HashMap<MapData, FragmentKey, ReplyPath>,
     capacities: [u64; 3],
     cpus: usize,

@@ -43,6 +43,12 @@ pub struct Capacities {
     pub replies: u32,
     /// Datagrams in fragments.
     pub fragments: u32,
+    /// Connections that this node translates.
+    pub nat_connections: u32,
+    /// Connections that came in to pods.
+    pub inbound: u32,
+    /// Flows that stay on the gateway of a group.
+    pub flows: u32,
 }
 
 impl Default for Capacities {
@@ -55,6 +61,9 @@ impl Default for Capacities {
             policies: capacity::POLICIES,
             replies: capacity::REPLIES,
             fragments: capacity::FRAGMENTS,
+            nat_connections: capacity::NAT,
+            inbound: capacity::INBOUND,
+            flows: capacity::FLOWS,
         }
     }
 }
@@ -70,6 +79,9 @@ impl Capacities {
         Ok(vec![
             (maps::PODS, "--max-pods", self.pods),
             (maps::POD_STATE, "--max-pods", self.pods),
+            (maps::POD_PLACES, "--max-pods", self.pods),
+            (maps::POD_NOTES, "--max-pods", self.pods),
+            (maps::POD_UDP_PORTS, "--max-pods", self.pods),
             (maps::PREFIXES4, "--max-prefixes", self.prefixes),
             (maps::PREFIXES6, "--max-prefixes", self.prefixes),
             (maps::VERDICTS, "--max-verdicts", self.verdicts),
@@ -80,6 +92,11 @@ impl Capacities {
             (maps::REPLIES, "--max-replies", self.replies),
             (maps::FRAGMENTS, "--max-fragments", self.fragments),
             (maps::REPLY_FRAGMENTS, "--max-fragments", self.fragments),
+            (maps::NAT_FRAGMENTS, "--max-fragments", self.fragments),
+            (maps::NAT_OUT, "--nat-connections", self.nat_connections),
+            (maps::NAT_BACK, "--nat-connections", self.nat_connections),
+            (maps::INBOUND, "--max-inbound", self.inbound),
+            (maps::FLOWS, "--max-flows", self.flows),
         ])
     }
 }

@@ -13,10 +13,12 @@ mod maps;
 mod nat;
 mod object;
 mod paths;
+mod pods;
 mod reader;
 mod segments;
 mod slots;
 mod syscall;
+mod translation;
 
 pub use attach::{AttachMode, Attachments, Hook, detach_all};
 pub use counters::CounterMaps;

@@ -329,13 +329,14 @@ pub struct NatSweep {
 pub const SWEEP_KEYS: usize = 32;
 
 impl NatSweep {
-    /// The program, which lives as long as this.
+    /// The program, which is loaded.
     ///
     /// # Errors
-    /// It is not loaded.
+    /// It is not.
     pub fn new(program: &SchedClassifier) -> anyhow::Result<Self> {
-        let program = program.fd()?.as_fd().try_clone_to_owned()?;
-        Ok(Self { program })
+        Ok(Self {
+            program: program.fd()?.as_fd().try_clone_to_owned()?,
+        })
     }
 
     /// Removes those of at most [`SWEEP_KEYS`] connections that have ended by now. Gives their number.
@@ -353,7 +354,7 @@ impl NatSweep {
             return Ok(0);
         }
         syscall::run_classifier(&self.program, &frame(keys))
-            .with_context(|| format!("cannot run the program {}", NAT_SWEEP))
+            .with_context(|| format!("cannot run the program {NAT_SWEEP}"))
     }
 }
 

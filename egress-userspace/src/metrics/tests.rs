@@ -27,6 +27,7 @@ pub(crate) fn node() -> (Arc<Metrics>, Arc<Fake>) {
         policies: BTreeMap::from([("to-partners".to_owned(), 1)]),
         members: vec![(label("red"), 0), (label("blue"), 1)],
         gateways: BTreeMap::from([(red(), 5)]),
+        ..Names::default()
     };
     let fake = Arc::new(Fake::default());
     *fake.kernel.lock().unwrap() = Kernel {

@@ -7,7 +7,11 @@ mod assign;
 mod assumed;
 mod index;
 mod netlink;
+mod ports;
 mod problem;
+mod towards;
+mod uplinks;
+mod vxlan;
 mod watch;
 
 use std::{
@@ -20,9 +24,12 @@ use ipnet::IpNet;
 
 pub use announce::{Announcer, frames as announcement};
 pub use assign::{Listed, assign, list as list_addresses, withdraw};
-pub use index::{NodeIndex, PodInterface};
+pub use index::{Device, NodeIndex, PodInterface};
 pub use netlink::Netlink;
+pub use ports::local_ports;
 pub use problem::{InterfaceProblem, NoWay};
+pub use uplinks::Uplinks;
+pub use vxlan::{OverlayDevice, OverlayProblem};
 pub use watch::watch;
 
 /// How packets of one family reach a gateway.

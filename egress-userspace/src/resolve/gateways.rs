@@ -7,12 +7,19 @@ use std::{
     ops::Range,
 };
 
-use super::{GatewayStatus, Settings, UsableGateway, pods::steering};
+use egress_common::{gateway::GatewayId, verdict::Replies};
+
+use super::{
+    GatewayStatus, PodGateways, Settings, UsableGateway, Way,
+    egress::{Held, Owned, Request},
+    pods::steering,
+};
 use crate::{
+    gateway_id::gateway_id,
     model::{
-        Gateway, GatewaySelector, Labels, Model, ObjectName, Phase, Pod, Replies, Steering, Target,
+        Exit, Gateway, GatewaySelector, Labels, Model, ObjectName, Phase, Pod, Steering, Target,
     },
-    node::{NoWay, NodeIndex, Way},
+    node::{self, NoWay, NodeIndex},
     selector::Selector,
 };
 
@@ -77,6 +84,7 @@ impl<'a> Gateways<'a> {
         model: &'a Model,
         index: &NodeIndex<'_>,
         settings: &Settings,
+        owned: &mut Owned<'_>,
         warnings: &mut BTreeSet<String>,
     ) -> Self {
         let candidates = candidates(model, warnings);
@@ -86,18 +94,23 @@ impl<'a> Gateways<'a> {
             .map(|key| (key, members(model, &candidates, &ranges, key)))
             .collect();
         let matched: BTreeSet<usize> = groups.values().flatten().copied().collect();
+        let mut finder = Finder {
+            index,
+            settings,
+            owned,
+            warnings,
+            ids: BTreeMap::new(),
+            claims: BTreeMap::new(),
+        };
         let states = candidates
             .iter()
             .enumerate()
             .filter_map(|(position, candidate)| {
-                let state = match candidate.kind {
-                    Kind::Object(gateway) => object_state(candidate.name, gateway, index, warnings),
-                    Kind::Pod(pod) if matched.contains(&position) => {
-                        pod_state(candidate.name, pod, index, settings, warnings)
-                    }
-                    Kind::Pod(_) => return None,
+                let matters = match candidate.kind {
+                    Kind::Object(_) => true,
+                    Kind::Pod(_) => matched.contains(&position),
                 };
-                Some((position, state))
+                matters.then(|| (position, finder.state(candidate)))
             })
             .collect();
         Self {
@@ -252,78 +265,235 @@ fn implied_labels(namespace: &str) -> Labels {
         .into()
 }
 
-fn object_state(
-    name: &ObjectName,
-    gateway: &Gateway,
-    index: &NodeIndex<'_>,
-    warnings: &mut BTreeSet<String>,
-) -> State {
-    let ways = gateway
-        .next_hops
-        .iter()
-        .map(|&next_hop| index.way_to(next_hop, gateway.interface.as_deref()));
-    state(
-        name,
-        gateway.weight,
-        gateway.replies,
-        false,
-        ways,
-        "",
-        warnings,
-    )
+/// Finds out which gateways can be used, asked for one after the other in order of name.
+struct Finder<'f, 'a, 'o> {
+    index: &'f NodeIndex<'f>,
+    settings: &'f Settings,
+    owned: &'f mut Owned<'o>,
+    warnings: &'f mut BTreeSet<String>,
+    /// Who has which number.
+    ids: BTreeMap<GatewayId, &'a ObjectName>,
+    /// Whose each egress address is.
+    claims: BTreeMap<IpAddr, &'a ObjectName>,
 }
 
-fn pod_state(
-    name: &ObjectName,
-    pod: &Pod,
-    index: &NodeIndex<'_>,
-    settings: &Settings,
-    warnings: &mut BTreeSet<String>,
-) -> State {
-    let local = match &pod.node {
-        Some(node) => *node == settings.node_name,
-        None => {
-            !pod.addresses.is_empty()
-                && index
-                    .pod_interface(&pod.addresses, pod.interface.as_deref())
-                    .is_ok()
+/// A gateway, as far as its ways do not matter.
+struct Known<'a> {
+    name: &'a ObjectName,
+    id: GatewayId,
+    weight: NonZeroU32,
+    /// Whether it runs on this node.
+    local: bool,
+}
+
+impl Known<'_> {
+    fn down(&self, reason: impl Into<String>) -> State {
+        State {
+            status: GatewayStatus::Down(reason.into()),
+            usable: None,
+            local: self.local,
         }
-    };
-    let down = |reason: &str| State {
-        status: GatewayStatus::Down(reason.to_owned()),
-        usable: None,
-        local,
-    };
-    if pod.host_network {
-        return down(
-            "the pod shares the node's network and has no address of its own: use a pod with its own network, or an \
-             EgressGateway",
-        );
     }
-    if pod.addresses.is_empty() {
-        return down("the pod has no address yet");
+}
+
+impl<'a> Finder<'_, 'a, '_> {
+    fn state(&mut self, candidate: &Candidate<'a>) -> State {
+        let name = candidate.name;
+        let mut known = Known {
+            name,
+            id: gateway_id(name),
+            weight: NonZeroU32::MIN,
+            local: false,
+        };
+        let first = *self.ids.entry(known.id).or_insert(name);
+        if first != name {
+            return known.down(format!(
+                "its name amounts to the same number as that of {first}, and nodes could not tell the two apart: \
+                 rename either"
+            ));
+        }
+        match candidate.kind {
+            Kind::Object(gateway) => {
+                known.weight = gateway.weight;
+                self.object(known, gateway)
+            }
+            Kind::Pod(pod) => self.pod(known, pod),
+        }
     }
-    if !pod.ready {
-        return down("the pod is not ready");
+
+    fn object(&mut self, mut known: Known<'a>, gateway: &Gateway) -> State {
+        let interface = gateway.interface.as_deref();
+        match &gateway.exit {
+            Exit::NextHops { addresses, replies } => {
+                let index = self.index;
+                let ways = addresses.iter().map(|&next_hop| {
+                    let way = index.way_to(next_hop, interface)?;
+                    Ok::<_, NoWay>(by_next_hop(way, *replies))
+                });
+                self.state_of(&known, ways, "")
+            }
+            Exit::Node(egress) => {
+                known.local = egress.node == self.settings.node_name;
+                let request = Request {
+                    name: known.name,
+                    id: known.id,
+                    node: &egress.node,
+                    interface,
+                    held: Held::ByNode {
+                        assign: egress.assign,
+                        allow_local_services: egress.allow_local_services,
+                        ports: egress.ports,
+                    },
+                };
+                self.egress(&known, &request, &egress.addresses)
+            }
+        }
     }
-    let ways = pod
-        .addresses
-        .iter()
-        .map(|&address| way_to_pod(address, pod, local, index));
-    let remote = if local {
-        ""
-    } else {
-        "the pod runs on another node, from where it is a gateway only to nodes of its own network: "
-    };
-    state(
-        name,
-        NonZeroU32::MIN,
-        Replies::Recorded,
-        local,
-        ways,
-        remote,
-        warnings,
-    )
+
+    fn pod(&mut self, mut known: Known<'a>, pod: &Pod) -> State {
+        let here = self.settings.node_name.as_str();
+        let node = match &pod.node {
+            Some(node) => Some(node.as_str()),
+            None => {
+                let found = !pod.addresses.is_empty()
+                    && self
+                        .index
+                        .pod_interface(&pod.addresses, pod.interface.as_deref())
+                        .is_ok();
+                found.then_some(here)
+            }
+        };
+        known.local = node == Some(here);
+        if pod.host_network {
+            return known.down(
+                "the pod shares the node's network and has no address of its own: use a pod with its own network, or \
+                 an EgressGateway",
+            );
+        }
+        if pod.addresses.is_empty() {
+            return known.down("the pod has no address yet");
+        }
+        if !pod.ready {
+            return known.down("the pod is not ready");
+        }
+        match self.settings.pod_gateways {
+            PodGateways::Forward => {
+                let (index, local) = (self.index, known.local);
+                let ways = pod.addresses.iter().map(|&address| {
+                    let way = way_to_pod(address, pod, local, index)?;
+                    Ok::<_, NoWay>(by_next_hop(way, Replies::Recorded))
+                });
+                let context = if local {
+                    ""
+                } else {
+                    "the pod runs on another node, from where it is a gateway only to nodes of its own network: "
+                };
+                self.state_of(&known, ways, context)
+            }
+            PodGateways::Translate => {
+                let Some(node) = node else {
+                    return known.down(
+                        "nobody knows which node the pod is on: it has no spec.nodeName yet",
+                    );
+                };
+                let request = Request {
+                    name: known.name,
+                    id: known.id,
+                    node,
+                    interface: None,
+                    held: Held::ByPod,
+                };
+                self.egress(&known, &request, &pod.addresses)
+            }
+        }
+    }
+
+    /// A gateway with egress addresses: each is one gateway's only, that of the first by name.
+    fn egress(&mut self, known: &Known<'a>, request: &Request<'_>, addresses: &[IpAddr]) -> State {
+        let taken = addresses
+            .iter()
+            .find_map(|address| Some((address, self.claims.get(address)?)));
+        if let Some((address, other)) = taken {
+            return known.down(format!(
+                "the egress address {address} is that of the gateway {other} already: give each its own"
+            ));
+        }
+        for address in addresses {
+            self.claims.insert(*address, known.name);
+        }
+        let ways: Vec<_> = addresses
+            .iter()
+            .map(|&address| self.owned.way(request, address))
+            .collect();
+        self.state_of(known, ways.into_iter(), "")
+    }
+
+    /// A gateway is usable if one of its ways is; a family without one is worth a warning.
+    fn state_of<E: ToString>(
+        &mut self,
+        known: &Known<'_>,
+        ways: impl Iterator<Item = Result<Way, E>>,
+        context: &str,
+    ) -> State {
+        let name = known.name;
+        let mut usable: Vec<Way> = Vec::new();
+        let mut problems = Vec::new();
+        for way in ways {
+            match way {
+                // Sources refuse it, and pods have one address of each family; who else may ask is told.
+                Ok(way) if usable.iter().any(|w| w.family() == way.family()) => {
+                    self.warnings.insert(format!(
+                        "gateway {name} has several ways of one family: one of them is not used"
+                    ));
+                }
+                Ok(way) => usable.push(way),
+                // Two addresses often have the same problem.
+                Err(problem) => {
+                    let problem = problem.to_string();
+                    if !problems.contains(&problem) {
+                        problems.push(problem);
+                    }
+                }
+            }
+        }
+        usable.sort_unstable();
+        if usable.is_empty() {
+            return known.down(if problems.is_empty() {
+                "it has no address: add one to spec.nextHops or spec.egressIPs".to_owned()
+            } else {
+                format!("{context}{}", problems.join("; "))
+            });
+        }
+        for problem in problems {
+            self.warnings.insert(format!(
+                "gateway {name} is usable for one family only: {problem}"
+            ));
+        }
+        State {
+            status: GatewayStatus::Up(usable.clone()),
+            usable: Some(UsableGateway {
+                name: name.clone(),
+                id: known.id,
+                weight: known.weight,
+                ways: usable,
+            }),
+            local: known.local,
+        }
+    }
+}
+
+const fn by_next_hop(way: node::Way, replies: Replies) -> Way {
+    let node::Way {
+        next_hop,
+        ifindex,
+        mtu,
+    } = way;
+    Way::NextHop {
+        next_hop,
+        ifindex,
+        mtu,
+        replies,
+    }
 }
 
 /// The route says how a pod is reached, also over a bridge, whose ports resolve no neighbours. Where it says
@@ -333,7 +503,7 @@ fn way_to_pod(
     pod: &Pod,
     local: bool,
     index: &NodeIndex<'_>,
-) -> Result<Way, NoWay> {
+) -> Result<node::Way, NoWay> {
     index
         .way_to(address, None)
         .or_else(|problem| match &pod.interface {
@@ -342,62 +512,4 @@ fn way_to_pod(
             }
             Some(_) | None => Err(problem),
         })
-}
-
-/// A gateway is usable if one of its ways is; a family without one is worth a warning.
-fn state(
-    name: &ObjectName,
-    weight: NonZeroU32,
-    replies: Replies,
-    local: bool,
-    ways: impl Iterator<Item = Result<Way, NoWay>>,
-    context: &str,
-    warnings: &mut BTreeSet<String>,
-) -> State {
-    let mut usable: Vec<Way> = Vec::new();
-    let mut problems = Vec::new();
-    for way in ways {
-        match way {
-            Ok(way)
-                if usable
-                    .iter()
-                    .any(|w| w.next_hop.is_ipv4() == way.next_hop.is_ipv4()) =>
-            {
-                warnings.insert(format!(
-                    "gateway {name} has several next hops of one family: {} is not used",
-                    way.next_hop
-                ));
-            }
-            Ok(way) => usable.push(way),
-            Err(problem) => problems.push(problem.to_string()),
-        }
-    }
-    usable.sort_unstable();
-    if usable.is_empty() {
-        let reason = if problems.is_empty() {
-            "it has no next hop: add one to spec.nextHops".to_owned()
-        } else {
-            format!("{context}{}", problems.join("; "))
-        };
-        return State {
-            status: GatewayStatus::Down(reason),
-            usable: None,
-            local,
-        };
-    }
-    for problem in problems {
-        warnings.insert(format!(
-            "gateway {name} is usable for one family only: {problem}"
-        ));
-    }
-    State {
-        status: GatewayStatus::Up(usable.clone()),
-        usable: Some(UsableGateway {
-            name: name.clone(),
-            weight,
-            replies,
-            ways: usable,
-        }),
-        local,
-    }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use egress_common::{
     DropReason,
-    counter::{Count, NO_POLICY, PassKind},
+    counter::{Answer, Count, NO_POLICY, PassKind},
 };
 use egress_userspace::{kernel::CounterMaps, state::Names};
 
@@ -17,6 +17,8 @@ pub enum Slot {
     Drop(String, DropReason),
     /// What was left to the kernel: policy and kind.
     Pass(String, PassKind),
+    /// What senders were told: answers of this kind, without bytes.
+    Answer(Answer),
     /// A counter that nobody has a name for.
     Nameless(&'static str, u32),
 }
