@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use egress_common::{Addr, WireU16};
+use egress_common::{Addr, WireU16, gateway::GatewayId};
 
 use super::*;
 
@@ -204,11 +204,4 @@ fn connections_add_up() {
         ..fullest.clone()
     };
     assert_eq!(nowhere.ratio(), None, "the address went with its gateway");
-}
-
-#[test]
-fn a_gateways_number_is_the_begin_of_its_names_hash() {
-    // printf edge/red | sha256sum
-    let id = gateway_id(&ObjectName::new("edge", "red"));
-    assert_eq!(format!("{:08x}", id.0), "24ce6065");
 }
