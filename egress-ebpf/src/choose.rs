@@ -48,12 +48,7 @@ pub(crate) fn member(packet: &Packet<'_>, ip: &Ip, group: &Group) -> Result<u32,
 ///
 /// A function of its own, which fills a place of the caller's, for the reasons that `parse::headers` has.
 #[inline(never)]
-fn choose(
-    packet: &Packet<'_>,
-    ip: &Ip,
-    group: &Group,
-    number: &mut u32,
-) -> Result<(), DropReason> {
+fn choose(packet: &Packet<'_>, ip: &Ip, group: &Group, number: &mut u32) -> Result<(), DropReason> {
     let mut key = FlowKey {
         source: ip.source,
         destination: ip.destination,

@@ -144,9 +144,7 @@ pub(crate) fn is_reply(packet: &Packet<'_>, ip: &Ip, slot: u32) -> bool {
     let later = matches!(ip.fragment, Fragment::Later(_));
     let concerns = pods::has_inbound(slot)
         || match ip.protocol {
-            protocol::TCP => {
-                !later && packet.byte(ip.l4 + TCP_FLAGS).is_some_and(opens)
-            }
+            protocol::TCP => !later && packet.byte(ip.l4 + TCP_FLAGS).is_some_and(opens),
             protocol::UDP => !later && names_ports(slot),
             _ => false,
         };

@@ -4,9 +4,7 @@ use aya_ebpf::{
     btf_maps::{Array, HashMap},
     macros::btf_map,
 };
-use egress_common::{
-    Addr, Family, keys::PodKey, maps::capacity, pod::PodNote, verdict::PodState,
-};
+use egress_common::{Addr, Family, keys::PodKey, maps::capacity, pod::PodNote, verdict::PodState};
 
 use crate::{
     packet::Packet,

@@ -99,12 +99,7 @@ struct Talk {
     remote_port: u16,
 }
 
-const fn talk(
-    pod: &'static str,
-    pod_port: u16,
-    remote: &'static str,
-    remote_port: u16,
-) -> Talk {
+const fn talk(pod: &'static str, pod_port: u16, remote: &'static str, remote_port: u16) -> Talk {
     Talk {
         pod,
         pod_port,
@@ -251,9 +246,12 @@ fn policies_that_say_otherwise() {
                 unmatched.tcp_out(SYN | ACK),
                 Pass("empty", PassKind::Unmatched),
             ),
-            Row::arrival("the cluster's prefix is not remembered", cluster.tcp_in(SYN))
-                .then(cluster.tcp_out(SYN | ACK), LOCAL)
-                .inbound(vec![]),
+            Row::arrival(
+                "the cluster's prefix is not remembered",
+                cluster.tcp_in(SYN),
+            )
+            .then(cluster.tcp_out(SYN | ACK), LOCAL)
+            .inbound(vec![]),
         ]
     }));
 }
@@ -463,10 +461,7 @@ fn udp_comes_in_on_named_ports() {
             )
             .naming(f.web, &[53])
             .arrives(nowhere.udp_in())
-            .then(
-                nowhere.udp_out(),
-                Drop(STEERED, DropReason::NoGateway),
-            )
+            .then(nowhere.udp_out(), Drop(STEERED, DropReason::NoGateway))
             .inbound(vec![]),
         ]
     }));
@@ -510,12 +505,15 @@ fn fragments_of_replies_follow_their_first() {
                 .naming(f.web, &[53])
                 .then(first(&both, 7, true), INBOUND)
                 .then(later(&both, 8, 4, false), sent()),
-            Row::arrival("a number that the pod's own datagram takes over", both.udp_in())
-                .naming(f.web, &[53])
-                .then(first(&both, 9, true), INBOUND)
-                .then(first(&own, 9, true), sent())
-                .then(later(&own, 9, 4, true), sent())
-                .then(later(&own, 9, 8, false), sent()),
+            Row::arrival(
+                "a number that the pod's own datagram takes over",
+                both.udp_in(),
+            )
+            .naming(f.web, &[53])
+            .then(first(&both, 9, true), INBOUND)
+            .then(first(&own, 9, true), sent())
+            .then(later(&own, 9, 4, true), sent())
+            .then(later(&own, 9, 8, false), sent()),
             Row::arrival("the same with several gateways", group.udp_in())
                 .naming(f.web, &[53])
                 .then(first(&group, 9, true), INBOUND)
@@ -529,12 +527,16 @@ fn fragments_of_replies_follow_their_first() {
             .arrives(fragment(in_from, in_to, 5, 4, false, &[0xee; 32]))
             .then(incoming.udp_out(), INBOUND)
             .inbound(vec![(incoming.key(UDP), false)]),
-            Row::new("first fragments of the pod's own", first(&forged, 5, true), sent())
-                .naming(f.web, &[53])
-                .arrives(fragment(f.red.0, f.web, 6, 0, true, &udp(3007, 53, 24)))
-                .then(later(&forged, 5, 4, false), sent())
-                .then(forged.udp_out(), sent())
-                .inbound(vec![]),
+            Row::new(
+                "first fragments of the pod's own",
+                first(&forged, 5, true),
+                sent(),
+            )
+            .naming(f.web, &[53])
+            .arrives(fragment(f.red.0, f.web, 6, 0, true, &udp(3007, 53, 24)))
+            .then(later(&forged, 5, 4, false), sent())
+            .then(forged.udp_out(), sent())
+            .inbound(vec![]),
         ]
     }));
 }
@@ -585,7 +587,11 @@ fn our_own_deliveries_open_nothing() {
                 ..Input::to_pod(&it.tcp_in(SYN).bytes)
             };
             let seen = lab.run(&syn).unwrap();
-            assert_eq!((seen.action, seen.mark), (Action::Pass, 0), "the mark stays here");
+            assert_eq!(
+                (seen.action, seen.mark),
+                (Action::Pass, 0),
+                "the mark stays here"
+            );
             assert!(lab.inbound().is_empty());
             let marked_by_others = Input { mark: 4, ..syn };
             let seen = lab.run(&marked_by_others).unwrap();
@@ -630,14 +636,20 @@ fn time_closes_what_nobody_answered_or_used() {
             arrive(lab, &tcp.tcp_in(SYN));
             assert!(passes(lab, &tcp.tcp_out(SYN | ACK)), "and once more");
             lab.age(10_000, &[]);
-            assert!(passes(lab, &tcp.tcp_out(ACK)), "an open connection may be idle");
+            assert!(
+                passes(lab, &tcp.tcp_out(ACK)),
+                "an open connection may be idle"
+            );
 
             let udp = talk(f.web, 53, f.red.0, 4202);
             arrive(lab, &udp.udp_in());
             lab.age(FLOW_SECONDS - 5, &[]);
             assert!(passes(lab, &udp.udp_out()));
             lab.age(5, &[]);
-            assert!(!passes(lab, &udp.udp_out()), "its own packets keep nothing open");
+            assert!(
+                !passes(lab, &udp.udp_out()),
+                "its own packets keep nothing open"
+            );
             arrive(lab, &udp.udp_in());
             assert!(!passes(lab, &udp.udp_out()), "it is the pod's own by now");
             lab.age(0, &[]);
@@ -653,7 +665,10 @@ fn time_closes_what_nobody_answered_or_used() {
             assert!(!passes(lab, &retry.tcp_out(SYN)));
             lab.age(FLOW_SECONDS - 5, &[retry.key(TCP)]);
             arrive(lab, &retry.tcp_in(SYN));
-            assert!(!passes(lab, &retry.tcp_out(SYN | ACK)), "it may still be opening");
+            assert!(
+                !passes(lab, &retry.tcp_out(SYN | ACK)),
+                "it may still be opening"
+            );
         }
     });
 }
@@ -778,7 +793,10 @@ fn nothing_forged_makes_an_own_flow_pass() {
                     steered += 1;
                 }
             }
-            assert!(passed > 50 && steered > 50, "{passed} passed, {steered} steered");
+            assert!(
+                passed > 50 && steered > 50,
+                "{passed} passed, {steered} steered"
+            );
         }
     });
 }

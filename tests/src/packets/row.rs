@@ -363,9 +363,7 @@ pub fn mutate(lab: &mut Lab, rows: &[Row], times: usize) {
         assert!(moved.len() <= 1, "counted more than once: {}", about());
         let slot = moved.keys().next();
         let fits = match (seen.action, slot) {
-            (Action::Pass, None) => {
-                input.program != Program::FromPod || may_pass_uncounted(&input)
-            }
+            (Action::Pass, None) => input.program != Program::FromPod || may_pass_uncounted(&input),
             (Action::Pass, Some(Slot::Pass(..))) | (Action::Drop, Some(Slot::Drop(..))) => true,
             (Action::Redirect, None) => input.program == Program::FromGateway,
             (Action::Redirect, Some(Slot::Member(..))) => input.program == Program::FromPod,
