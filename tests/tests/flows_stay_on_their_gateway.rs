@@ -101,7 +101,7 @@ fn became(lab: &mut Lab, frame: &Frame) -> Became {
 fn used(lab: &mut Lab, frame: &Frame) -> String {
     match became(lab, frame) {
         Became::Sent(gateway) => gateway,
-        other => panic!("not sent but {other:?}"),
+        other @ (Became::Passed(_) | Became::Dropped(_)) => panic!("not sent but {other:?}"),
     }
 }
 
