@@ -5,7 +5,9 @@ use std::{
     net::IpAddr,
 };
 
-use crate::node::{Netlink, NodeView};
+use ipnet::IpNet;
+
+use crate::node::{Netlink, NodeView, Route};
 
 /// What was found, and for what.
 #[derive(Debug, Default)]
@@ -19,8 +21,8 @@ pub(super) struct Sources {
 struct Question {
     own: BTreeSet<IpAddr>,
     nodes: BTreeMap<String, IpAddr>,
-    routes: Vec<crate::node::Route>,
-    addresses: Vec<(u32, ipnet::IpNet)>,
+    routes: Vec<Route>,
+    addresses: Vec<(u32, IpNet)>,
 }
 
 impl Sources {
