@@ -96,7 +96,7 @@ impl Tables {
     }
 
     fn sweeper(&mut self) -> Result<Sweeper> {
-        let program = NatSweep::load(self.datapath.ebpf())?.context("the object has no sweep")?;
+        let program = NatSweep::new(self.datapath.nat_sweep()?)?;
         Ok(Sweeper::new(NatMaps::open(&self.paths)?, program))
     }
 
@@ -369,7 +369,7 @@ fn full_tables_are_walked_in_time() -> Result<()> {
             "empty {empty:?}; full, half of it expired, in {batches} batches {full:?}; half full {:?}",
             began.elapsed()
         );
-        ensure!(full.as_secs() < 10, "a walk took {full:?}");
+        ensure!(full.as_secs() < 30, "a walk took {full:?}");
         Ok(())
     })
 }

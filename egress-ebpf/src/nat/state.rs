@@ -76,12 +76,13 @@ pub(super) fn open(s: &mut Scratch, egress: &Egress, origin: u32) -> Result<(), 
     s.back.origin = origin;
     s.back.gateway = egress.gateway;
     s.back.pod_port = s.out_key.pod_port;
-    s.back.state = match s.ip.protocol {
+    let first = match s.ip.protocol {
         protocol::TCP => NatState::TcpSynSent,
         protocol::UDP => NatState::Udp,
         protocol::ICMP | protocol::ICMPV6 => NatState::Icmp,
         _ => NatState::Generic,
-    } as u8;
+    };
+    s.back.state = follow::outward(first as u8, flags);
     s.back_key.egress = egress.address;
     s.back_key.remote = s.out_key.remote;
     s.back_key.egress_port = s.out_key.pod_port;

@@ -113,7 +113,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
 
     let snapshot = Arc::new(ArcSwap::default());
     let counters = kernel.counters();
-    let connections = Arc::default();
+    let connections = sweep::Published::default();
     let metrics = Arc::new(
         Metrics::new(Arc::clone(&snapshot), Arc::clone(&counters))
             .with_connections(Arc::clone(&connections)),

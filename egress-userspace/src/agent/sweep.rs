@@ -18,6 +18,8 @@ use crate::{
 
 /// The pause between two walks.
 const BETWEEN_WALKS: Duration = Duration::from_secs(3);
+/// The pause after a walk that found nothing: looking at empty tables takes some milliseconds.
+const WHILE_IDLE: Duration = Duration::from_secs(5);
 /// The pause after each batch of a walk: with full tables of the default size a walk is half work, half pause.
 const BETWEEN_BATCHES: Duration = Duration::from_millis(5);
 /// How long all pauses of one walk may take; from then on it goes on without.
@@ -31,6 +33,8 @@ pub struct Sweeper {
     maps: NatMaps,
     program: NatSweep,
     halves: OutHalves,
+    /// Whether the tables were empty the last time.
+    empty: bool,
 }
 
 /// What a walk did.
@@ -44,6 +48,13 @@ pub struct Swept {
     pub statistics: Statistics,
 }
 
+impl Swept {
+    /// Whether there was nothing at all.
+    fn is_idle(&self) -> bool {
+        self.expired == 0 && self.statistics.out_entries + self.statistics.back_entries == 0
+    }
+}
+
 impl Sweeper {
     /// A sweeper of these tables.
     #[must_use]
@@ -52,6 +63,7 @@ impl Sweeper {
             maps,
             program,
             halves: OutHalves::default(),
+            empty: false,
         }
     }
 
@@ -63,7 +75,13 @@ impl Sweeper {
         let Some(timeouts) = self.maps.timeouts()? else {
             return Ok(Swept::default());
         };
+        let ports = self.maps.ports()?;
         let mut swept = Swept::default();
+        // Nothing makes connections where there is no egress address.
+        if self.empty && ports.is_empty() {
+            swept.statistics.capacity = self.maps.capacity().into();
+            return Ok(swept);
+        }
         self.halves.begin();
         for batch in self.maps.outs() {
             let batch = batch?;
@@ -200,6 +218,7 @@ fn sweep(mut sweeper: Sweeper, published: &Published, stopped: &mpsc::Receiver<(
     };
     let mut failed = false;
     loop {
+        let mut pause = BETWEEN_WALKS;
         let began = Instant::now();
         let mut paused = Duration::ZERO;
         let mut stop = false;
@@ -215,6 +234,9 @@ fn sweep(mut sweeper: Sweeper, published: &Published, stopped: &mpsc::Receiver<(
         match walked {
             Ok(swept) => {
                 failed = false;
+                if swept.is_idle() {
+                    pause = WHILE_IDLE;
+                }
                 tracing::debug!(
                     expired = swept.expired,
                     orphans = swept.orphans,
@@ -233,7 +255,7 @@ fn sweep(mut sweeper: Sweeper, published: &Published, stopped: &mpsc::Receiver<(
             }
             Err(error) => tracing::debug!("still: {error:#}"),
         }
-        if stop || told_to_stop(BETWEEN_WALKS) {
+        if stop || told_to_stop(pause) {
             return;
         }
     }

@@ -17,7 +17,8 @@ use crate::{
     node::NodeView,
 };
 
-/// Every cluster prefix. Single addresses that a known prefix covers are left out: they would say nothing new.
+/// Every cluster prefix. Pods' addresses that a known prefix covers are left out, since pods come and go; nodes'
+/// never are, so that no rule for a part of that prefix takes what pods send to a node.
 pub(super) fn prefixes(
     model: &Model,
     node: &NodeView,
@@ -33,19 +34,19 @@ pub(super) fn prefixes(
     for net in built_in() {
         cover.insert(net);
     }
-    let nodes = model.nodes.values().flat_map(|node| &node.addresses);
     let pods = model
         .pods
         .values()
         .filter(|pod| pod.phase == Phase::Alive && !pod.host_network)
         .flat_map(|pod| &pod.addresses);
-    let single: Vec<_> = nodes
-        .chain(pods)
+    let single: Vec<_> = pods
         .filter(|&&address| !cover.covers(address))
         .map(|&address| IpNet::from(address))
         .collect();
+    let nodes = model.nodes.values().flat_map(|node| &node.addresses);
     let mut prefixes = cover.prefixes;
     prefixes.extend(single);
+    prefixes.extend(nodes.copied().map(IpNet::from));
     prefixes.extend(own(node, assigned));
     prefixes
 }

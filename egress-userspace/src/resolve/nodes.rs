@@ -8,7 +8,7 @@ use std::{
 use super::{Overlay, Settings};
 use crate::{
     model::Model,
-    node::{Device, NodeIndex},
+    node::{Device, NoWay, NodeIndex},
     state::{OtherNode, Way},
 };
 
@@ -132,11 +132,12 @@ impl<'a> Nodes<'a> {
 }
 
 fn overlay_device(name: &str, index: &NodeIndex<'_>) -> Result<Device, String> {
-    index.device(name).map_err(|problem| match problem {
-        crate::node::NoWay::NoSuchInterface(_) => {
+    index.device(name).map_err(|problem| {
+        if let NoWay::NoSuchInterface(_) = problem {
             format!("the overlay device {name} is not there yet")
+        } else {
+            format!("the overlay device {name} cannot be used yet: {problem}")
         }
-        other => format!("the overlay device {name} cannot be used yet: {other}"),
     })
 }
 

@@ -59,7 +59,7 @@ const CAPACITIES: Capacities = Capacities {
 };
 
 /// Room for a frame: what the kernel takes is less than a page.
-const LARGEST: usize = 4096;
+pub(super) const LARGEST: usize = 4096;
 
 /// What a program returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -510,10 +510,10 @@ fn same(a: &KernelState, b: &KernelState) -> bool {
 
 /// Offsets within `struct __sk_buff`, and its length (`linux/bpf.h`).
 const MARK: usize = 8;
-const IFINDEX: usize = 40;
+pub(super) const IFINDEX: usize = 40;
 const GSO_SEGS: usize = 164;
 const GSO_SIZE: usize = 176;
-const CONTEXT: usize = 192;
+pub(super) const CONTEXT: usize = 192;
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 

@@ -1,6 +1,6 @@
 //! A node that owns egress addresses: its pods' packets out, and what comes back on its uplink.
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, thread, time::Duration};
 
 use aya::{
     Pod, TestRun, TestRunOptions,
@@ -18,7 +18,7 @@ use egress_common::{
     verdict::Member,
 };
 use egress_userspace::{
-    kernel::{Paths, Program},
+    kernel::{NAT_SWEEP, Paths, Program},
     resolve::Fate as PodFate,
 };
 use etherparse::checksum::Sum16BitWords;
@@ -26,6 +26,7 @@ use etherparse::checksum::Sum16BitWords;
 use super::{
     Action, Counts, Input, Lab, Seen, Slot,
     build::{self, Frame, HOST_MAC, L3, POD_MAC, address, hex, proto},
+    lab::{CONTEXT, IFINDEX, LARGEST},
     seed::{self, STEERED, UPLINK},
     with_lab,
 };
@@ -241,11 +242,19 @@ impl<'a> Node<'a> {
 
     /// Sets how many connections a source may have.
     pub fn set_quota(&mut self, source_quota: u32) {
-        // Distinct, and shorter than any machine that runs this is up.
         let mut timeouts = [0; NatState::COUNT];
         for (state, ..) in NatState::ALL {
             timeouts[state as usize] = timeout(state);
         }
+        self.set(source_quota, timeouts);
+    }
+
+    /// Sets how many connections a source may have, and one time for all states.
+    pub fn set_all(&mut self, source_quota: u32, seconds: u32) {
+        self.set(source_quota, [seconds; NatState::COUNT]);
+    }
+
+    fn set(&mut self, source_quota: u32, timeouts: [u32; NatState::COUNT]) {
         let settings = Settings {
             source_quota,
             timeouts,
@@ -437,35 +446,42 @@ impl<'a> Node<'a> {
 
     /// Has the sweep look at these connections, and gives how many it removed.
     pub fn sweep(&mut self, keys: &[NatBackKey]) -> u32 {
-        let mut frame = vec![0; L3];
-        // An ethertype for experiments (RFC 5342, B): the test-run looks into what claims to be IP.
-        frame[12..14].copy_from_slice(&[0x88, 0xb5]);
-        for key in keys {
-            frame.extend(key.egress.0);
-            frame.extend(key.remote.0);
-            frame.extend(key.egress_port.0);
-            frame.extend(key.remote_port.0);
-            frame.extend([key.protocol, 0, 0, 0]);
-        }
-        let mut out = vec![0; 4096];
-        let program = self.lab.datapath().nat_sweep().unwrap();
-        let result = program
-            .test_run(TestRunOptions {
-                data_in: Some(&frame),
-                data_out: Some(&mut out),
-                ..TestRunOptions::default()
-            })
-            .unwrap();
-        out.truncate(result.data_size_out.try_into().unwrap());
-        assert_eq!(hex(&out), hex(&frame), "the sweep changes no frame");
-        result.return_value
+        sweep(self.lab.datapath().nat_sweep().unwrap(), keys)
+    }
+
+    /// Runs these frames again and again on one thread for each list, while another one sweeps the keys as often.
+    pub fn at_once(&mut self, lists: &[Vec<Input>], keys: &[NatBackKey], times: usize) {
+        let ebpf = self.lab.datapath().ebpf();
+        let program =
+            |name| -> &SchedClassifier { ebpf.program(name).unwrap().try_into().unwrap() };
+        let sweeper = program(NAT_SWEEP);
+        let programs = Program::ALL
+            .iter()
+            .map(|known| (*known, program(known.name())));
+        let programs: BTreeMap<Program, &SchedClassifier> = programs.collect();
+        thread::scope(|scope| {
+            for inputs in lists {
+                let programs = &programs;
+                scope.spawn(move || {
+                    for input in (0..times).flat_map(|_| inputs) {
+                        run_once(programs[&input.program], input);
+                    }
+                });
+            }
+            scope.spawn(|| {
+                for _ in 0..times {
+                    for keys in keys.chunks(32) {
+                        sweep(sweeper, keys);
+                    }
+                }
+            });
+        });
+        // What was counted is not asked here.
+        self.lab.moved();
     }
 
     /// Nanoseconds that a program takes for a frame, on average.
     pub fn measure(&mut self, input: &Input, repeat: u32) -> Duration {
-        let mut context = [0_u8; 192];
-        context[40..44].copy_from_slice(&input.ifindex.to_ne_bytes());
-        let mut out = vec![0; 4096];
         let program: &mut SchedClassifier = self
             .lab
             .datapath()
@@ -474,16 +490,7 @@ impl<'a> Node<'a> {
             .unwrap()
             .try_into()
             .unwrap();
-        program
-            .test_run(TestRunOptions {
-                data_in: Some(&input.frame),
-                data_out: Some(&mut out),
-                ctx_in: Some(&context),
-                repeat,
-                ..TestRunOptions::default()
-            })
-            .unwrap()
-            .duration
+        run_repeatedly(program, input, repeat)
     }
 
     /// Instructions that the verifier looked at, by program, where the kernel tells.
@@ -520,7 +527,49 @@ impl<'a> Node<'a> {
     }
 }
 
-/// Seconds that a connection in this state lives here: distinct for each.
+fn run_once(program: &SchedClassifier, input: &Input) {
+    run_repeatedly(program, input, 1);
+}
+
+fn run_repeatedly(program: &SchedClassifier, input: &Input, repeat: u32) -> Duration {
+    let mut context = [0_u8; CONTEXT];
+    context[IFINDEX..IFINDEX + 4].copy_from_slice(&input.ifindex.to_ne_bytes());
+    let mut out = vec![0; LARGEST];
+    let options = TestRunOptions {
+        data_in: Some(&input.frame),
+        data_out: Some(&mut out),
+        ctx_in: Some(&context),
+        repeat,
+        ..TestRunOptions::default()
+    };
+    program.test_run(options).unwrap().duration
+}
+
+fn sweep(program: &SchedClassifier, keys: &[NatBackKey]) -> u32 {
+    let mut frame = vec![0; L3];
+    // An ethertype for experiments (RFC 5342, B): the test-run looks into what claims to be IP.
+    frame[12..14].copy_from_slice(&[0x88, 0xb5]);
+    for key in keys {
+        frame.extend(key.egress.0);
+        frame.extend(key.remote.0);
+        frame.extend(key.egress_port.0);
+        frame.extend(key.remote_port.0);
+        frame.extend([key.protocol, 0, 0, 0]);
+    }
+    let mut out = vec![0; LARGEST];
+    let options = TestRunOptions {
+        data_in: Some(&frame),
+        data_out: Some(&mut out),
+        ..TestRunOptions::default()
+    };
+    let result = program.test_run(options).unwrap();
+    out.truncate(result.data_size_out.try_into().unwrap());
+    assert_eq!(hex(&out), hex(&frame), "the sweep changes no frame");
+    result.return_value
+}
+
+/// Seconds that a connection in this state lives here: distinct for each, and shorter than any machine that runs
+/// this is up.
 #[must_use]
 pub fn timeout(state: NatState) -> u32 {
     4 + u32::from(state as u8)

@@ -41,13 +41,8 @@ pub fn world() -> Resolved {
     let green = || gateway("green", 1, 1500, &["192.168.9.3", "fd09::3"]);
     let narrow = || gateway("narrow", 1, 1280, &["192.168.9.4", "fd09::4"]);
     let nat = || {
-        let mut nat = gateway("nat", 1, 1500, &["192.168.9.5", "fd09::5"]);
-        for way in &mut nat.ways {
-            if let Way::NextHop { replies, .. } = way {
-                *replies = Replies::Kernel;
-            }
-        }
-        nat
+        let hops = &["192.168.9.5", "fd09::5"];
+        next_hops("nat", 1, 1500, hops, Replies::Kernel)
     };
     let old = || gateway("old", 1, 1500, &["192.168.9.6"]);
     let new = || gateway("new", 1, 1500, &["fd09::7"]);
@@ -101,7 +96,7 @@ pub fn resolved<'a>(
                     addresses: addresses(last).into(),
                     policy: policy.to_owned(),
                     fate,
-                    udp_ports: Default::default(),
+                    udp_ports: Vec::new(),
                 };
                 (ObjectName::new("default", name), pod)
             })
@@ -123,6 +118,10 @@ pub fn addresses(last: u8) -> [IpAddr; 2] {
 /// A gateway of namespace `edge` behind [`UPLINK`], whose connections are recorded.
 #[must_use]
 pub fn gateway(name: &str, weight: u32, mtu: u32, hops: &[&str]) -> UsableGateway {
+    next_hops(name, weight, mtu, hops, Replies::Recorded)
+}
+
+fn next_hops(name: &str, weight: u32, mtu: u32, hops: &[&str], replies: Replies) -> UsableGateway {
     let name = ObjectName::new("edge", name);
     UsableGateway {
         id: gateway_id(&name),
@@ -134,7 +133,7 @@ pub fn gateway(name: &str, weight: u32, mtu: u32, hops: &[&str]) -> UsableGatewa
                 next_hop: super::build::address(hop),
                 ifindex: UPLINK,
                 mtu,
-                replies: Replies::Recorded,
+                replies,
             })
             .collect(),
     }

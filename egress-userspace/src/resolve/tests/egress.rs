@@ -80,7 +80,9 @@ fn the_uplink_is_found() {
         ),
         (
             "no default route",
-            |world| drop(world.node.routes.remove(0)),
+            |world| {
+                world.node.routes.remove(0);
+            },
             Err(&["no default route of IPv4", "--uplink", "spec.interface"]),
         ),
         (

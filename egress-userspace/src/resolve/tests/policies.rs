@@ -250,10 +250,11 @@ fn cluster_prefixes_are_what_the_cluster_owns() {
         "172.16.0.0/12",
         "10.0.0.0/24",
         "fd00:1::/64",
-        // Known pods and nodes that nothing covers.
+        // Known pods that nothing covers, and known nodes.
         "10.50.0.1/32",
         "fd00:2::1/128",
         "198.51.100.2/32",
+        "172.16.3.4/32",
         // This node's own.
         "192.0.2.10/32",
         "192.0.2.255/32",
