@@ -80,7 +80,7 @@ fn handle_ip(packet: &Packet<'_>, ip: &Ip) -> Departure {
     let Some(decision) = verdict.decode() else {
         return nobody(DropReason::StateMissing);
     };
-    let sent = match decision {
+    let member = match decision {
         Decision::Unmatched => {
             return Departure::Passed {
                 policy,
@@ -102,15 +102,15 @@ fn handle_ip(packet: &Packet<'_>, ip: &Ip) -> Departure {
                 shape,
             };
         }
-        Decision::Member(member) => send(packet, ip, member, shape),
+        Decision::Member(member) => Ok(member),
         Decision::Group {
             lines,
             first_member,
             members: _,
-        } => choose::member(packet, ip, lines)
-            .and_then(|number| send(packet, ip, first_member.wrapping_add(number), shape)),
+        } => choose::member(packet, ip, lines).map(|number| first_member.wrapping_add(number)),
     };
-    match sent {
+    // Sent from one place, since the verifier follows each call of what translates by itself.
+    match member.and_then(|member| send(packet, ip, member, shape)) {
         Ok(counter) => Departure::Redirected { counter, shape },
         Err(reason) => Departure::Dropped {
             policy,
