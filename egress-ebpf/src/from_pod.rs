@@ -95,7 +95,7 @@ fn handle_ip(packet: &Packet<'_>, ip: &Ip) -> Departure {
             shape,
         };
     }
-    let sent = match decision {
+    let member = match decision {
         Decision::Unmatched => {
             return Departure::Passed {
                 policy,
@@ -117,22 +117,25 @@ fn handle_ip(packet: &Packet<'_>, ip: &Ip) -> Departure {
                 shape,
             };
         }
-        Decision::Member(member) => send(packet, ip, member, slot, shape),
+        Decision::Member(member) => Ok(member),
         Decision::Group {
             lines,
             first_member,
             members,
-        } => {
-            let group = Group {
+        } => choose::member(
+            packet,
+            ip,
+            &Group {
                 lines,
                 first_member,
                 members: members.into(),
-            };
-            choose::member(packet, ip, &group)
-                .map_err(Refusal::from)
-                .and_then(|member| send(packet, ip, member, slot, shape))
-        }
+            },
+        ),
     };
+    // Sent from one place, since the verifier follows each call of what translates by itself.
+    let sent = member
+        .map_err(Refusal::from)
+        .and_then(|member| send(packet, ip, member, slot, shape));
     match sent {
         Ok(counter) => Departure::Redirected { counter, shape },
         Err(refusal) => refused(packet, ip, policy, refusal, shape),
