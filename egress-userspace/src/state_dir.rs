@@ -100,6 +100,14 @@ pub fn read_names(directory: &Path) -> anyhow::Result<Names> {
     read(&names_file(directory))
 }
 
+/// Reads the egress addresses that are written down in a state directory, without its lock.
+pub fn read_assigned(directory: &Path) -> anyhow::Result<BTreeSet<IpAddr>> {
+    let book = AddressBook {
+        directory: directory.to_owned(),
+    };
+    Ok(book.read()?.into_iter().map(|a| a.address).collect())
+}
+
 /// An address that an agent has put on an interface, or was about to.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Assigned {

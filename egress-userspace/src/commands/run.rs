@@ -1,6 +1,6 @@
 //! `egress run`: the agent, or a look at what it would do.
 
-use std::{collections::BTreeSet, path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 use clap::Args;
@@ -10,12 +10,12 @@ use crate::{
     compile::compile,
     diff::{self, Change},
     kernel::Maps,
-    node::Netlink,
+    node::{self, Netlink},
     resolve::resolve,
     settings::{Flags, Settings},
     sources::files::Loader,
     state::{KernelState, Names},
-    state_dir::read_names,
+    state_dir::{read_assigned, read_names},
 };
 
 /// Arguments of `egress run`.
@@ -64,13 +64,13 @@ async fn dry_run(settings: &Settings) -> anyhow::Result<bool> {
     }
     let view = Netlink::connect()?.read().await?;
     let (state, names) = current(settings)?;
-    let resolved = resolve(
-        &loaded.model,
-        &view,
-        &settings.resolve,
-        &state.held(),
-        &BTreeSet::new(),
-    );
+    let mut settled = settings.resolve.clone();
+    settled.local_ports = node::local_ports()?;
+    if let Some(overlay) = &settings.overlay {
+        settled.overlay = Some(overlay.with_keys()?);
+    }
+    let assigned = read_assigned(&settings.state_dir)?;
+    let resolved = resolve(&loaded.model, &view, &settled, &state.held(), &assigned);
     for warning in &resolved.warnings {
         println!("warning: {warning}");
     }

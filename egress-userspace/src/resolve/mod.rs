@@ -1,7 +1,7 @@
 //! Which pods are steered on this node, by which policy, through which gateways: pure.
 //!
-//! `plan` turns a policy into rules with gateways, `gateways` knows which exist and which are usable, `choose` picks
-//! those that a pod uses, `egress` which egress addresses this node owns, `nodes` how it reaches the others, `pods`
+//! `plan` turns a policy into rules with gateways, `gateways` knows which exist, `usable` by which ways, `choose`
+//! picks those that a pod uses, `egress` which egress addresses this node owns, `nodes` how it reaches the others, `pods`
 //! knows where pods are, and `cluster` which prefixes are the cluster's own.
 
 mod choose;
@@ -13,6 +13,7 @@ mod plan;
 mod pods;
 #[cfg(test)]
 mod tests;
+mod usable;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
