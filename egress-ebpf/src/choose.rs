@@ -79,16 +79,17 @@ fn of_flow(packet: &Packet<'_>, ip: &Ip, group: &Group) -> Result<Choice, DropRe
     };
     // SAFETY: plain bytes, copied at once; of an entry that is evicted and reused meanwhile, only a member
     // that the group has is used.
-    let known = unsafe { FLOWS.get(&key) }.copied();
-    let kept = known.and_then(|choice| usable(group, choice));
-    let choice = match kept {
-        Some(choice) => choice,
-        None => by_hash(group, &key)?,
-    };
-    if known != Some(choice) {
-        // A flow that a full table forgot is placed by its hash again.
-        let _ = FLOWS.insert(&key, &choice, 0);
+    if let Some(&known) = unsafe { FLOWS.get(&key) }
+        && let Some(choice) = usable(group, known)
+    {
+        if choice != known {
+            let _ = FLOWS.insert(&key, &choice, 0);
+        }
+        return Ok(choice);
     }
+    // A flow that a full table forgot is placed by its hash again.
+    let choice = by_hash(group, &key)?;
+    let _ = FLOWS.insert(&key, &choice, 0);
     Ok(choice)
 }
 
