@@ -187,7 +187,6 @@ impl Toolchain {
                     &*format!("--cfg=bpf_target_arch=\"{arch}\""),
                     "-Cdebuginfo=2",
                     "-Clink-arg=--btf",
-                    "-Clink-arg=--disable-expand-memcpy-in-order",
                 ]
                 .join("\x1f"),
             );

@@ -2,10 +2,9 @@
 
 use aya_ebpf::{btf_maps::LruHashMap, macros::btf_map};
 use egress_common::{
-    DropReason,
+    DropReason, WireU16,
     cells::SLOTS,
     flow::Flow,
-    gateway::GatewayId,
     maps::capacity,
     pod::{Choice, FlowKey},
 };
@@ -15,6 +14,7 @@ use crate::{
     packet::Packet,
     parse::{self, Fragment, Ip},
     verdicts,
+    verifier::Forgotten,
 };
 
 #[btf_map]
@@ -49,64 +49,65 @@ pub(crate) fn member(packet: &Packet<'_>, ip: &Ip, group: &Group) -> Result<u32,
 /// A function of its own, which fills a place of the caller's, for the reasons that `parse::headers` has.
 #[inline(never)]
 fn choose(packet: &Packet<'_>, ip: &Ip, group: &Group, number: &mut u32) -> Result<(), DropReason> {
-    let choice = match ip.fragment {
-        Fragment::Whole => of_flow(packet, ip, group)?,
-        Fragment::First(id) => {
-            let choice = of_flow(packet, ip, group)?;
-            fragments::remember(ip, id, choice);
-            choice
-        }
-        Fragment::Later(id) => fragments::choice(ip, id)
-            .filter(|choice| *choice != Choice::PASSED)
-            .and_then(|choice| usable(group, choice))
-            .ok_or(DropReason::FragmentUnknown)?,
-    };
-    *number = choice.number;
-    Ok(())
-}
-
-#[inline(always)]
-fn of_flow(packet: &Packet<'_>, ip: &Ip, group: &Group) -> Result<Choice, DropReason> {
-    let transport = parse::transport(packet, ip.protocol, ip.l4, ip.end())?;
-    let key = FlowKey {
+    let mut key = FlowKey {
         source: ip.source,
         destination: ip.destination,
-        source_port: transport.source_port,
-        destination_port: transport.destination_port,
+        source_port: WireU16([0, 0]),
+        destination_port: WireU16([0, 0]),
         ifindex: packet.ifindex(),
         protocol: ip.protocol,
         pad: [0; 3],
     };
-    // SAFETY: plain bytes, copied at once; of an entry that is evicted and reused meanwhile, only a member
-    // that the group has is used.
-    let known = unsafe { FLOWS.get(&key) }.copied();
-    let kept = known.and_then(|choice| usable(group, choice));
-    let choice = match kept {
-        Some(choice) => choice,
-        None => by_hash(group, &key)?,
+    let known = match ip.fragment {
+        Fragment::Later(id) => fragments::choice(ip, id),
+        Fragment::Whole | Fragment::First(_) => {
+            let transport = parse::transport(packet, ip.protocol, ip.l4, ip.end())?;
+            key.source_port = transport.source_port;
+            key.destination_port = transport.destination_port;
+            // SAFETY: plain bytes, copied at once; of an entry that is evicted and reused meanwhile, only a
+            // member that the group has is used.
+            unsafe { FLOWS.get(&key) }.copied()
+        }
     };
-    if known != Some(choice) {
+    let known = known.unwrap_or(Choice::PASSED);
+    *number = find(group, &known);
+    if let Fragment::Later(_) = ip.fragment {
+        return if *number == NOWHERE {
+            Err(DropReason::FragmentUnknown)
+        } else {
+            Ok(())
+        };
+    }
+    if *number == NOWHERE {
         // A flow that a full table forgot is placed by its hash again.
+        *number = by_hash(group, &key).ok_or(DropReason::StateMissing)?;
+    }
+    let choice = Choice {
+        gateway: verdicts::gateway(group.first_member.wrapping_add(*number))
+            .ok_or(DropReason::StateMissing)?,
+        number: *number,
+    };
+    if known != choice {
         let _ = FLOWS.insert(&key, &choice, 0);
     }
-    Ok(choice)
+    if let Fragment::First(id) = ip.fragment {
+        fragments::remember(ip, id, choice);
+    }
+    Ok(())
 }
 
-/// The choice with the number that its gateway has in the group, if it has one.
-#[inline(always)]
-fn usable(group: &Group, choice: Choice) -> Option<Choice> {
-    let number =
-        if choice.number < group.members && gateway(group, choice.number) == Some(choice.gateway) {
-            choice.number
-        } else {
-            search(group, choice.gateway)
-        };
-    (number != NOWHERE).then_some(Choice { number, ..choice })
-}
-
-/// The number of a gateway in the group, or [`NOWHERE`].
+/// The number that the choice's gateway has in the group, or [`NOWHERE`].
 #[inline(never)]
-fn search(group: &Group, wanted: GatewayId) -> u32 {
+fn find(group: &Group, choice: &Choice) -> u32 {
+    if *choice == Choice::PASSED {
+        return NOWHERE;
+    }
+    let wanted = choice.gateway;
+    if choice.number < group.members
+        && verdicts::gateway(group.first_member.wrapping_add(choice.number)) == Some(wanted)
+    {
+        return choice.number;
+    }
     let mut low = Forgotten::new(0);
     let mut high = Forgotten::new(group.members);
     for _ in 0..SEARCH {
@@ -115,7 +116,7 @@ fn search(group: &Group, wanted: GatewayId) -> u32 {
             break;
         }
         let middle = from.wrapping_add(to) / 2;
-        let Some(found) = gateway(group, middle) else {
+        let Some(found) = verdicts::gateway(group.first_member.wrapping_add(middle)) else {
             break;
         };
         if found == wanted {
@@ -130,43 +131,9 @@ fn search(group: &Group, wanted: GatewayId) -> u32 {
     NOWHERE
 }
 
-/// A place where the verifier loses sight of a number.
-///
-/// It would follow every way through the search for itself. The upper half of a word of stack is one that it
-/// does not follow, so all ways through a step lead to one state.
-#[repr(C, align(8))]
-struct Forgotten {
-    lower: u32,
-    number: u32,
-}
-
-impl Forgotten {
-    #[inline(always)]
-    fn new(number: u32) -> Self {
-        let mut place = Self {
-            lower: 0,
-            number: 0,
-        };
-        place.set(number);
-        place
-    }
-
-    #[inline(always)]
-    fn get(&self) -> u32 {
-        // SAFETY: a field of our own.
-        unsafe { core::ptr::read_volatile(&raw const self.number) }
-    }
-
-    #[inline(always)]
-    fn set(&mut self, number: u32) {
-        // SAFETY: as in `get`.
-        unsafe { core::ptr::write_volatile(&raw mut self.number, number) };
-    }
-}
-
 /// What the slot table says of a flow.
 #[inline(always)]
-fn by_hash(group: &Group, key: &FlowKey) -> Result<Choice, DropReason> {
+fn by_hash(group: &Group, key: &FlowKey) -> Option<u32> {
     let flow = Flow {
         source: key.source,
         destination: key.destination,
@@ -174,17 +141,5 @@ fn by_hash(group: &Group, key: &FlowKey) -> Result<Choice, DropReason> {
         destination_port: key.destination_port,
         protocol: key.protocol,
     };
-    let choice = lines::cell(group.lines, flow.hash() % SLOTS).and_then(|number| {
-        let number = u32::from(number);
-        Some(Choice {
-            gateway: gateway(group, number)?,
-            number,
-        })
-    });
-    choice.ok_or(DropReason::StateMissing)
-}
-
-#[inline(always)]
-fn gateway(group: &Group, number: u32) -> Option<GatewayId> {
-    verdicts::member(group.first_member.wrapping_add(number)).map(|member| member.gateway)
+    lines::cell(group.lines, flow.hash() % SLOTS).map(u32::from)
 }

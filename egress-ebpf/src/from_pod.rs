@@ -48,9 +48,15 @@ pub(crate) enum Departure {
 /// Decides over a packet from a pod, and sends it on its way.
 #[inline(always)]
 pub(crate) fn handle(packet: &Packet<'_>) -> Departure {
-    let mut ip = Ip::unread();
-    match parse::frame(packet, &mut ip) {
-        Ok(Frame::Ip) => handle_ip(packet, &ip),
+    let Some(ip) = parse::place() else {
+        return Departure::Dropped {
+            policy: NO_POLICY,
+            reason: DropReason::StateMissing,
+            shape: Shape::of_frame(packet),
+        };
+    };
+    match parse::frame(packet, ip) {
+        Ok(Frame::Ip) => handle_ip(packet, ip),
         Ok(Frame::Arp) => Departure::NotOurs,
         Err(reason) => Departure::Dropped {
             policy: NO_POLICY,

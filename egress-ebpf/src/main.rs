@@ -42,6 +42,7 @@ mod replies;
 mod settings;
 mod to_pod;
 mod verdicts;
+mod verifier;
 
 use aya_ebpf::{
     bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC},

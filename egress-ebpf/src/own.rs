@@ -14,6 +14,8 @@ use egress_common::{
 #[btf_map]
 static OWN_FLOWS: Array<OwnFlows, { capacity::OWN_FLOWS as usize }> = Array::new();
 
+use crate::verifier::Forgotten;
+
 /// Nanoseconds of a second.
 const SECOND: u64 = 1_000_000_000;
 
@@ -25,30 +27,35 @@ pub(crate) fn remember(key: &ReplyKey) -> bool {
         return true;
     };
     let now = now();
-    let mut at = 0;
-    let mut oldest = u64::MAX;
+    let mut place = Forgotten::new(0);
+    let mut oldest = Forgotten::new(u32::MAX);
     for index in 0..OwnFlows::FLOWS {
         let known = read(bucket, index);
+        let second = known as u32;
         if flow.is(known) {
-            let alive = OwnFlow::is_alive(known, now);
+            place.set(index as u32);
             // Written once a second, so that the cache line stays where it is read.
-            if known != flow.word(now) {
-                write(bucket, index, flow.word(now));
+            if second == now {
+                return false;
             }
-            return !alive;
+            break;
         }
-        let age = known & u64::from(u32::MAX);
-        if age < oldest {
-            oldest = age;
-            at = index;
+        if second < oldest.get() {
+            oldest.set(second);
+            place.set(index as u32);
         }
     }
-    if OwnFlow::is_alive(oldest, now) {
+    // The mask is for the verifier.
+    let index = place.get() as usize & OwnFlows::FLOWS;
+    let replaced = read(bucket, index);
+    write(bucket, index, flow.word(now));
+    let alive = OwnFlow::is_alive(replaced, now);
+    let known = flow.is(replaced);
+    if alive && !known {
         // SAFETY: an aligned word of an array element, which is always there.
         unsafe { core::ptr::write_volatile(&raw mut (*bucket).crowded, now.into()) };
     }
-    write(bucket, at, flow.word(now));
-    true
+    !(alive && known)
 }
 
 /// Whether a pod may have started the flow, and not long ago.
@@ -74,6 +81,11 @@ pub(crate) fn may_be(key: &ReplyKey) -> bool {
     }
     false
 }
+
+const _: () = assert!(
+    OwnFlows::FLOWS == 7 && size_of::<OwnFlows>() == 64,
+    "a mask of seven stays within a bucket"
+);
 
 /// Seconds of `CLOCK_MONOTONIC`, from one on: zero stands for never.
 #[inline(always)]

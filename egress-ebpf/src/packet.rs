@@ -15,6 +15,8 @@ use aya_ebpf::{
 };
 use egress_common::{Addr, DropReason, Mac};
 
+use crate::verifier::Forgotten;
+
 /// Length of an Ethernet header: where the IP header starts, since a tagged frame never gets that far.
 pub(crate) const L3: u32 = 14;
 
@@ -141,6 +143,8 @@ impl<'a> Packet<'a> {
     /// almost every packet, since the helper behind [`Packet::load`] costs more than all the rest of the question.
     #[inline(always)]
     pub(crate) fn byte(&self, offset: u32) -> Option<u8> {
+        // As a bound of a pointer the offset would matter to the verifier wherever it came from.
+        let offset = Forgotten::new(offset).get();
         if offset <= NEAR {
             let at = self.ctx.data() + offset as usize;
             // One more than is needed: of `at < end`, into which the compiler turns the other, the verifier

@@ -1,5 +1,6 @@
 //! From bytes to the few facts that later stages need. Every load is bounds-checked by the kernel.
 
+use aya_ebpf::{btf_maps::PerCpuArray, macros::btf_map};
 use egress_common::{Addr, DropReason, Family, WireU16};
 
 use crate::packet::{L3, Packet};
@@ -134,6 +135,23 @@ impl Ip {
     pub(crate) const fn end(&self) -> u32 {
         L3 + self.length
     }
+}
+
+/// Softirqs do not interrupt each other on a CPU, and no program runs within another.
+#[btf_map]
+static PARSED: PerCpuArray<Ip, 1> = PerCpuArray::new();
+
+/// A place for the facts of the packet that this CPU is at, nothing read yet.
+///
+/// What is read from a map the verifier knows nothing of: all ways through the parser lead to one state,
+/// where on the stack each would be followed to the end of the program, close to a million instructions.
+#[inline(always)]
+pub(crate) fn place() -> Option<&'static mut Ip> {
+    let ip = PARSED.get_ptr_mut(0)?;
+    // SAFETY: this CPU's own element, which its program asks for once.
+    let ip = unsafe { &mut *ip };
+    *ip = Ip::unread();
+    Some(ip)
 }
 
 /// Which part of a datagram a packet is.

@@ -2,6 +2,7 @@
 
 use aya_ebpf::{btf_maps::Array, macros::btf_map};
 use egress_common::{
+    gateway::GatewayId,
     maps::capacity,
     verdict::{Member, NUMBER_CLUSTER, NUMBER_UNMATCHED, PodState, Verdict},
 };
@@ -34,4 +35,10 @@ pub(crate) fn is_cluster(pod: PodState, class: Option<u32>) -> bool {
 #[inline(always)]
 pub(crate) fn member(id: u32) -> Option<&'static Member> {
     MEMBERS.get(id).filter(|member| member.is_set())
+}
+
+/// The gateway of the member with this id, which must have been written.
+#[inline(always)]
+pub(crate) fn gateway(id: u32) -> Option<GatewayId> {
+    MEMBERS.get(id).map(|member| member.gateway)
 }

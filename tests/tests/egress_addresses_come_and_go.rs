@@ -1,4 +1,5 @@
 //! Egress addresses are on their uplinks while their gateways are here, and neighbours are told.
+#![expect(clippy::unwrap_used, reason = "a panic fails the test where it is")]
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -317,6 +318,8 @@ fn what_something_else_removes_comes_back() -> Result<()> {
         // The kernel itself takes IPv6 addresses off an interface that goes down.
         segment.node.ip("link set up0 down\n")?;
         assert_eq!(changes(addresses.bring_to(&wanted, &Segment::view()?))?, 0);
+        let in_place = addresses.lines(&wanted).into_iter().map(|l| l.in_place);
+        assert_eq!(in_place.collect::<Vec<_>>(), [true, false]);
         segment.node.ip("link set up0 up\n")?;
         wait::until("the link is up", || {
             let index = nix::net::if_::if_nametoindex("up0")?;
@@ -328,6 +331,7 @@ fn what_something_else_removes_comes_back() -> Result<()> {
             assert!(segment.is_on("up0", address)?);
             sniffer.wait_for(mac, address, 9)?;
         }
+        assert_eq!(addresses.restored(), 2, "that was nobody but the kernel");
         Ok(())
     })
 }

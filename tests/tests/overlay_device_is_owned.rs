@@ -192,16 +192,27 @@ fn a_taken_port_is_one_clear_error_until_it_is_free() -> Result<()> {
         setup.detach()?;
     }
 
-    // A device of the same kind on that port, open or not.
-    scene.node.run(&[
-        "ip", "link", "add", "other", "type", "vxlan", "external", "dstport", "4790",
-    ])?;
-    scene.node.run(&["ip", "link", "set", "other", "up"])?;
-    let mut agent = setup.spawn()?;
-    wait_until_refused(&agent, "UDP port 4790 is taken")?;
-    scene.node.run(&["ip", "link", "delete", "other"])?;
-    agent.wait_until_ready()?;
-    expect_at_work(&scene)
+    // A device of the same kind on that port: open with other settings, or closed with the same.
+    for more in [
+        &["nolearning"][..],
+        &["nolearning", "udp6zerocsumrx", "udp6zerocsumtx"],
+    ] {
+        let add = [
+            "ip", "link", "add", "other", "type", "vxlan", "external", "dstport", "4790",
+        ];
+        scene.node.run(&[&add, more].concat())?;
+        if more.len() == 1 {
+            scene.node.run(&["ip", "link", "set", "other", "up"])?;
+        }
+        let mut agent = setup.spawn()?;
+        wait_until_refused(&agent, "UDP port 4790 is taken")?;
+        scene.node.run(&["ip", "link", "delete", "other"])?;
+        agent.wait_until_ready()?;
+        expect_at_work(&scene)?;
+        agent.terminate()?;
+        setup.detach()?;
+    }
+    Ok(())
 }
 
 #[test]

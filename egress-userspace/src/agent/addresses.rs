@@ -159,14 +159,22 @@ impl Addresses {
     ) {
         self.foreign.retain(|address| wanted.contains_key(address));
         for (&address, &(ifindex, interface)) in wanted {
-            // The kernel takes IPv6 addresses off an interface that is down.
+            let on = |ifindex: Option<u32>| {
+                view.addresses.iter().any(|(index, net)| {
+                    net.addr() == address && ifindex.is_none_or(|ifindex| *index == ifindex)
+                })
+            };
+            let there = on(Some(ifindex));
             if !view.links.get(&ifindex).is_some_and(|link| link.up) {
+                // The kernel takes IPv6 addresses off an interface that goes down.
+                if !there {
+                    self.seated.remove(&address);
+                }
                 continue;
             }
-            let there = view
-                .addresses
-                .iter()
-                .any(|(index, net)| *index == ifindex && net.addr() == address);
+            if self.foreign.contains(&address) && on(None) {
+                continue;
+            }
             let result = if self.is_assigned(ifindex, address) {
                 if there {
                     self.seated.insert(address);

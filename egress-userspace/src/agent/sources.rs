@@ -5,7 +5,9 @@ use std::{
     net::IpAddr,
 };
 
-use crate::node::{Netlink, NodeView};
+use ipnet::IpNet;
+
+use crate::node::{Netlink, NodeView, Route};
 
 /// What was found, and for what.
 #[derive(Debug, Default)]
@@ -19,8 +21,8 @@ pub(super) struct Sources {
 struct Question {
     own: BTreeSet<IpAddr>,
     nodes: BTreeMap<String, IpAddr>,
-    routes: Vec<crate::node::Route>,
-    addresses: Vec<(u32, ipnet::IpNet)>,
+    routes: Vec<Route>,
+    addresses: Vec<(u32, IpNet)>,
 }
 
 impl Sources {
@@ -38,8 +40,8 @@ impl Sources {
     ) -> anyhow::Result<()> {
         let question = Question {
             own,
+            routes: routes_towards(&nodes, view),
             nodes,
-            routes: view.routes.clone(),
             addresses: view.addresses.clone(),
         };
         if self.asked.as_ref() == Some(&question) {
@@ -69,10 +71,54 @@ impl Sources {
     }
 }
 
+/// The routes that frames may take. Those of pods come and go all the time, and lead to one address each.
+fn routes_towards(nodes: &BTreeMap<String, IpAddr>, view: &NodeView) -> Vec<Route> {
+    let addresses: BTreeSet<IpAddr> = nodes.values().copied().collect();
+    let leads = |destination: IpNet| {
+        destination.prefix_len() < destination.max_prefix_len()
+            || addresses.contains(&destination.addr())
+    };
+    view.routes
+        .iter()
+        .filter(|route| leads(route.destination))
+        .cloned()
+        .collect()
+}
+
 fn wrong(node: &str, other: &str, address: IpAddr, source: IpAddr) -> String {
     format!(
         "frames of the overlay to the node {other} ({address}) would leave from {source}, which the Node {node} does \
          not have as an address, so {other} would drop them: add it to the Node's status.addresses, or give the \
          route to {address} another source address (`ip route change … src`)"
     )
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn routes_of_pods_are_no_reason_to_ask_again() {
+        let route = |destination: &str| Route {
+            destination: destination.parse().unwrap(),
+            gateway: None,
+            ifindex: 2,
+            metric: 0,
+            mtu: None,
+        };
+        let view = NodeView {
+            routes: vec![
+                route("0.0.0.0/0"),
+                route("10.65.0.7/32"),
+                route("172.18.0.3/32"),
+                route("fd00:65::7/128"),
+                route("fd00:18::/64"),
+            ],
+            ..NodeView::default()
+        };
+        let nodes = [("b".to_owned(), "172.18.0.3".parse().unwrap())].into();
+        let expected = ["0.0.0.0/0", "172.18.0.3/32", "fd00:18::/64"].map(route);
+        assert_eq!(routes_towards(&nodes, &view), expected);
+    }
 }

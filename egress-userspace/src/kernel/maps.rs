@@ -166,10 +166,10 @@ impl Maps {
 
     /// Carries out one change of a plan for those maps.
     pub fn translate(&mut self, change: &translation::Change) -> anyhow::Result<()> {
-        match change {
-            translation::Change::Grace => self.grace(),
-            change => self.translation.carry_out(change),
+        if *change == translation::Change::Grace {
+            return self.grace();
         }
+        self.translation.carry_out(change)
     }
 
     /// Waits until no packet in flight can hold an id that was given back.

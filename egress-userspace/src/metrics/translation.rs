@@ -11,11 +11,7 @@ use egress_common::{
 use prometheus_client::{encoding::DescriptorEncoder, metrics::MetricType};
 
 use super::{Scrape, counts, gauge, gauges, write_counter};
-use crate::{
-    counters::MapUse,
-    model::ObjectName,
-    nat::{gateway_id, protocol_name},
-};
+use crate::{counters::MapUse, gateway_id::gateway_id, model::ObjectName, nat::protocol_name};
 
 impl Scrape {
     /// How full the tables of connections are; nothing before they were walked first.

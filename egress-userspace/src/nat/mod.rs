@@ -4,27 +4,14 @@ mod label;
 mod statistics;
 mod walk;
 
-use egress_common::{
-    gateway::GatewayId,
-    nat::{NatBack, NatBackKey, NatOut, NatOutKey, NatState},
-};
-use sha2::{Digest as _, Sha256};
+use egress_common::nat::{NatBack, NatBackKey, NatOut, NatOutKey, NatState};
 
 pub use label::protocol_name;
 pub use statistics::{Load, Ports, Remote, Statistics, Tally};
 pub use walk::{Found, ORPHANED_AFTER, Orphans, OutHalves, Walk};
 
-use crate::model::ObjectName;
-
 /// Nanoseconds in a second.
 pub const SECOND: u64 = 1_000_000_000;
-
-/// The number that a gateway has on every node.
-#[must_use]
-pub fn gateway_id(name: &ObjectName) -> GatewayId {
-    let hash = Sha256::digest(name.to_string());
-    GatewayId(u32::from_be_bytes([hash[0], hash[1], hash[2], hash[3]]))
-}
 
 /// How long a connection may be silent, by its state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -249,6 +249,7 @@ fn send(socket: &OwnedFd, link: &LinkAddr, address: IpAddr) -> Result<()> {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 
@@ -256,9 +257,7 @@ mod tests {
 
     #[test]
     fn both_forms_of_a_gratuitous_arp() {
-        let [request, reply] = frames(MAC, [192, 0, 2, 7].into())
-            .try_into()
-            .unwrap_or_else(|frames| panic!("{frames:?}"));
+        let [request, reply]: [_; 2] = frames(MAC, [192, 0, 2, 7].into()).try_into().unwrap();
         #[rustfmt::skip]
         let expected = |operation: u8, target: [u8; 6]| [
             &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 0x2a, 8, 6][..],
@@ -276,9 +275,7 @@ mod tests {
             0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xfe,
         ]
         .into();
-        let [frame] = frames(MAC, address.into())
-            .try_into()
-            .unwrap_or_else(|frames| panic!("{frames:?}"));
+        let [frame]: [_; 1] = frames(MAC, address.into()).try_into().unwrap();
         assert_eq!(frame[..6], [0x33, 0x33, 0, 0, 0, 1]);
         assert_eq!(frame[6..14], [2, 0, 0, 0, 0, 0x2a, 0x86, 0xdd]);
         assert_eq!(frame[14..22], [0x60, 0, 0, 0, 0, 32, 58, 255]);

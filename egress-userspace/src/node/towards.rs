@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use futures_util::TryStreamExt as _;
 use rtnetlink::{
     RouteMessageBuilder,
-    packet_route::route::{RouteAttribute, RouteMessage},
+    packet_route::route::{RouteAttribute, RouteHeader, RouteMessage},
 };
 
 use super::{Netlink, netlink::ip};
@@ -42,17 +42,17 @@ impl Netlink {
 fn question(mut message: RouteMessage) -> RouteMessage {
     let family = message.header.address_family;
     let length = message.header.destination_prefix_length;
-    message.header = rtnetlink::packet_route::route::RouteHeader {
+    message.header = RouteHeader {
         address_family: family,
         destination_prefix_length: length,
-        ..Default::default()
+        ..RouteHeader::default()
     };
     message
 }
 
 fn preferred_source(attribute: &RouteAttribute) -> Option<IpAddr> {
-    match attribute {
-        RouteAttribute::PrefSource(address) => ip(address),
-        _ => None,
-    }
+    let RouteAttribute::PrefSource(address) = attribute else {
+        return None;
+    };
+    ip(address)
 }

@@ -165,9 +165,11 @@ fn device(message: &LinkMessage) -> OverlayDevice {
         let LinkAttribute::LinkInfo(infos) = attribute else {
             return None;
         };
-        infos.iter().find_map(|info| match info {
-            LinkInfo::Data(InfoData::Vxlan(data)) => Some(data),
-            _ => None,
+        infos.iter().find_map(|info| {
+            let LinkInfo::Data(InfoData::Vxlan(data)) = info else {
+                return None;
+            };
+            Some(data)
         })
     });
     OverlayDevice {
@@ -181,9 +183,11 @@ fn device(message: &LinkMessage) -> OverlayDevice {
 fn port(data: &[InfoVxlan]) -> Option<u16> {
     let collects = data.contains(&InfoVxlan::CollectMetadata(true));
     let learns = data.contains(&InfoVxlan::Learning(true));
-    let port = data.iter().find_map(|info| match info {
-        InfoVxlan::Port(port) => Some(*port),
-        _ => None,
+    let port = data.iter().find_map(|info| {
+        let InfoVxlan::Port(port) = info else {
+            return None;
+        };
+        Some(*port)
     });
     port.filter(|_| collects && !learns)
 }

@@ -451,7 +451,7 @@ impl Lab {
         for key in keys {
             let mut entry = self.inbound.get(&key, 0).unwrap();
             entry.last_seen = entry.last_seen.saturating_sub(nanoseconds);
-            self.inbound.insert(&key, entry, 0).unwrap();
+            self.inbound.insert(key, entry, 0).unwrap();
         }
         for key in own {
             let flow = OwnFlow::new(key);

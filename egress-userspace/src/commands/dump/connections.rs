@@ -15,8 +15,9 @@ use super::{Output, What};
 use crate::{
     agent::sweep::now,
     commands::{columns, print},
+    gateway_id::gateway_id,
     kernel::{NatMaps, Paths},
-    nat::{SECOND, Timeouts, gateway_id, out_key, protocol_name},
+    nat::{SECOND, Timeouts, out_key, protocol_name},
     state::Names,
 };
 

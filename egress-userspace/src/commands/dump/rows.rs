@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use egress_common::{
-    counter::Count,
+    counter::{Count, Direction},
     keys::PodKey,
     verdict::{Decision, Replies},
 };
@@ -160,8 +160,30 @@ impl Maps<'_> {
         let passes = self.reading.passes.iter().map(|(id, kind, count)| {
             row(kind.name().to_owned(), Some(self.policy(*id)), None, *count)
         });
+        let translated = self
+            .reading
+            .translated
+            .iter()
+            .map(|(id, direction, count)| {
+                let direction = match direction {
+                    Direction::Out => "out",
+                    Direction::Back => "back",
+                };
+                let what = format!("translated {direction} {}", self.own_gateway(*id));
+                row(what, None, None, *count)
+            });
+        let refused = self.reading.gateway_drops.iter();
+        let refused = refused.map(|(id, reason, count)| {
+            let what = format!("drop {} by {}", reason.name(), self.own_gateway(*id));
+            row(what, None, None, *count)
+        });
         CounterRows {
-            counters: members.chain(drops).chain(passes).collect(),
+            counters: members
+                .chain(drops)
+                .chain(passes)
+                .chain(translated)
+                .chain(refused)
+                .collect(),
             maps: self.reading.maps.clone(),
         }
     }
@@ -175,6 +197,14 @@ impl Maps<'_> {
                 || format!("member {member}"),
                 |l| format!("{}/{}", l.namespace, l.gateway),
             )
+    }
+
+    fn own_gateway(&self, counter: u32) -> String {
+        let found = self.names.gateways.iter().find(|(_, id)| **id == counter);
+        found.map_or_else(
+            || format!("gateway counter {counter}"),
+            |(name, _)| name.to_string(),
+        )
     }
 
     fn label(&self, counter: u32) -> Option<&MemberLabel> {

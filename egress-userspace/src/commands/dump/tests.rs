@@ -1,4 +1,7 @@
-use egress_common::{DropReason, counter::Count};
+use egress_common::{
+    DropReason,
+    counter::{Count, Direction},
+};
 
 use super::*;
 use crate::explain;
@@ -18,6 +21,8 @@ fn rendered(what: Option<What>, output: Output) -> anyhow::Result<String> {
             entries: 2,
             capacity: 4096,
         }],
+        translated: vec![(5, Direction::Out, count(6, 600))],
+        gateway_drops: vec![(6, DropReason::NatNoState, count(7, 420))],
         ..Reading::default()
     };
     let maps = Maps {
