@@ -8,6 +8,7 @@ use std::{
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -197,7 +198,12 @@ impl Agent {
 
     /// Waits until `/readyz` says so.
     pub fn wait_until_ready(&mut self) -> Result<()> {
-        wait::until("the agent is ready", || {
+        self.wait_until_ready_within(wait::PATIENCE)
+    }
+
+    /// Waits until `/readyz` says so, but not longer than `patience`.
+    pub fn wait_until_ready_within(&mut self, patience: Duration) -> Result<()> {
+        wait::until_within("the agent is ready", patience, || {
             if let Some(status) = self.child.try_wait()? {
                 // Asking on would be in vain.
                 return Ok(Err(anyhow!("the agent ended: {status}")));

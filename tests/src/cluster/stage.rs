@@ -148,12 +148,13 @@ impl ClusterStage {
             });
             stage.setups.insert(node.name, setup);
         }
-        // All at once: none of them waits for another.
+        // All at once: none of them waits for another, but all for the processors.
+        let patience = wait::PATIENCE * 12;
         for (name, setup) in &stage.setups {
             stage.agents.insert(name, setup.spawn()?);
         }
         for agent in stage.agents.values_mut() {
-            agent.wait_until_ready()?;
+            agent.wait_until_ready_within(patience)?;
         }
         Ok(stage)
     }
