@@ -34,6 +34,8 @@ const PACKET_MULTICAST: u32 = 2;
 const NEAR: u32 = 255;
 /// The bits of a word that a MAC fills, when its first byte in memory is the lowest.
 const MAC_BITS: u64 = 0xffff_ffff_ffff;
+/// First byte of a MAC that somebody made up for one host.
+const UNICAST: u8 = 0x02;
 /// TTL of the overlay's outer packets.
 const TUNNEL_TTL: u8 = 64;
 /// Where TTL and checksum lie in an IPv4 header, and the hop limit in an IPv6 header.
@@ -322,10 +324,13 @@ impl<'a> Packet<'a> {
     }
 
     /// Makes the frame one for this host, whatever its MAC.
+    ///
+    /// A tag may look like a group's address, to which the kernel redirects nothing (`__bpf_redirect_neigh`).
     #[inline(always)]
     pub(crate) fn claim(&self) -> Result<(), DropReason> {
         self.ctx
-            .change_type(PACKET_HOST)
+            .store(0, &UNICAST, 0)
+            .and_then(|()| self.ctx.change_type(PACKET_HOST))
             .map_err(|_| DropReason::RedirectFailed)
     }
 
