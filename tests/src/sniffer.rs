@@ -383,9 +383,11 @@ fn take(socket: &OwnedFd, reader: &packet::Reader, seen: &Mutex<Seen>) {
         return;
     };
     let lost = message.cmsgs().ok().and_then(|mut messages| {
-        messages.find_map(|message| match message {
-            ControlMessageOwned::RxqOvfl(lost) => Some(lost),
-            _ => None,
+        messages.find_map(|message| {
+            let ControlMessageOwned::RxqOvfl(lost) = message else {
+                return None;
+            };
+            Some(lost)
         })
     });
     let outgoing = message

@@ -4,8 +4,8 @@ use anyhow::{Result, ensure};
 use egress_tests::{
     ClusterStage,
     cluster::{
-        BLUE, ClusterShape, ELSEWHERE, Egress, GATEWAY_NODE, INTERNAL, NodeSetup, PARTNER, RED,
-        Seen, Underlay, usual, usual_gateways,
+        BLUE, ClusterShape, ELSEWHERE, Egress, GATEWAY_NODE, INTERNAL, INTERNET_HOST, NodeSetup,
+        PARTNER, RED, Seen, Underlay, usual, usual_gateways,
     },
     ping::ping,
     resources::{Via, namespace, pod, policy},
@@ -99,6 +99,7 @@ fn a_gateway_pod_lends_its_address() -> Result<()> {
         };
         stage.expect("web", ELSEWHERE, Seen::As(egress))?;
         // Its own address stays the pod's: who talks to it is answered.
+        stage.permit(egress, &[INTERNET_HOST]);
         for address in egress.addresses() {
             ping(&stage.cluster.internet, address)?;
         }

@@ -350,6 +350,21 @@ impl ClusterStage {
         Ok(())
     }
 
+    /// What each node has dropped and sent so far, for who looks for a reason.
+    #[must_use]
+    pub fn traces(&self) -> String {
+        let mut text = String::from("drops so far:");
+        for (name, agent) in &self.agents {
+            let dropped = agent.metrics().map(|metrics| metrics.drops_anywhere());
+            text.push_str(&format!(" {name} {dropped:?}"));
+        }
+        text.push_str("; what left the uplinks:");
+        for (sent, count) in self.sniffed().unwrap_or_default().sent {
+            text.push_str(&format!("\n{count} × {sent}"));
+        }
+        text
+    }
+
     /// Runs a command of the binary against a node's pins.
     pub fn command(&self, node: &str, words: &[&str]) -> Result<String> {
         let setup = self.setups.get(node).context("no such node")?;
@@ -380,8 +395,8 @@ impl ClusterStage {
     /// Checks how one address sees a pod.
     pub fn expect_at(&self, pod: &str, address: IpAddr, seen: Seen) -> Result<()> {
         let pod = self.pod(pod)?;
-        let answer =
-            whoami(&pod.host, address).with_context(|| format!("{} asked {address}", pod.name));
+        let answer = whoami(&pod.host, address)
+            .with_context(|| format!("{} asked {address}; {}", pod.name, self.traces()));
         let expected = match seen {
             Seen::As(egress) => egress.like(address),
             Seen::AsNode => self.node(pod.node)?.address_like(address),

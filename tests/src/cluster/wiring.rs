@@ -16,6 +16,7 @@ use crate::{
 
 impl Cluster {
     pub(super) fn connect_networks(&self) -> Result<()> {
+        self.internet.sysctl(&[PING_FOR_ALL])?;
         let mtu = self.shape.internet_mtu;
         self.fabric.ip(&format!(
             "link set lo up
@@ -179,8 +180,7 @@ impl Cluster {
             // A node without an IPv4 route answers for nobody's IPv4 address.
             host.ip("neigh replace 169.254.1.1 lladdr ee:ee:ee:ee:ee:ee dev eth0 nud permanent\n")?;
         }
-        // Ping is for everybody.
-        host.sysctl(&[("ipv4/ping_group_range", "0 2147483647")])?;
+        host.sysctl(&[PING_FOR_ALL])?;
         self.pods.push(Pod {
             name,
             node,
@@ -234,6 +234,9 @@ impl Cluster {
         Ok(host)
     }
 }
+
+/// Who may open a socket for echo requests: by default nobody.
+const PING_FOR_ALL: (&str, &str) = ("ipv4/ping_group_range", "0 2147483647");
 
 /// Workers from 11, gateway nodes from 21, in the order of their names' numbers.
 fn number_of(name: &str, before: usize) -> Result<u8> {
