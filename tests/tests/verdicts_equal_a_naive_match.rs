@@ -125,6 +125,8 @@ fn check_pod(
     pod: &ObjectName,
     packets: usize,
 ) {
+    // Else flows stay on gateways that another policy has put them on.
+    lab.forget_flows();
     let mut wanted = Counts::new();
     let mut asked = Vec::new();
     for _ in 0..packets {
