@@ -46,7 +46,8 @@ impl PassKind {
 }
 
 /// Kinds of pass there are.
-pub const PASS_KINDS: u32 = PassKind::ALL.len() as u32;
+pub const PASS_KINDS: u32 = 3;
+const _: () = assert!(PassKind::ALL.len() == PASS_KINDS as usize);
 
 /// Index into `PASS_COUNTS`.
 #[inline(always)]
@@ -77,11 +78,15 @@ impl Direction {
     pub const ALL: &[Self] = &[Self::Out, Self::Back];
 }
 
+/// Directions there are.
+pub const DIRECTIONS: u32 = 2;
+const _: () = assert!(Direction::ALL.len() == DIRECTIONS as usize);
+
 /// Index into `GATEWAY_COUNTS`.
 #[inline(always)]
 pub const fn gateway_index(counter: u32, direction: Direction) -> u32 {
     counter
-        .wrapping_mul(Direction::ALL.len() as u32)
+        .wrapping_mul(DIRECTIONS)
         .wrapping_add(direction as u32)
 }
 

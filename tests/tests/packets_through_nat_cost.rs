@@ -1,5 +1,11 @@
 //! What translation costs, as the kernel's test-run measures it; asked for by `--ignored`.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "a measurement may fail loudly, and random bits have no value to lose"
+)]
+
 use egress_common::{
     Addr,
     nat::{NatBack, NatBackKey, NatOut, NatOutKey, NatState},

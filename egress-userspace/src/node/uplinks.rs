@@ -97,7 +97,8 @@ mod tests {
 
     #[test]
     fn uplinks_are_those_named_or_those_of_default_routes() {
-        let rows: &[(&[&str], bool, &[u32], &[&str])] = &[
+        type Row<'a> = (&'a [&'a str], bool, &'a [u32], &'a [&'a str]);
+        let rows: &[Row<'_>] = &[
             (&[], true, &[2, 3], &[]),
             (&["eth2"], true, &[4], &[]),
             (&["eth2", "eth9"], true, &[4], &["eth9"]),
