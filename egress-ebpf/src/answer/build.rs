@@ -61,8 +61,7 @@ pub(super) fn rewrite(
         Family::V6 => QUOTE6,
     };
     let quote = ip.length.min(limit);
-    let sum =
-        sum_of_quote(packet, ip, L3 + quote, &mut scratch.piece).ok_or(Untold::Intact)?;
+    let sum = sum_of_quote(packet, ip, L3 + quote, &mut scratch.piece).ok_or(Untold::Intact)?;
     let head = &mut scratch.head;
     let node = match speaker {
         Speaker::Node => settings::get(),

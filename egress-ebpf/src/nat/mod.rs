@@ -184,7 +184,7 @@ struct Refusal {
     is_soft: bool,
 }
 
-/// Whether the packet may not live for another hop, or does not fit the way to the pod's node.
+/// Whether the packet may not live for another hop, or its pod's node is gone, or it does not fit the way there.
 #[inline(always)]
 fn refusal(s: &Scratch, largest: u32) -> Option<Refusal> {
     if s.ip.ttl <= 1 {
@@ -198,7 +198,13 @@ fn refusal(s: &Scratch, largest: u32) -> Option<Refusal> {
     if s.back.origin == ORIGIN_HERE {
         return None;
     }
-    let room = overlay::room_to(s.back.origin, s.ip.family)?;
+    let Some(room) = overlay::room_to(s.back.origin, s.ip.family) else {
+        return Some(Refusal {
+            reason: DropReason::StateMissing,
+            mtu: 0,
+            is_soft: false,
+        });
+    };
     (largest > room.mtu).then_some(Refusal {
         reason: DropReason::TooBig,
         mtu: room.mtu,
