@@ -167,7 +167,7 @@ impl Fate {
             Self::Dropped(reason) => *reason,
             Self::Answered(Answer::TooBig, _) => DropReason::TooBig,
             Self::Answered(Answer::TimeExceeded, _) => DropReason::TtlExceeded,
-            other => panic!("{other:?} is no drop"),
+            Self::Out(_) | Self::Home(_) | Self::Kernel => panic!("{self:?} is no drop"),
         }
     }
 }
