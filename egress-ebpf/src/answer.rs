@@ -17,35 +17,68 @@ use crate::{
 const IPV4_FLAGS: u32 = 6;
 const DONT_FRAGMENT: u8 = 0x40;
 
+/// Which address an answer comes from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Speaker {
+    /// This node's own, or the packet's destination if the node has none of that family.
+    Node,
+    /// The packet's destination: an egress address, which is all of us that the outside knows and lets in.
+    Destination,
+}
+
+/// Why there is no answer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Untold {
+    /// None is due, or none could be begun: the packet is what it was.
+    Intact,
+    /// It was begun: nothing but a drop is left.
+    Spoilt,
+}
+
 /// Turns a packet that is dropped for `reason` into the answer to its sender, if one is due.
 ///
 /// `mtu` is that of the way the packet did not fit, in bytes of IP. With an answer, the packet is an ICMP
-/// error from this node's address (from the packet's destination if the node has none) towards the
-/// sender, its Ethernet addresses swapped: the caller sends it out of where the packet came in. Without
-/// one the caller drops the packet, of which only a tail may be missing.
+/// error from `speaker` towards the sender, its Ethernet addresses swapped: the caller sends it out of where
+/// the packet came in.
+///
+/// # Errors
 ///
 /// Nothing is answered for other reasons, where RFC 1122, 3.2.2 and RFC 4443, 2.4 forbid it, to an IPv4
 /// packet that might have been fragmented, nor to a source that has had its share.
 #[inline(always)]
-pub(crate) fn write(packet: &Packet<'_>, ip: &Ip, reason: DropReason, mtu: u32) -> Option<Answer> {
+pub(crate) fn write(
+    packet: &Packet<'_>,
+    ip: &Ip,
+    reason: DropReason,
+    mtu: u32,
+    speaker: Speaker,
+) -> Result<Answer, Untold> {
     let answer = if reason == DropReason::TooBig {
         Answer::TooBig
     } else if reason == DropReason::TtlExceeded {
         Answer::TimeExceeded
     } else {
-        return None;
+        return Err(Untold::Intact);
     };
-    write_if_due(packet, ip, answer, mtu).then_some(answer)
+    write_if_due(packet, ip, answer, mtu, speaker)?;
+    Ok(answer)
 }
 
-/// Writes the answer, and says whether it did.
+/// Writes the answer, if it is due.
 ///
 /// A function of its own: more than one program calls it, and its callers' stack is nearly full.
 #[inline(never)]
-fn write_if_due(packet: &Packet<'_>, ip: &Ip, answer: Answer, mtu: u32) -> bool {
-    is_due(packet, ip, answer, mtu)
-        && bucket::take(&ip.source)
-        && build::rewrite(packet, ip, answer, mtu)
+fn write_if_due(
+    packet: &Packet<'_>,
+    ip: &Ip,
+    answer: Answer,
+    mtu: u32,
+    speaker: Speaker,
+) -> Result<(), Untold> {
+    if !is_due(packet, ip, answer, mtu) || !bucket::take(&ip.source) {
+        return Err(Untold::Intact);
+    }
+    build::rewrite(packet, ip, answer, mtu, speaker)
 }
 
 #[inline(always)]

@@ -8,7 +8,7 @@ use egress_common::{
 };
 
 use crate::{
-    answer,
+    answer::{self, Speaker},
     counters::Shape,
     deliver, egress, nat,
     overlay::{self, Sender},
@@ -126,7 +126,7 @@ fn answered(
     shape: Shape,
 ) -> Emergence {
     let gateway = egress.counter;
-    if let Some(answer) = answer::write(packet, ip, reason, egress.mtu) {
+    if let Ok(answer) = answer::write(packet, ip, reason, egress.mtu, Speaker::Node) {
         return match overlay::back(packet, origin) {
             Ok(()) => Emergence::Answered {
                 gateway,

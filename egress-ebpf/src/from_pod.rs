@@ -7,7 +7,7 @@ use egress_common::{
 };
 
 use crate::{
-    answer,
+    answer::{self, Speaker},
     choose::{self, Group},
     classify,
     counters::Shape,
@@ -176,7 +176,8 @@ fn send(
 #[inline(always)]
 fn refused(packet: &Packet<'_>, ip: &Ip, policy: u32, refusal: Refusal, shape: Shape) -> Departure {
     let reason = refusal.reason;
-    let answer = answer::write(packet, ip, reason, refusal.mtu)
+    let answer = answer::write(packet, ip, reason, refusal.mtu, Speaker::Node)
+        .ok()
         .filter(|_| packet.redirect(packet.ifindex()).is_ok());
     match answer {
         Some(answer) => Departure::Answered {

@@ -1,6 +1,6 @@
 //! What becomes of a packet that arrives on an uplink.
 
-use egress_common::{Addr, DropReason, gateway::Egress};
+use egress_common::{Addr, DropReason, counter::Answer, gateway::Egress};
 
 use crate::{
     counters::Shape,
@@ -16,6 +16,13 @@ pub(crate) enum Return {
     NotOurs,
     /// Translated back, and on its way to the pod.
     Redirected { gateway: u32, shape: Shape },
+    /// It ends here, and who sent it is told.
+    Answered {
+        gateway: u32,
+        reason: DropReason,
+        answer: Answer,
+        shape: Shape,
+    },
     /// It ends here.
     Dropped {
         gateway: u32,
@@ -37,7 +44,7 @@ pub(crate) fn handle(packet: &Packet<'_>) -> Return {
     let (became, shape) = match parse::frame(packet, &mut ip) {
         Ok(Frame::Ip) => {
             let shape = Shape::of(packet, &ip);
-            (nat::back(packet, &ip, egress), shape)
+            (nat::back(packet, &ip, egress, shape.largest), shape)
         }
         Ok(Frame::Arp) => return Return::NotOurs,
         Err(reason) => (nat::unreadable(egress, reason), Shape::of_frame(packet)),
@@ -46,6 +53,12 @@ pub(crate) fn handle(packet: &Packet<'_>) -> Return {
     match became {
         Homeward::Redirected => Return::Redirected { gateway, shape },
         Homeward::Kernel => Return::NotOurs,
+        Homeward::Answered(reason, answer) => Return::Answered {
+            gateway,
+            reason,
+            answer,
+            shape,
+        },
         Homeward::Dropped(reason) => Return::Dropped {
             gateway,
             reason,

@@ -168,6 +168,17 @@ pub fn egress_from_uplink(ctx: TcContext) -> i32 {
             counters::translated(gateway, Direction::Back, shape);
             TC_ACT_REDIRECT
         }
+        Return::Answered {
+            gateway,
+            reason,
+            answer,
+            shape,
+        } => {
+            log::dropped(&packet, NO_POLICY, reason);
+            counters::gateway_dropped(gateway, reason, shape);
+            counters::answered(answer);
+            TC_ACT_REDIRECT
+        }
         Return::Dropped {
             gateway,
             reason,

@@ -5,7 +5,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use egress_common::{
-    Addr, DropReason, Mac,
+    Addr, DropReason, Family, Mac,
     maps::capacity,
     overlay::{FrameKind, NodeState, Tag},
     pod::{mac_from_word, mac_to_word},
@@ -13,6 +13,9 @@ use egress_common::{
 };
 
 use crate::{forward, mss, packet::Packet, parse::Ip, settings};
+
+/// What every IPv6 link takes (RFC 8200, 5).
+const IPV6_MIN_MTU: u32 = 1280;
 
 #[btf_map]
 static NODES: HashMap<Addr, u32, { capacity::NODES as usize }> = HashMap::new();
@@ -32,7 +35,7 @@ pub(crate) fn send(packet: &Packet<'_>, ip: &Ip, member: &Member) -> Result<(), 
 
 /// Sends the packet as it is to the node `origin`, for the pod that it is addressed to.
 ///
-/// The caller has lowered its TTL, and seen that it fits ([`mtu_to`]).
+/// The caller has lowered its TTL, and seen whether it fits ([`room_to`]).
 ///
 /// # Errors
 /// `StateMissing` if there is no such node any more; nothing is written then.
@@ -50,11 +53,30 @@ pub(crate) fn back(packet: &Packet<'_>, origin: u32) -> Result<(), DropReason> {
     packet.redirect(settings.overlay_ifindex)
 }
 
-/// Largest IP packet in bytes that fits a frame to the node `origin`.
+/// What the way to a node takes.
+pub(crate) struct Room {
+    /// Largest IP packet in bytes that fits a frame.
+    pub(crate) mtu: u32,
+    /// Whether larger ones arrive too: an IPv4 underlay carries their frames in fragments. Over IPv6 the kernel
+    /// cuts no frame, and nobody is told (`Ip6FragFails`).
+    pub(crate) is_soft: bool,
+}
+
+/// What the way to the node `origin` takes of a family; nothing if there is no such node any more.
 #[inline(always)]
-#[expect(dead_code, reason = "for who sends packets back")]
-pub(crate) fn mtu_to(origin: u32) -> Option<u32> {
-    node(origin).map(|node| node.mtu)
+pub(crate) fn room_to(origin: u32, family: Family) -> Option<Room> {
+    let node = node(origin)?;
+    let is_soft = node.address.is_v4();
+    // No sender of IPv6 goes below; the link has to see to it (RFC 8200, 5).
+    let least = if is_soft && family == Family::V6 {
+        IPV6_MIN_MTU
+    } else {
+        0
+    };
+    Some(Room {
+        mtu: node.mtu.max(least),
+        is_soft,
+    })
 }
 
 #[inline(always)]

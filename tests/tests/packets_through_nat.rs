@@ -1,9 +1,8 @@
 //! Connections of pods under an egress address: out, back, and what is refused either way.
 
 use egress_common::{
-    DropReason::{
-        Malformed, NatAmbiguous, NatExhausted, NatNoState, NatUnsupported, SourceQuota, TtlExceeded,
-    },
+    DropReason::{Malformed, NatAmbiguous, NatExhausted, NatNoState, NatUnsupported, SourceQuota},
+    counter::Answer,
     gateway::{EGRESS_ALLOW_LOCAL, EGRESS_SHARED},
 };
 use egress_tests::packets::{
@@ -11,7 +10,7 @@ use egress_tests::packets::{
     build::{self, Frame, L3, authentication, extension, proto},
     nat::{
         ALPHA, BETA,
-        Fate::{Dropped, Home, Kernel, Out},
+        Fate::{Answered, Dropped, Home, Kernel, Out},
         Node, Places, QUOTA, datagram, delivered, forwarded, in_both, message, on_uplink, port,
         segment, sum_holds, with_node, with_sum, with_sum_at,
     },
@@ -309,7 +308,7 @@ fn what_opens_no_connection() {
         node.out(
             "the last hop",
             &datagram((p.pod, 1), (p.remote, 53), 0).ttl(1),
-            Dropped(TtlExceeded),
+            Answered(Answer::TimeExceeded, 0),
         );
         assert!(node.states().is_empty() && node.sources.keys().count() == 0);
         // A connection may be taken over in its midst.
@@ -321,7 +320,7 @@ fn what_opens_no_connection() {
         node.back(
             "the last hop back",
             &segment((p.remote, 443), (p.alpha, 40_000), ACK).ttl(1),
-            Dropped(TtlExceeded),
+            Answered(Answer::TimeExceeded, 0),
         );
     });
 }

@@ -1,7 +1,7 @@
 //! The answer itself: headers in front of the packet that they quote.
 
 use aya_ebpf::{btf_maps::PerCpuArray, helpers::bpf_csum_diff, macros::btf_map};
-use egress_common::{Family, WireU16, counter::Answer};
+use egress_common::{Family, WireU16, counter::Answer, gateway::Settings};
 
 use crate::{
     packet::{L3, Packet},
@@ -9,7 +9,7 @@ use crate::{
     settings,
 };
 
-use super::words;
+use super::{Speaker, Untold, words};
 
 /// Bytes of the headers in front of the quoted packet: IP, then eight of ICMP.
 const HEAD4: u32 = 20 + 8;
@@ -44,12 +44,16 @@ struct Scratch {
 #[btf_map]
 static ANSWER_SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 
-/// Turns the packet into the answer about itself, and says whether it did.
+/// Turns the packet into the answer about itself.
 #[inline(always)]
-pub(super) fn rewrite(packet: &Packet<'_>, ip: &Ip, answer: Answer, mtu: u32) -> bool {
-    let Some(scratch) = ANSWER_SCRATCH.get_ptr_mut(0) else {
-        return false;
-    };
+pub(super) fn rewrite(
+    packet: &Packet<'_>,
+    ip: &Ip,
+    answer: Answer,
+    mtu: u32,
+    speaker: Speaker,
+) -> Result<(), Untold> {
+    let scratch = ANSWER_SCRATCH.get_ptr_mut(0).ok_or(Untold::Intact)?;
     // SAFETY: this CPU's own element, which no other reference is to.
     let scratch = unsafe { &mut *scratch };
     let limit = match ip.family {
@@ -57,18 +61,23 @@ pub(super) fn rewrite(packet: &Packet<'_>, ip: &Ip, answer: Answer, mtu: u32) ->
         Family::V6 => QUOTE6,
     };
     let quote = ip.length.min(limit);
-    let Some(sum) = sum_of_quote(packet, ip, L3 + quote, &mut scratch.piece) else {
-        return false;
-    };
+    let sum = sum_of_quote(packet, ip, L3 + quote, &mut scratch.piece).ok_or(Untold::Intact)?;
     let head = &mut scratch.head;
+    let node = match speaker {
+        Speaker::Node => settings::get(),
+        Speaker::Destination => None,
+    };
     match ip.family {
-        Family::V4 => head4(head, ip, answer, mtu, quote, sum),
-        Family::V6 => head6(head, ip, answer, mtu, quote, sum),
+        Family::V4 => head4(head, ip, answer, mtu, quote, sum, node),
+        Family::V6 => head6(head, ip, answer, mtu, quote, sum, node),
     }
     // The tail first: it makes an aggregate one packet, and takes the padding off a short frame.
-    packet.cut(L3 + quote).is_ok()
-        && put_in_front(packet, ip.family, head)
-        && packet.swap_macs().is_ok()
+    packet.cut(L3 + quote).map_err(|_| Untold::Intact)?;
+    if put_in_front(packet, ip.family, head) && packet.swap_macs().is_ok() {
+        Ok(())
+    } else {
+        Err(Untold::Spoilt)
+    }
 }
 
 #[inline(always)]
@@ -81,11 +90,20 @@ fn put_in_front(packet: &Packet<'_>, family: Family, head: &[u32; WORDS6]) -> bo
     }
 }
 
-/// IPv4 and ICMP in front of `quote` bytes whose sum is `sum`.
+/// IPv4 and ICMP in front of `quote` bytes whose sum is `sum`: from the node, if it is to speak and has an
+/// address, else from the packet's destination.
 #[inline(always)]
-fn head4(head: &mut [u32; WORDS6], ip: &Ip, answer: Answer, mtu: u32, quote: u32, sum: u64) {
+fn head4(
+    head: &mut [u32; WORDS6],
+    ip: &Ip,
+    answer: Answer,
+    mtu: u32,
+    quote: u32,
+    sum: u64,
+    node: Option<&Settings>,
+) {
     let length = WireU16::new(low_half(HEAD4 + quote)).0;
-    let source = settings::get().map_or(0, |settings| words(&settings.node4)[3]);
+    let source = node.map_or(0, |node| words(&node.node4)[3]);
     let source = if source == 0 {
         words(&ip.destination)[3]
     } else {
@@ -109,12 +127,20 @@ fn head4(head: &mut [u32; WORDS6], ip: &Ip, answer: Answer, mtu: u32, quote: u32
     head[6] = word;
 }
 
-/// IPv6 and ICMPv6 in front of `quote` bytes whose sum is `sum`.
+/// IPv6 and ICMPv6 in front of `quote` bytes whose sum is `sum`, from whom [`head4`] says.
 #[inline(always)]
-fn head6(head: &mut [u32; WORDS6], ip: &Ip, answer: Answer, mtu: u32, quote: u32, sum: u64) {
+fn head6(
+    head: &mut [u32; WORDS6],
+    ip: &Ip,
+    answer: Answer,
+    mtu: u32,
+    quote: u32,
+    sum: u64,
+    node: Option<&Settings>,
+) {
     let payload = 8 + quote;
     let length = WireU16::new(low_half(payload)).0;
-    let own = settings::get().map(|settings| words(&settings.node6));
+    let own = node.map(|node| words(&node.node6));
     let source = own
         .filter(|words| words.iter().any(|word| *word != 0))
         .unwrap_or(words(&ip.destination));

@@ -15,6 +15,7 @@ mod upper;
 
 use egress_common::{
     DropReason,
+    counter::Answer,
     gateway::{EGRESS_ALLOW_LOCAL, EGRESS_SHARED, Egress},
     overlay::ORIGIN_HERE,
 };
@@ -24,6 +25,7 @@ use self::{
     upper::{Facts, kind},
 };
 use crate::{
+    answer::{self, Speaker, Untold},
     deliver, forward, overlay,
     packet::Packet,
     parse::{Fragment, Ip},
@@ -128,13 +130,17 @@ pub(crate) enum Homeward {
     Redirected,
     /// The kernel's, although the address is ours.
     Kernel,
+    /// It ends here, and the outside is told.
+    Answered(DropReason, Answer),
     /// It ends here.
     Dropped(DropReason),
 }
 
 /// Translates a packet to an egress address back, and sends it to its pod.
+///
+/// `largest` is the length of the largest packet that it is on the wire.
 #[inline(never)]
-pub(crate) fn back(packet: &Packet<'_>, ip: &Ip, egress: &Egress) -> Homeward {
+pub(crate) fn back(packet: &Packet<'_>, ip: &Ip, egress: &Egress, largest: u32) -> Homeward {
     let s = match scratch::take(ip) {
         Ok(s) => s,
         Err(reason) => return Homeward::Dropped(reason),
@@ -145,6 +151,14 @@ pub(crate) fn back(packet: &Packet<'_>, ip: &Ip, egress: &Egress) -> Homeward {
         Prepared::Kernel => return Homeward::Kernel,
         Prepared::Dropped(reason) => return Homeward::Dropped(reason),
     };
+    if let Some(refusal) = refusal(s, largest) {
+        match told(packet, s, &refusal) {
+            Ok(answer) => return Homeward::Answered(refusal.reason, answer),
+            // Better in pieces than not at all.
+            Err(Untold::Intact) if refusal.is_soft => {}
+            Err(_) => return Homeward::Dropped(refusal.reason),
+        }
+    }
     match send_back(packet, s, is_error) {
         Ok(()) => Homeward::Redirected,
         Err(reason) => Homeward::Dropped(reason),
@@ -161,11 +175,57 @@ pub(crate) fn unreadable(egress: &Egress, reason: DropReason) -> Homeward {
     }
 }
 
+/// Why a reply should go no further.
+struct Refusal {
+    reason: DropReason,
+    /// What would fit, in bytes of IP.
+    mtu: u32,
+    /// It may go on all the same, if there is nobody to tell.
+    is_soft: bool,
+}
+
+/// Whether the packet may not live for another hop, or its pod's node is gone, or it does not fit the way there.
+#[inline(always)]
+fn refusal(s: &Scratch, largest: u32) -> Option<Refusal> {
+    if s.ip.ttl <= 1 {
+        return Some(Refusal {
+            reason: DropReason::TtlExceeded,
+            mtu: 0,
+            is_soft: false,
+        });
+    }
+    // What a pod of this node takes, only its interface knows.
+    if s.back.origin == ORIGIN_HERE {
+        return None;
+    }
+    let Some(room) = overlay::room_to(s.back.origin, s.ip.family) else {
+        return Some(Refusal {
+            reason: DropReason::StateMissing,
+            mtu: 0,
+            is_soft: false,
+        });
+    };
+    (largest > room.mtu).then_some(Refusal {
+        reason: DropReason::TooBig,
+        mtu: room.mtu,
+        is_soft: room.is_soft,
+    })
+}
+
+/// Tells who sent the packet, in the name of the egress address.
+#[inline(always)]
+fn told(packet: &Packet<'_>, s: &Scratch, refusal: &Refusal) -> Result<Answer, Untold> {
+    let speaker = Speaker::Destination;
+    let answer = answer::write(packet, &s.ip, refusal.reason, refusal.mtu, speaker)?;
+    packet
+        .redirect(packet.ifindex())
+        .map_err(|_| Untold::Spoilt)?;
+    Ok(answer)
+}
+
+/// The caller has seen to it that the packet may live for another hop.
 #[inline(always)]
 fn send_back(packet: &Packet<'_>, s: &mut Scratch, is_error: bool) -> Result<(), DropReason> {
-    if s.ip.ttl <= 1 {
-        return Err(DropReason::TtlExceeded);
-    }
     if is_error {
         icmp::write_quote(packet, s)?;
     }

@@ -9,11 +9,12 @@ use aya::{
 };
 use egress_common::{
     Addr, DropReason, Family, Mac, WireU16,
-    counter::{Count, Direction, drop_index, gateway_index},
+    counter::{Answer, Count, Direction, drop_index, gateway_index},
     gateway::{Egress, GatewayId, GatewayKey, Settings},
     keys::FragmentKey,
     maps,
     nat::{NatBack, NatBackKey, NatFragment, NatOut, NatOutKey, NatState},
+    overlay::NodeState,
     pod::{PodNote, PodPlace, mac_to_word},
     verdict::Member,
 };
@@ -25,6 +26,7 @@ use etherparse::checksum::Sum16BitWords;
 
 use super::{
     Action, Counts, Input, Lab, Seen, Slot,
+    answer::answered,
     build::{self, Frame, HOST_MAC, L3, POD_MAC, address, hex, proto},
     lab::{CONTEXT, IFINDEX, LARGEST},
     seed::{self, STEERED, UPLINK},
@@ -153,8 +155,21 @@ pub enum Fate {
     Home(Frame),
     /// It is the kernel's, unchanged.
     Kernel,
+    /// It is dropped, and whoever sent it gets this answer from the address that it was for, with this MTU.
+    Answered(Answer, u32),
     /// It is dropped.
     Dropped(DropReason),
+}
+
+impl Fate {
+    fn reason(&self) -> DropReason {
+        match self {
+            Self::Dropped(reason) => *reason,
+            Self::Answered(Answer::TooBig, _) => DropReason::TooBig,
+            Self::Answered(Answer::TimeExceeded, _) => DropReason::TtlExceeded,
+            Self::Out(_) | Self::Home(_) | Self::Kernel => panic!("{self:?} is no drop"),
+        }
+    }
 }
 
 /// A node with pods, gateways and the programs.
@@ -174,6 +189,8 @@ pub struct Node<'a> {
     /// How many connections each source has.
     pub sources: HashMap<MapData, Addr, i64>,
     fragments: HashMap<MapData, FragmentKey, NatFragment>,
+    nodes: Array<MapData, NodeState>,
+    buckets: Array<MapData, u64>,
     counts: PerCpuArray<MapData, Count>,
     drops: PerCpuArray<MapData, Count>,
     /// The gateway whose counters are expected to move.
@@ -206,6 +223,8 @@ impl<'a> Node<'a> {
             backs: hash(&paths, maps::NAT_BACK),
             sources: hash(&paths, maps::NAT_SOURCES),
             fragments: hash(&paths, maps::NAT_FRAGMENTS),
+            nodes: array(&paths, maps::NODE_STATE),
+            buckets: array(&paths, maps::ANSWER_BUCKETS),
             counts: open(&paths, maps::GATEWAY_COUNTS),
             drops: open(&paths, maps::GATEWAY_DROPS),
             gateway: ALPHA,
@@ -233,6 +252,7 @@ impl<'a> Node<'a> {
         clear(&mut self.backs);
         clear(&mut self.sources);
         clear(&mut self.fragments);
+        self.speak();
         self.set_quota(QUOTA);
         for gateway in [ALPHA, BETA] {
             self.own(&gateway, (1024, 65_535), 0);
@@ -256,6 +276,9 @@ impl<'a> Node<'a> {
 
     fn set(&mut self, source_quota: u32, timeouts: [u32; NatState::COUNT]) {
         let settings = Settings {
+            node4: addr("172.18.0.2"),
+            node6: addr("fd00:18::2"),
+            overlay_ifindex: UPLINK,
             source_quota,
             timeouts,
             ..Settings::default()
@@ -307,6 +330,40 @@ impl<'a> Node<'a> {
         self.gateway = *gateway;
     }
 
+    /// Says what other node this is.
+    pub fn know(&mut self, index: u32, state: NodeState) {
+        self.nodes.set(index, state, 0).unwrap();
+    }
+
+    /// Makes all connections those of pods of another node.
+    pub fn move_to(&mut self, origin: u32) {
+        for (key, out) in self.all_outs() {
+            self.outs.insert(key, NatOut { origin, ..out }, 0).unwrap();
+        }
+        for (key, back) in self.all_backs() {
+            let back = NatBack { origin, ..back };
+            self.backs.insert(key, back, 0).unwrap();
+        }
+    }
+
+    /// From now on everybody has had as many answers as there are.
+    pub fn fall_silent(&mut self) {
+        self.set_buckets(u64::MAX / 2);
+    }
+
+    /// From now on nobody has had an answer.
+    pub fn speak(&mut self) {
+        self.set_buckets(0);
+    }
+
+    fn set_buckets(&mut self, due: u64) {
+        for bucket in 0..self.buckets.len() {
+            if self.buckets.get(&bucket, 0).unwrap() != due {
+                self.buckets.set(bucket, due, 0).unwrap();
+            }
+        }
+    }
+
     /// Runs a frame from a pod.
     pub fn out(&mut self, what: &str, frame: &Frame, fate: Fate) {
         self.run(what, &Input::from_pod(&frame.bytes), &fate);
@@ -334,27 +391,34 @@ impl<'a> Node<'a> {
         let (action, frame) = match fate {
             Fate::Out(frame) | Fate::Home(frame) => (Action::Redirect, frame.bytes.clone()),
             Fate::Kernel => (Action::Pass, input.frame.clone()),
+            Fate::Answered(answer, mtu) => {
+                let node = if from_pod {
+                    self.lab.settings()
+                } else {
+                    Settings::default()
+                };
+                (Action::Redirect, answered(input, *answer, *mtu, &node))
+            }
             Fate::Dropped(_) => (Action::Drop, input.frame.clone()),
         };
         assert_eq!(seen.action, action, "action: {}", about());
         assert_eq!(hex(&seen.frame), hex(&frame), "frame: {}", about());
-        let size = if input.gso.0 == 0 {
-            (1, ip_length(&input.frame))
-        } else {
-            // What is counted of aggregates is for the rows of members.
-            moved.values().next().copied().unwrap_or_default()
-        };
+        let size = on_the_wire(input);
         let mut wanted = Counts::new();
         let mut wanted_of_lab = Counts::new();
+        if let Fate::Answered(answer, _) = fate {
+            wanted_of_lab.insert(Slot::Answer(*answer), (1, 0));
+        }
         match fate {
             Fate::Out(_) | Fate::Home(_) => {
                 let direction = if from_pod { "out" } else { "back" };
                 wanted.insert(translated(&self.gateway, direction), size);
             }
-            Fate::Dropped(reason) => {
-                wanted.insert(dropped(&self.gateway, *reason), size);
+            Fate::Dropped(_) | Fate::Answered(..) => {
+                let reason = fate.reason();
+                wanted.insert(dropped(&self.gateway, reason), size);
                 if from_pod {
-                    wanted_of_lab.insert(Slot::Drop(STEERED.to_owned(), *reason), size);
+                    wanted_of_lab.insert(Slot::Drop(STEERED.to_owned(), reason), size);
                 }
             }
             Fate::Kernel => {}
@@ -583,6 +647,26 @@ pub fn on_uplink(frame: &Frame) -> Input {
         ifindex: UPLINK,
         ..Input::from_pod(&frame.bytes)
     }
+}
+
+/// Packets that leave a device, and their bytes: each segment of an aggregate has the headers again.
+fn on_the_wire(input: &Input) -> (u64, u64) {
+    let (frame, (_, segments)) = (&input.frame, input.gso);
+    let length = ip_length(frame);
+    if segments < 2 {
+        return (1, length);
+    }
+    let (header, protocol) = match frame[12..14] {
+        [8, 0] => (20, frame[L3 + 9]),
+        _ => (40, frame[L3 + 6]),
+    };
+    let headers = match protocol {
+        proto::TCP => header + 4 * usize::from(frame[L3 + header + 12] >> 4),
+        _ => header + 8,
+    };
+    let headers = u64::try_from(headers).unwrap();
+    let segments = u64::from(segments);
+    (segments, length + (segments - 1) * headers)
 }
 
 /// Bytes of the IP packet in a frame: what follows is padding.
