@@ -573,7 +573,7 @@ fn only_what_nodes_send_is_taken_and_nothing_reaches_the_kernel() -> Result<()> 
                 field.send(underlay.neighbour, underlay.node, VNI, &row.frame)?;
                 let wanted = match row.expect {
                     Deliver => "the pod: delivered".to_owned(),
-                    drop => format!("{drop:?}"),
+                    drop @ (Drop(_) | Refuse(_)) => format!("{drop:?}"),
                 };
                 field.expect(&before, &[&wanted]).context(context)?;
             }

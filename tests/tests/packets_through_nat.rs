@@ -1,5 +1,7 @@
 //! Connections of pods under an egress address: out, back, and what is refused either way.
 
+#![expect(clippy::unwrap_used, reason = "a test may fail loudly")]
+
 use egress_common::{
     DropReason::{Malformed, NatAmbiguous, NatExhausted, NatNoState, NatUnsupported, SourceQuota},
     counter::Answer,

@@ -1,5 +1,7 @@
 //! ICMP errors about translated packets, and fragments of them, in both directions.
 
+#![expect(clippy::unwrap_used, reason = "a test may fail loudly")]
+
 use egress_common::{
     DropReason::{FragmentUnknown, Malformed, NatAmbiguous, NatNoState},
     gateway::{EGRESS_ALLOW_LOCAL, EGRESS_SHARED},

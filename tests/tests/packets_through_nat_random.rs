@@ -1,5 +1,7 @@
 //! What holds for any connections: each pod gets its own packets, and no two share what the outside sees.
 
+#![expect(clippy::unwrap_used, reason = "a test may fail loudly")]
+
 use std::collections::BTreeMap;
 
 use egress_common::{
@@ -190,7 +192,7 @@ fn made_and_removed_at_once() {
                 remote_port: 53,
                 protocol: proto::UDP,
                 v6: false,
-                pod: *random.one_of(&[V4.pod, V4.other]),
+                pod: random.one_of(&[V4.pod, V4.other]),
                 pod_port: 4998 + u16::from(random.next_u8() % 8),
             })
             .collect();

@@ -1,5 +1,11 @@
 //! How connections change, end, and make room.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::type_complexity,
+    reason = "a test may fail loudly, and rows are tuples"
+)]
+
 use egress_common::{
     DropReason::{NatExhausted, NatNoState},
     WireU16,

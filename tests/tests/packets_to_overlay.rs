@@ -1,5 +1,7 @@
 //! What pods' packets become on their way to another node: the frame, the TTL, and the segment size of a SYN.
 
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test may fail loudly")]
+
 use anyhow::{Context, Result};
 use aya::maps::Array;
 use egress_common::{
