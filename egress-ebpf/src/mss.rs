@@ -83,7 +83,7 @@ fn write(
 ) -> Result<(), DropReason> {
     // At an odd offset the bytes belong to two words of the sum, in each of them on the other side.
     let word = |[first, second]: [u8; 2]| {
-        if at % 2 == 0 {
+        if at.is_multiple_of(2) {
             u16::from_ne_bytes([first, second])
         } else {
             u16::from_ne_bytes([second, first])

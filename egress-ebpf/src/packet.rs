@@ -224,6 +224,10 @@ impl<'a> Packet<'a> {
 
     /// Writes both MACs, given as `mac_to_word` makes them.
     #[inline(always)]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "two words become three halves"
+    )]
     pub(crate) fn set_mac_words(&self, destination: u64, source: u64) -> Result<(), DropReason> {
         let (destination, source) = (u64::from_le(destination), u64::from_le(source));
         let words = [

@@ -273,7 +273,7 @@ fn prepare_back(packet: &Packet<'_>, s: &mut Scratch, egress: &Egress) -> Prepar
     if s.ip.is_authenticated || !state::homeward(s, is_error) {
         return match unclaimed(s, egress, is_error) {
             Prepared::Kernel => left_to_kernel(s),
-            other => other,
+            prepared @ (Prepared::Reply | Prepared::Error | Prepared::Dropped(_)) => prepared,
         };
     }
     if let Fragment::First(id) = s.ip.fragment {
