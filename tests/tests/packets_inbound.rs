@@ -661,6 +661,23 @@ fn an_own_flow_that_only_receives_stays_the_pods_own() {
     });
 }
 
+/// A SYN with ACK that the pod's stack does not accept (RFC 9293, 3.10.7.3) leaves the pod opening its
+/// connection, so that it would still answer a SYN: what comes in through a gateway may be forged too.
+#[test]
+fn a_delivered_answer_does_not_end_an_attempt() {
+    with_world(|lab| {
+        for f in [&V4, &V6] {
+            let mark = mark_of_deliveries(lab, &talk(f.web, 40_102, f.red.0, 443));
+            let it = talk(f.web, 40_103, f.red.0, 443);
+            assert!(!passes(lab, &it.tcp_out(SYN)));
+            deliver(lab, mark, &it.tcp_in(SYN | ACK));
+            arrive(lab, &it.tcp_in(SYN));
+            assert!(lab.inbound().is_empty());
+            assert!(!passes(lab, &it.tcp_out(SYN | ACK)), "{it:?} went around");
+        }
+    });
+}
+
 #[test]
 fn a_pod_is_noted_once_something_came_in() {
     with_world(|lab| {
