@@ -1,6 +1,9 @@
 //! Which member of a group a flow uses: the one that it started on, as long as the group has it.
 
-use aya_ebpf::{btf_maps::LruHashMap, macros::btf_map};
+use aya_ebpf::{
+    btf_maps::{LruHashMap, PerCpuArray},
+    macros::btf_map,
+};
 use egress_common::{
     DropReason, WireU16,
     cells::SLOTS,
@@ -12,13 +15,19 @@ use egress_common::{
 use crate::{
     fragments, lines,
     packet::Packet,
-    parse::{self, Fragment, Ip},
+    parse::{self, Fragment, Ip, Quoted, TransportKind},
     verdicts,
     verifier::Forgotten,
 };
 
 #[btf_map]
 static FLOWS: LruHashMap<FlowKey, Choice, { capacity::FLOWS as usize }> = LruHashMap::new();
+
+/// What an error quotes: not on the stack, of which a chain of calls has 512 bytes.
+///
+/// Softirqs do not interrupt each other on a CPU, and no program runs within another.
+#[btf_map]
+static QUOTED: PerCpuArray<Quoted, 1> = PerCpuArray::new();
 
 /// Steps of a search among as many members as 16 bits can count.
 const SEARCH: u32 = 16;
@@ -58,12 +67,17 @@ fn choose(packet: &Packet<'_>, ip: &Ip, group: &Group, number: &mut u32) -> Resu
         protocol: ip.protocol,
         pad: [0; 3],
     };
+    let mut is_error = Forgotten::new(0);
     let known = match ip.fragment {
         Fragment::Later(id) => fragments::choice(ip, id),
         Fragment::Whole | Fragment::First(_) => {
             let transport = parse::transport(packet, ip.protocol, ip.l4, ip.end())?;
             key.source_port = transport.source_port;
             key.destination_port = transport.destination_port;
+            if transport.kind == TransportKind::IcmpError {
+                is_error.set(1);
+                follow_quoted(packet, ip, &mut key);
+            }
             // SAFETY: plain bytes, copied at once; of an entry that is evicted and reused meanwhile, only a
             // member that the group has is used.
             unsafe { FLOWS.get(&key) }.copied()
@@ -87,13 +101,38 @@ fn choose(packet: &Packet<'_>, ip: &Ip, group: &Group, number: &mut u32) -> Resu
             .ok_or(DropReason::StateMissing)?,
         number: *number,
     };
-    if known != choice {
+    if known != choice && is_error.get() == 0 {
         let _ = FLOWS.insert(&key, &choice, 0);
     }
     if let Fragment::First(id) = ip.fragment {
         fragments::remember(ip, id, choice);
     }
     Ok(())
+}
+
+/// Makes the key of a pod's ICMP error that of the connection it is about: the gateway that this uses is the
+/// one that knows where the error belongs. What quotes nothing is known by its addresses.
+#[inline(always)]
+fn follow_quoted(packet: &Packet<'_>, ip: &Ip, key: &mut FlowKey) {
+    let Some(quoted) = QUOTED.get_ptr_mut(0) else {
+        return;
+    };
+    // SAFETY: this CPU's own element, which is used nowhere else.
+    let quoted = unsafe { &mut *quoted };
+    if !parse::quoted(packet, ip, quoted) {
+        return;
+    }
+    key.source = quoted.destination;
+    key.destination = quoted.source;
+    key.protocol = quoted.protocol;
+    let transport = &quoted.transport;
+    key.source_port = transport.source_port;
+    key.destination_port = transport.destination_port;
+    // An echo's identifier is the same both ways.
+    if transport.kind == TransportKind::Flow {
+        key.source_port = transport.destination_port;
+        key.destination_port = transport.source_port;
+    }
 }
 
 /// The number that the choice's gateway has in the group, or [`NOWHERE`].

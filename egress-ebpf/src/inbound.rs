@@ -71,6 +71,30 @@ pub(crate) fn arrived(packet: &Packet<'_>, ip: &Ip) {
     }
 }
 
+/// Keeps the pod's own flow of a packet that came in through a gateway, where it could be forgotten: a far
+/// end may send for longer than the pod is silent, and should not seem to open the flow afterwards.
+#[inline(always)]
+pub(crate) fn delivered(packet: &Packet<'_>, ip: &Ip) {
+    if ip.protocol == protocol::UDP
+        && let Some(slot) = pods::slot_at(packet.ifindex(), ip.destination)
+        && names_ports(slot)
+    {
+        keep(packet, ip, slot);
+    }
+}
+
+/// Says that the pod's own flow of a datagram to it is in use, and whether there is such a flow.
+#[inline(never)]
+fn keep(packet: &Packet<'_>, ip: &Ip, slot: u32) -> bool {
+    if matches!(ip.fragment, Fragment::Later(_)) {
+        return false;
+    }
+    let Some([source, destination]) = load_within::<[WireU16; 2]>(packet, ip.l4, ip.end()) else {
+        return false;
+    };
+    is_named(slot, destination) && own::keep(&key_to_pod(ip, source, destination), true)
+}
+
 /// Whether the far end is one of the cluster's own: packets to it are never steered, and a pod that is only
 /// probed and talked to by its cluster should not pay for it.
 #[inline(always)]
@@ -101,15 +125,12 @@ fn open(packet: &Packet<'_>, ip: &Ip, slot: u32) -> bool {
         }
         _ => return false,
     }
-    let key = ReplyKey {
-        remote: ip.source,
-        pod: ip.destination,
-        remote_port: source,
-        pod_port: destination,
-        protocol: ip.protocol,
-        pad: [0; 3],
-    };
+    let key = key_to_pod(ip, source, destination);
     if own::may_be(&key) {
+        // A SYN keeps nothing: the pod may answer it only as long as it repeats its own.
+        if ip.protocol == protocol::UDP {
+            own::keep(&key, false);
+        }
         return false;
     }
     // SAFETY: a helper without arguments.
@@ -243,6 +264,19 @@ fn key(ip: &Ip, pod_port: WireU16, remote_port: WireU16) -> ReplyKey {
     ReplyKey {
         remote: ip.destination,
         pod: ip.source,
+        remote_port,
+        pod_port,
+        protocol: ip.protocol,
+        pad: [0; 3],
+    }
+}
+
+/// The key of a packet to the pod.
+#[inline(always)]
+fn key_to_pod(ip: &Ip, remote_port: WireU16, pod_port: WireU16) -> ReplyKey {
+    ReplyKey {
+        remote: ip.source,
+        pod: ip.destination,
         remote_port,
         pod_port,
         protocol: ip.protocol,

@@ -58,6 +58,37 @@ pub(crate) fn remember(key: &ReplyKey) -> bool {
     !(alive && known)
 }
 
+/// Notes that a flow which is remembered is in use, and says whether one was.
+///
+/// With `certain`, the flow is known to be a pod's own: one that was pushed out keeps its bucket crowded.
+/// What anybody may have sent does not, or it would keep closed what it knocks at.
+#[inline(never)]
+pub(crate) fn keep(key: &ReplyKey, certain: bool) -> bool {
+    let flow = OwnFlow::new(key);
+    let Some(bucket) = OWN_FLOWS.get_ptr_mut(flow.bucket) else {
+        return false;
+    };
+    let now = now();
+    for index in 0..OwnFlows::FLOWS {
+        let known = read(bucket, index);
+        if flow.is(known) {
+            let alive = OwnFlow::is_alive(known, now);
+            if alive && known as u32 != now {
+                write(bucket, index, flow.word(now));
+            }
+            return alive;
+        }
+    }
+    // SAFETY: as in `remember`.
+    let crowded = unsafe { core::ptr::read_volatile(&raw const (*bucket).crowded) };
+    let pushed_out = certain && OwnFlow::is_alive(crowded, now);
+    if pushed_out && crowded != now.into() {
+        // SAFETY: as in `remember`.
+        unsafe { core::ptr::write_volatile(&raw mut (*bucket).crowded, now.into()) };
+    }
+    pushed_out
+}
+
 /// Whether a pod may have started the flow, and not long ago.
 #[inline(never)]
 pub(crate) fn may_be(key: &ReplyKey) -> bool {

@@ -1,4 +1,5 @@
-//! What becomes of a packet that a pod receives: nothing, but connections that come in are remembered.
+//! What becomes of a packet that a pod receives: nothing, but connections that come in are remembered, and
+//! so is that flows of the pod's own are in use.
 
 use crate::{
     deliver::DELIVERED,
@@ -14,12 +15,12 @@ type Ipv6Start = [u8; 40 + TCP_START];
 /// A TCP header up to its flags.
 const TCP_START: usize = 14;
 
-/// Remembers the connection that the packet opens, if it does.
+/// Remembers the connection that the packet opens, if it does, or that the pod's own flow is in use.
 #[inline(always)]
 pub(crate) fn handle(packet: &Packet<'_>) {
-    if packet.mark() == DELIVERED {
+    let delivered = packet.mark() == DELIVERED;
+    if delivered {
         packet.set_mark(0);
-        return;
     }
     if !may_open(packet) {
         return;
@@ -27,7 +28,11 @@ pub(crate) fn handle(packet: &Packet<'_>) {
     let mut ip = Ip::unread();
     // What does not parse is not for us to judge here, and opens nothing.
     if parse::frame(packet, &mut ip) == Ok(Frame::Ip) {
-        inbound::arrived(packet, &ip);
+        if delivered {
+            inbound::delivered(packet, &ip);
+        } else {
+            inbound::arrived(packet, &ip);
+        }
     }
 }
 

@@ -331,6 +331,60 @@ fn flows_without_ports_stay_too() {
     });
 }
 
+/// A pod's ICMP error about a packet of each of [`flows`] that came back to it.
+fn errors() -> Vec<Frame> {
+    let both = POD.into_iter().zip(FAR);
+    both.flat_map(|(pod, far)| {
+        (0..40).flat_map(move |number| {
+            let port = 30_000 + number;
+            // Port unreachable, reassembly time exceeded, packet too big.
+            let (protocol, kinds, echo, pong) = if pod.contains(':') {
+                (ICMPV6, [1, 3, 2], ICMPV6, 129)
+            } else {
+                (ICMP, [3, 11, 3], ICMP, 0)
+            };
+            let came = [
+                Frame::ip(far, pod, TCP, &segment(443, port, ACK, 1, 4)),
+                Frame::ip(far, pod, UDP, &udp(53, port, 4)),
+                Frame::ip(far, pod, echo, &icmp(pong, port, &[0; 8])),
+            ];
+            came.into_iter().zip(kinds).map(move |(came, kind)| {
+                let mut error = vec![kind, 0, 0, 0, 0, 0, 0, 0];
+                error.extend_from_slice(&came.bytes[14..]);
+                Frame::ip(pod, far, protocol, &error)
+            })
+        })
+    })
+    .collect()
+}
+
+#[test]
+fn errors_of_a_pod_go_where_their_connection_goes() {
+    with_lab(|lab| {
+        let (flows, errors) = (flows(), errors());
+        lab.bring_to(&all_through(&[("red", 1), ("blue", 1), ("green", 1)]));
+        let before = all_used(lab, &flows);
+        let known = lab.flows().len();
+        assert_eq!(all_used(lab, &errors), before);
+        lab.bring_to(&all_through(&[
+            ("red", 1),
+            ("blue", 1),
+            ("green", 1),
+            ("gold", 100),
+        ]));
+        assert_eq!(all_used(lab, &errors), before, "they stay as it does");
+        assert_eq!(lab.flows().len(), known, "an error is no flow");
+        lab.forget_flows();
+        let by_hash = all_used(lab, &errors);
+        assert_eq!(lab.flows().len(), 0);
+        assert_eq!(
+            all_used(lab, &flows),
+            by_hash,
+            "the same table, the same place"
+        );
+    });
+}
+
 /// Whatever comes and goes: a flow moves only when its gateway is gone.
 #[test]
 fn groups_that_change_at_random() {

@@ -602,6 +602,82 @@ fn our_own_deliveries_open_nothing() {
     });
 }
 
+/// The mark of what comes in through a gateway, as the lab sees it on a reply to `own`.
+fn mark_of_deliveries(lab: &mut Lab, own: &Talk) -> u32 {
+    lab.run(&Input::from_pod(&own.tcp_out(SYN).bytes)).unwrap();
+    let reply = Input {
+        program: Program::FromGateway,
+        ifindex: UPLINK,
+        ..Input::from_pod(&own.tcp_in(SYN | ACK).bytes)
+    };
+    let delivered = lab.run(&reply).unwrap();
+    assert_eq!(delivered.action, Action::Redirect);
+    lab.moved();
+    delivered.mark
+}
+
+fn deliver(lab: &mut Lab, mark: u32, frame: &Frame) {
+    let input = Input {
+        mark,
+        ..Input::to_pod(&frame.bytes)
+    };
+    let seen = lab.run(&input).unwrap();
+    assert_eq!((seen.action, seen.mark), (Action::Pass, 0));
+    lab.moved();
+}
+
+#[test]
+fn an_own_flow_that_only_receives_stays_the_pods_own() {
+    with_world(|lab| {
+        for f in [&V4, &V6] {
+            lab.name_udp_ports(address(f.web), &[53]);
+            let mark = mark_of_deliveries(lab, &talk(f.web, 40_101, f.red.0, 443));
+            assert_ne!(mark, 0);
+            for (remote_port, through_gateway) in [(4401, true), (4402, false)] {
+                let it = talk(f.web, 53, f.red.0, remote_port);
+                assert!(!passes(lab, &it.udp_out()), "the pod's own");
+                for _ in 0..3 {
+                    lab.age(FLOW_SECONDS - 5, &[it.key(UDP)]);
+                    if through_gateway {
+                        deliver(lab, mark, &it.udp_in());
+                    } else {
+                        arrive(lab, &it.udp_in());
+                    }
+                }
+                lab.age(FLOW_SECONDS - 5, &[it.key(UDP)]);
+                arrive(lab, &it.udp_in());
+                assert!(lab.inbound().is_empty(), "{it:?}");
+                assert!(!passes(lab, &it.udp_out()), "{it:?} went around");
+            }
+            let stranger = talk(f.web, 53, f.red.0, 4403);
+            deliver(lab, mark, &stranger.udp_in());
+            arrive(lab, &stranger.udp_in());
+            assert!(
+                passes(lab, &stranger.udp_out()),
+                "a delivery makes no flow the pod's own"
+            );
+            lab.forget_inbound();
+        }
+    });
+}
+
+/// A SYN with ACK that the pod's stack does not accept (RFC 9293, 3.10.7.3) leaves the pod opening its
+/// connection, so that it would still answer a SYN: what comes in through a gateway may be forged too.
+#[test]
+fn a_delivered_answer_does_not_end_an_attempt() {
+    with_world(|lab| {
+        for f in [&V4, &V6] {
+            let mark = mark_of_deliveries(lab, &talk(f.web, 40_102, f.red.0, 443));
+            let it = talk(f.web, 40_103, f.red.0, 443);
+            assert!(!passes(lab, &it.tcp_out(SYN)));
+            deliver(lab, mark, &it.tcp_in(SYN | ACK));
+            arrive(lab, &it.tcp_in(SYN));
+            assert!(lab.inbound().is_empty());
+            assert!(!passes(lab, &it.tcp_out(SYN | ACK)), "{it:?} went around");
+        }
+    });
+}
+
 #[test]
 fn a_pod_is_noted_once_something_came_in() {
     with_world(|lab| {
