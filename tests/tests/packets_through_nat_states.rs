@@ -78,9 +78,48 @@ fn tcp_from_state_to_state() {
             "the far end closes first",
             &[
                 (Remote, FIN | ACK, TcpCloseWait),
-                (Pod, ACK, TcpCloseWait),
+                (Pod, ACK, TcpEstablished),
+                (Remote, ACK, TcpEstablished),
+                (Pod, FIN | ACK, TcpFinWait),
+                (Remote, ACK, TcpFinWait),
+                (Remote, FIN | ACK, TcpLastAck),
+                (Pod, ACK, TcpTimeWait),
+            ],
+        ),
+        (
+            "the far end closes first, and the pod with its next packet",
+            &[
+                (Remote, FIN | ACK, TcpCloseWait),
                 (Pod, FIN | ACK, TcpLastAck),
                 (Remote, ACK, TcpTimeWait),
+            ],
+        ),
+        (
+            "a FIN from outside that the pod does not believe",
+            &[
+                (Remote, FIN, TcpCloseWait),
+                (Remote, ACK, TcpCloseWait),
+                (Pod, SYN | ACK, TcpCloseWait),
+                (Pod, ACK, TcpEstablished),
+                (Remote, ACK, TcpEstablished),
+            ],
+        ),
+        (
+            "the pod uses its port again after its FIN alone",
+            &[
+                (Pod, FIN | ACK, TcpFinWait),
+                (Pod, SYN | ACK, TcpFinWait),
+                (Pod, ACK, TcpFinWait),
+                (Pod, SYN, TcpSynSent),
+                (Remote, SYN | ACK, TcpSynRecv),
+            ],
+        ),
+        (
+            "the pod uses its port again after the far end's FIN alone",
+            &[
+                (Remote, FIN | ACK, TcpCloseWait),
+                (Pod, SYN, TcpSynSent),
+                (Remote, SYN | ACK, TcpSynRecv),
             ],
         ),
         (
