@@ -436,8 +436,7 @@ impl<'a> Node<'a> {
             states.push(NatState::from_number(out.state).unwrap());
         }
         for (pod, count) in self.sources.iter().map(|entry| entry.unwrap()) {
-            let wanted = counts.remove(&pod).unwrap_or(0);
-            assert_eq!(count, wanted, "connections of {pod:?}");
+            assert_eq!(Some(count), counts.remove(&pod), "connections of {pod:?}");
         }
         assert!(counts.is_empty(), "sources without a count: {counts:?}");
         states.sort_unstable();
