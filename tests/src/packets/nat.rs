@@ -23,6 +23,8 @@ use egress_userspace::{
 };
 use etherparse::checksum::Sum16BitWords;
 
+use crate::client::Wire;
+
 use super::{
     Action, Counts, Input, Lab, Seen, Slot,
     build::{self, Frame, HOST_MAC, L3, POD_MAC, address, hex, proto},
@@ -315,6 +317,22 @@ impl<'a> Node<'a> {
     /// Runs a frame that arrives on the uplink.
     pub fn back(&mut self, what: &str, frame: &Frame, fate: Fate) {
         self.run(what, &on_uplink(frame), &fate);
+    }
+
+    /// Has the program of uplinks see what really arrives on the uplink, and gives the wire's other end.
+    pub fn connect_uplink(&mut self) -> Wire {
+        self.lab.connect_uplink(Program::FromUplink).unwrap()
+    }
+
+    /// How many packets came back through the gateway, and how many of them belonged to no connection.
+    #[must_use]
+    pub fn came_back(&self) -> (u64, u64) {
+        let counts = self.gateway_counts();
+        let packets = |slot| counts.get(&slot).map_or(0, |(packets, _)| *packets);
+        (
+            packets(translated(&self.gateway, "back")),
+            packets(dropped(&self.gateway, DropReason::NatNoState)),
+        )
     }
 
     /// Runs a packet, and compares all that becomes of it.
