@@ -1,24 +1,20 @@
 //! Connections of pods under an egress address: out, back, and what is refused either way.
 
-use anyhow::ensure;
 use egress_common::{
     DropReason::{
         Malformed, NatAmbiguous, NatExhausted, NatNoState, NatUnsupported, SourceQuota, TtlExceeded,
     },
     gateway::{EGRESS_ALLOW_LOCAL, EGRESS_SHARED},
 };
-use egress_tests::{
-    packets::{
-        Input,
-        build::{self, Frame, GATEWAY_MAC, L3, authentication, extension, proto},
-        nat::{
-            ALPHA, BETA,
-            Fate::{Dropped, Home, Kernel, Out},
-            Node, Places, QUOTA, datagram, delivered, forwarded, in_both, message, on_uplink, port,
-            segment, sum_holds, with_node, with_sum, with_sum_at,
-        },
+use egress_tests::packets::{
+    Input,
+    build::{self, Frame, L3, authentication, extension, proto},
+    nat::{
+        ALPHA, BETA,
+        Fate::{Dropped, Home, Kernel, Out},
+        Node, Places, QUOTA, datagram, delivered, forwarded, in_both, message, on_uplink, port,
+        segment, sum_holds, with_node, with_sum, with_sum_at,
     },
-    wait,
 };
 
 const SYN: u8 = 2;
@@ -274,18 +270,18 @@ fn frames_to_many() {
         let answer = datagram((p.remote, 53), (p.alpha, 40_000), 20);
         let everybody = [0xff; 6];
         let group = [0x01, 0, 0x5e, 0, 0, 1];
-        let to = |mac| answer.clone().macs(mac, GATEWAY_MAC);
+        let to = |mac| answer.clone().macs(mac, build::GATEWAY_MAC);
         for mac in [everybody, group] {
             node.back("to many", &to(mac), Dropped(NatNoState));
             let ping = message(p.remote, p.alpha, p.ping, 7, b"hello");
             node.back(
                 "a ping to many",
-                &ping.macs(mac, GATEWAY_MAC),
+                &ping.macs(mac, build::GATEWAY_MAC),
                 Dropped(NatNoState),
             );
             node.back(
                 "to many, and to nobody's address",
-                &datagram((p.remote, 53), (p.remote2, 53), 20).macs(mac, GATEWAY_MAC),
+                &datagram((p.remote, 53), (p.remote2, 53), 20).macs(mac, build::GATEWAY_MAC),
                 Kernel,
             );
         }
@@ -319,9 +315,9 @@ fn frames_with_a_tag() {
                 wire.send(&tagged(53, tag)).unwrap();
                 wire.send(&tagged(54, tag)).unwrap();
             }
-            wait::until("those without a VLAN were looked at", || {
+            egress_tests::wait::until("those without a VLAN were looked at", || {
                 let seen = node.came_back();
-                ensure!(seen == (home + 2, nobodys + 2), "{}: {seen:?}", p.name);
+                anyhow::ensure!(seen == (home + 2, nobodys + 2), "{}: {seen:?}", p.name);
                 Ok(())
             })
             .unwrap();
