@@ -34,14 +34,15 @@ pub(crate) enum Return {
 /// Decides over a packet from the outside.
 #[inline(always)]
 pub(crate) fn handle(packet: &Packet<'_>) -> Return {
-    if !packet.is_for_this_host() || packet.has_vlan_tag() {
+    let is_received = packet.is_for_this_host() || packet.is_for_many();
+    if !is_received || packet.is_of_vlan() {
         return Return::NotOurs;
     }
     let Some(egress) = addressed(packet) else {
         return Return::NotOurs;
     };
     let mut ip = Ip::unread();
-    let (became, shape) = match parse::frame(packet, &mut ip) {
+    let (became, shape) = match read(packet, &mut ip) {
         Ok(Frame::Ip) => {
             let shape = Shape::of(packet, &ip);
             (nat::back(packet, &ip, egress, shape.largest), shape)
@@ -65,6 +66,19 @@ pub(crate) fn handle(packet: &Packet<'_>) -> Return {
             shape,
         },
     }
+}
+
+/// Reads a packet to an egress address.
+#[inline(always)]
+fn read(packet: &Packet<'_>, ip: &mut Ip) -> Result<Frame, DropReason> {
+    // Sent to one address of IP, but to many on the link: the kernel would hand it to whoever has its port.
+    if packet.is_for_many() {
+        return Err(DropReason::NatNoState);
+    }
+    if packet.has_vlan_tag() {
+        packet.untag()?;
+    }
+    parse::frame(packet, ip)
 }
 
 /// The egress address that a packet is for: all that the many packets for others cost.

@@ -9,7 +9,7 @@ use aya_ebpf::{
     },
     helpers::{
         bpf_redirect, bpf_redirect_neigh, bpf_skb_change_tail, bpf_skb_get_tunnel_key,
-        bpf_skb_load_bytes, bpf_skb_set_tunnel_key,
+        bpf_skb_load_bytes, bpf_skb_set_tunnel_key, bpf_skb_vlan_pop,
     },
     programs::TcContext,
 };
@@ -30,6 +30,8 @@ const PACKET_HOST: u32 = 0;
 /// Sent to everybody on the link, or to a group.
 const PACKET_BROADCAST: u32 = 1;
 const PACKET_MULTICAST: u32 = 2;
+/// `VLAN_VID_MASK` of `linux/if_vlan.h`.
+const VLAN_ID: u32 = 0x0fff;
 /// How far [`Packet::byte`] looks by itself: the verifier wants a bound, and headers rarely go beyond.
 const NEAR: u32 = 255;
 /// The bits of a word that a MAC fills, when its first byte in memory is the lowest.
@@ -98,6 +100,24 @@ impl<'a> Packet<'a> {
     pub(crate) fn has_vlan_tag(&self) -> bool {
         // SAFETY: as in `ifindex`.
         unsafe { (*self.skb()).vlan_present != 0 }
+    }
+
+    /// Whether that tag names a VLAN: one that does not says the frame's priority alone, and the kernel
+    /// ignores it (IEEE 802.1Q, 6.9.1).
+    #[inline(always)]
+    pub(crate) fn is_of_vlan(&self) -> bool {
+        // SAFETY: as in `ifindex`.
+        self.has_vlan_tag() && unsafe { (*self.skb()).vlan_tci } & VLAN_ID != 0
+    }
+
+    /// Forgets the tag beside the frame, which no device that the packet is sent to shall write back.
+    #[inline(always)]
+    pub(crate) fn untag(&self) -> Result<(), DropReason> {
+        // SAFETY: the kernel passes a valid context; no pointer into the packet is kept anywhere.
+        match unsafe { bpf_skb_vlan_pop(self.skb()) } {
+            0 => Ok(()),
+            _ => Err(DropReason::RedirectFailed),
+        }
     }
 
     /// Whether the frame was sent to this host's MAC.

@@ -265,6 +265,68 @@ fn what_belongs_to_no_connection() {
 }
 
 #[test]
+fn frames_to_many() {
+    in_both(|node, p| {
+        round_trip(node, p, p.pod, 40_000, 40_000);
+        let answer = datagram((p.remote, 53), (p.alpha, 40_000), 20);
+        let everybody = [0xff; 6];
+        let group = [0x01, 0, 0x5e, 0, 0, 1];
+        let to = |mac| answer.clone().macs(mac, build::GATEWAY_MAC);
+        for mac in [everybody, group] {
+            node.back("to many", &to(mac), Dropped(NatNoState));
+            let ping = message(p.remote, p.alpha, p.ping, 7, b"hello");
+            node.back(
+                "a ping to many",
+                &ping.macs(mac, build::GATEWAY_MAC),
+                Dropped(NatNoState),
+            );
+            node.back(
+                "to many, and to nobody's address",
+                &datagram((p.remote, 53), (p.remote2, 53), 20).macs(mac, build::GATEWAY_MAC),
+                Kernel,
+            );
+        }
+        node.back("to another host", &to([2, 0, 0, 0, 0xdd, 1]), Kernel);
+        for flags in [EGRESS_ALLOW_LOCAL, EGRESS_SHARED] {
+            node.own(&ALPHA, (1024, 65_535), flags);
+            node.back("where the kernel has services", &to(everybody), Kernel);
+        }
+    });
+}
+
+#[test]
+fn frames_with_a_tag() {
+    with_node(|node| {
+        let wire = node.connect_uplink();
+        for p in [
+            &egress_tests::packets::nat::V4,
+            &egress_tests::packets::nat::V6,
+        ] {
+            node.reset();
+            round_trip(node, p, p.pod, 40_000, 40_000);
+            let tagged = |remote_port, tag: u16| {
+                let mut bytes = datagram((p.remote, remote_port), (p.alpha, 40_000), 20).bytes;
+                let [high, low] = tag.to_be_bytes();
+                bytes.splice(12..12, [0x81, 0, high, low]);
+                bytes
+            };
+            let (home, nobodys) = node.came_back();
+            // Of a VLAN; of none; of none, with a priority.
+            for tag in [7, 0, 0xe000] {
+                wire.send(&tagged(53, tag)).unwrap();
+                wire.send(&tagged(54, tag)).unwrap();
+            }
+            egress_tests::wait::until("those without a VLAN were looked at", || {
+                let seen = node.came_back();
+                anyhow::ensure!(seen == (home + 2, nobodys + 2), "{}: {seen:?}", p.name);
+                Ok(())
+            })
+            .unwrap();
+        }
+    });
+}
+
+#[test]
 fn what_opens_no_connection() {
     in_both(|node, p| {
         for flags in [4, 4 | ACK, SYN | ACK] {

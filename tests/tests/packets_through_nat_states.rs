@@ -7,7 +7,7 @@
 )]
 
 use egress_common::{
-    DropReason::{NatExhausted, NatNoState},
+    DropReason::{NatExhausted, NatNoState, SourceQuota},
     WireU16,
     nat::{
         NatBack, NatBackKey,
@@ -84,9 +84,48 @@ fn tcp_from_state_to_state() {
             "the far end closes first",
             &[
                 (Remote, FIN | ACK, TcpCloseWait),
-                (Pod, ACK, TcpCloseWait),
+                (Pod, ACK, TcpEstablished),
+                (Remote, ACK, TcpEstablished),
+                (Pod, FIN | ACK, TcpFinWait),
+                (Remote, ACK, TcpFinWait),
+                (Remote, FIN | ACK, TcpLastAck),
+                (Pod, ACK, TcpTimeWait),
+            ],
+        ),
+        (
+            "the far end closes first, and the pod with its next packet",
+            &[
+                (Remote, FIN | ACK, TcpCloseWait),
                 (Pod, FIN | ACK, TcpLastAck),
                 (Remote, ACK, TcpTimeWait),
+            ],
+        ),
+        (
+            "a FIN from outside that the pod does not believe",
+            &[
+                (Remote, FIN, TcpCloseWait),
+                (Remote, ACK, TcpCloseWait),
+                (Pod, SYN | ACK, TcpCloseWait),
+                (Pod, ACK, TcpEstablished),
+                (Remote, ACK, TcpEstablished),
+            ],
+        ),
+        (
+            "the pod uses its port again after its FIN alone",
+            &[
+                (Pod, FIN | ACK, TcpFinWait),
+                (Pod, SYN | ACK, TcpFinWait),
+                (Pod, ACK, TcpFinWait),
+                (Pod, SYN, TcpSynSent),
+                (Remote, SYN | ACK, TcpSynRecv),
+            ],
+        ),
+        (
+            "the pod uses its port again after the far end's FIN alone",
+            &[
+                (Remote, FIN | ACK, TcpCloseWait),
+                (Pod, SYN, TcpSynSent),
+                (Remote, SYN | ACK, TcpSynRecv),
             ],
         ),
         (
@@ -308,6 +347,40 @@ fn the_sweep_removes_what_has_ended() {
         node.age(timeout(Udp));
         let many: Vec<_> = std::iter::repeat_n(unknown, 32).chain(keys).collect();
         assert_eq!(node.sweep(&many[..40]), 0);
+    });
+}
+
+#[test]
+fn a_source_without_connections_is_forgotten() {
+    in_both(|node, p| {
+        let out = |pod| datagram((pod, 5000), (p.remote, 53), 4);
+        let sent = |egress_port| {
+            Out(forwarded(&datagram(
+                (p.alpha, egress_port),
+                (p.remote, 53),
+                4,
+            )))
+        };
+        let sources = |node: &Node<'_>| {
+            let sources = node.sources.iter().map(|entry| entry.unwrap());
+            sources.collect::<Vec<_>>()
+        };
+        node.own(&ALPHA, (5000, 5000), 0);
+        node.out("the first", &out(p.other), sent(5000));
+        node.out("no port is free", &out(p.pod), Dropped(NatExhausted));
+        assert_eq!(sources(node), [(addr(p.other), 1)]);
+        node.age(timeout(Udp));
+        node.out("in place of what ended", &out(p.pod), sent(5000));
+        assert_eq!(sources(node), [(addr(p.pod), 1)]);
+        // Its own connection has ended, and the range no longer has a port.
+        node.age(timeout(Udp));
+        node.own(&ALPHA, (5001, 5000), 0);
+        node.out("no port at all", &out(p.pod), Dropped(NatExhausted));
+        assert_eq!(sources(node), []);
+        assert!(node.states().is_empty());
+        node.set_quota(0);
+        node.out("no quota", &out(p.pod), Dropped(SourceQuota));
+        assert_eq!(sources(node), []);
     });
 }
 

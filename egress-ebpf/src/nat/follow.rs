@@ -29,7 +29,7 @@ pub(super) fn outward(state: u8, flags: u8) -> u8 {
     if flags & SYN != 0 {
         return match state {
             // The pod uses the port once more.
-            CLOSE | TIME_WAIT | LAST_ACK if flags & ACK == 0 => SYN_SENT,
+            FIN_WAIT | CLOSE_WAIT | LAST_ACK | TIME_WAIT | CLOSE if flags & ACK == 0 => SYN_SENT,
             _ => state,
         };
     }
@@ -43,8 +43,9 @@ pub(super) fn outward(state: u8, flags: u8) -> u8 {
     match state {
         SYN_RECV => ESTABLISHED,
         LAST_ACK if flags & ACK != 0 => TIME_WAIT,
-        // The pod goes on, so it did not believe the RST from outside.
-        CLOSE => ESTABLISHED,
+        // The pod goes on: whoever guessed the ports may have sent the FIN or RST from outside. Where the far
+        // end did close, the pod's own FIN shortens the time again.
+        CLOSE_WAIT | CLOSE => ESTABLISHED,
         _ => state,
     }
 }

@@ -99,17 +99,20 @@ pub(super) fn complete(s: &mut Scratch) -> Result<(), DropReason> {
     s.out.origin = s.back.origin;
     s.out.egress_port = s.back_key.egress_port;
     s.out.state = s.back.state;
-    match NAT_OUT.insert(&s.out_key, &s.out, NOEXIST) {
-        Ok(()) => {
-            add_to_source(&s.out_key.pod);
-            Ok(())
-        }
-        Err(EXISTS) => follow_winner(s),
-        Err(_) => {
-            let _ = NAT_BACK.remove(&s.back_key);
-            Err(DropReason::NatExhausted)
-        }
+    // Before anybody can find and remove it.
+    if !add_to_source(&s.out_key.pod) {
+        let _ = NAT_BACK.remove(&s.back_key);
+        return Err(DropReason::NatExhausted);
     }
+    let Err(error) = NAT_OUT.insert(&s.out_key, &s.out, NOEXIST) else {
+        return Ok(());
+    };
+    take_from_source(&s.out_key.pod);
+    if error == EXISTS {
+        return follow_winner(s);
+    }
+    let _ = NAT_BACK.remove(&s.back_key);
+    Err(DropReason::NatExhausted)
 }
 
 /// Finds the connection of an ICMP error that a pod sends, whose key is `s.out_key`.
@@ -304,7 +307,6 @@ pub(super) fn sweep(key: &NatBackKey, out_key: &mut NatOutKey, now: u64) -> bool
         return false;
     }
     remove(out_key, key);
-    forget_source(&out_key.pod);
     true
 }
 
@@ -332,7 +334,7 @@ fn remove(out_key: &NatOutKey, back_key: &NatBackKey) {
     if let Some(out) = NAT_OUT.get_ptr_mut(out_key) {
         // SAFETY: as in `outward`.
         if leads_to(unsafe { &*out }, back_key) && NAT_OUT.remove(out_key).is_ok() {
-            add(&out_key.pod, -1);
+            take_from_source(&out_key.pod);
         }
     }
 }
@@ -400,11 +402,7 @@ fn check_quota(pod: &Addr) -> Result<(), DropReason> {
     let count = match NAT_SOURCES.get_ptr_mut(pod) {
         // SAFETY: an aligned word that is only added to.
         Some(count) => unsafe { core::ptr::read_volatile(count) },
-        // The map is full, or another CPU was first: the former is refused.
-        None => match NAT_SOURCES.insert(pod, &0, NOEXIST) {
-            Ok(()) | Err(EXISTS) => 0,
-            Err(_) => return Err(DropReason::NatExhausted),
-        },
+        None => 0,
     };
     if count >= i64::from(settings.source_quota) {
         return Err(DropReason::SourceQuota);
@@ -412,10 +410,32 @@ fn check_quota(pod: &Addr) -> Result<(), DropReason> {
     Ok(())
 }
 
+/// Counts a connection of a source, unless there is no room for one more source.
 #[inline(always)]
-fn add_to_source(pod: &Addr) {
-    if !add(pod, 1) {
-        let _ = NAT_SOURCES.insert(pod, &1, NOEXIST);
+fn add_to_source(pod: &Addr) -> bool {
+    if add(pod, 1) {
+        return true;
+    }
+    match NAT_SOURCES.insert(pod, &1, NOEXIST) {
+        Ok(()) => true,
+        // Another CPU was first, and may have removed it again: then one is not counted.
+        Err(EXISTS) => {
+            add(pod, 1);
+            true
+        }
+        Err(_) => false,
+    }
+}
+
+/// Counts one connection less, and makes room where the source has none any more.
+#[inline(always)]
+fn take_from_source(pod: &Addr) {
+    add(pod, -1);
+    if let Some(count) = NAT_SOURCES.get_ptr_mut(pod) {
+        // SAFETY: an aligned word that is only added to.
+        if unsafe { core::ptr::read_volatile(count) } <= 0 {
+            let _ = NAT_SOURCES.remove(pod);
+        }
     }
 }
 
@@ -437,16 +457,5 @@ fn add(pod: &Addr, difference: i64) -> bool {
             true
         }
         None => false,
-    }
-}
-
-/// Makes room where a source has no connections any more.
-#[inline(always)]
-fn forget_source(pod: &Addr) {
-    if let Some(count) = NAT_SOURCES.get_ptr_mut(pod) {
-        // SAFETY: an aligned word that is only added to.
-        if unsafe { core::ptr::read_volatile(count) } <= 0 {
-            let _ = NAT_SOURCES.remove(pod);
-        }
     }
 }

@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 use aya::{
     Pod, TestRun, TestRunOptions,
     maps::{Array, HashMap, Map, MapData, PerCpuArray},
-    programs::SchedClassifier,
+    programs::{SchedClassifier, TcAttachType, tc},
 };
 use egress_common::{
     WireU16,
@@ -37,6 +37,8 @@ use nix::{
     sched::{CloneFlags, unshare},
     unistd::geteuid,
 };
+
+use crate::client::Wire;
 
 use super::{
     build::{HOST_MAC, hex},
@@ -289,6 +291,22 @@ impl Lab {
     #[must_use]
     pub fn names(&self) -> &Names {
         &self.names
+    }
+
+    /// Has a program see what really arrives on the uplink, and gives the wire's other end.
+    pub fn connect_uplink(&mut self, program: Program) -> Result<Wire> {
+        for name in ["pod", "other", "uplink", "far"] {
+            ip(&format!("link set {name} up"))?;
+        }
+        tc::qdisc_add_clsact("uplink")?;
+        let program: &mut SchedClassifier = self
+            .datapath
+            .ebpf()
+            .program_mut(program.name())
+            .context("no such program")?
+            .try_into()?;
+        program.attach("uplink", TcAttachType::Ingress)?;
+        Wire::open_here("far")
     }
 
     /// Runs one packet.

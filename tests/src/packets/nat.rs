@@ -24,6 +24,8 @@ use egress_userspace::{
 };
 use etherparse::checksum::Sum16BitWords;
 
+use crate::client::Wire;
+
 use super::{
     Action, Counts, Input, Lab, Seen, Slot,
     answer::answered,
@@ -374,6 +376,22 @@ impl<'a> Node<'a> {
         self.run(what, &on_uplink(frame), &fate);
     }
 
+    /// Has the program of uplinks see what really arrives on the uplink, and gives the wire's other end.
+    pub fn connect_uplink(&mut self) -> Wire {
+        self.lab.connect_uplink(Program::FromUplink).unwrap()
+    }
+
+    /// How many packets came back through the gateway, and how many of them belonged to no connection.
+    #[must_use]
+    pub fn came_back(&self) -> (u64, u64) {
+        let counts = self.gateway_counts();
+        let packets = |slot| counts.get(&slot).map_or(0, |(packets, _)| *packets);
+        (
+            packets(translated(&self.gateway, "back")),
+            packets(dropped(&self.gateway, DropReason::NatNoState)),
+        )
+    }
+
     /// Runs a packet, and compares all that becomes of it.
     pub fn run(&mut self, what: &str, input: &Input, fate: &Fate) {
         let before = self.gateway_counts();
@@ -500,8 +518,7 @@ impl<'a> Node<'a> {
             states.push(NatState::from_number(out.state).unwrap());
         }
         for (pod, count) in self.sources.iter().map(|entry| entry.unwrap()) {
-            let wanted = counts.remove(&pod).unwrap_or(0);
-            assert_eq!(count, wanted, "connections of {pod:?}");
+            assert_eq!(Some(count), counts.remove(&pod), "connections of {pod:?}");
         }
         assert!(counts.is_empty(), "sources without a count: {counts:?}");
         states.sort_unstable();
