@@ -1,6 +1,6 @@
 //! Apply: the only writer of live maps, in the order that the plan gives.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use anyhow::{Context, bail};
 use egress_common::{WireU16, gateway, pod::UdpPorts};
@@ -41,7 +41,7 @@ pub(super) struct Kernel {
     state: Arc<KernelState>,
     translation: translation::State,
     names: Arc<Names>,
-    /// Whether what an earlier run steered is still what the maps say.
+    /// Whether what an earlier run steered or owned is still what the maps say.
     took_over: bool,
     /// Whether the maps may differ from `state`, because an apply broke off.
     unsure: bool,
@@ -57,7 +57,12 @@ impl Kernel {
         let state = diff::trace(&datapath.maps).context("cannot read the maps of the last run")?;
         let translation = datapath.maps.translation()?;
         let names = state_dir.names();
-        tracing::debug!(took_over, pods = state.pods.len(), "loaded");
+        tracing::debug!(
+            took_over,
+            pods = state.pods.len(),
+            egress_addresses = translation.addresses.len(),
+            "loaded"
+        );
         Ok(Self {
             zeroing: CounterMaps::open(&settings.load.paths)?,
             reader: Arc::new(CounterReader::open(&settings.load.paths)?),
@@ -65,7 +70,7 @@ impl Kernel {
             state_dir,
             paths: settings.load.paths.clone(),
             limits: settings.limits,
-            took_over: took_over && !state.pods.is_empty(),
+            took_over: took_over && !(state.pods.is_empty() && translation.addresses.is_empty()),
             state: Arc::new(state),
             translation,
             names: Arc::new(names),
@@ -100,13 +105,19 @@ impl Kernel {
         self.datapath.attachments.mode().name()
     }
 
-    /// Whether an earlier run left pods that are steered, and this one has not changed that yet.
+    /// Whether an earlier run left pods that are steered or egress addresses, and this one has not changed that yet.
     pub(super) fn took_over(&self) -> bool {
         self.took_over
     }
 
     pub(super) fn state(&self) -> Arc<KernelState> {
         Arc::clone(&self.state)
+    }
+
+    /// The egress addresses that replies find in the maps.
+    pub(super) fn egress_addresses(&self) -> BTreeSet<IpAddr> {
+        let addresses = self.translation.addresses.keys();
+        addresses.map(|address| IpAddr::from(*address)).collect()
     }
 
     pub(super) fn names(&self) -> Arc<Names> {
@@ -411,12 +422,12 @@ pub(crate) fn describe(change: &Change) -> String {
         }
         Change::InsertPod { key, slot } => format!(
             "add pod {} on interface {} as slot {slot}",
-            std::net::IpAddr::from(key.addr),
+            IpAddr::from(key.addr),
             key.ifindex
         ),
         Change::RemovePod { key } => format!(
             "remove pod {} on interface {}",
-            std::net::IpAddr::from(key.addr),
+            IpAddr::from(key.addr),
             key.ifindex
         ),
         Change::RemovePrefix { prefix } => format!("withdraw {prefix}"),

@@ -383,7 +383,16 @@ impl Agent {
         );
         let uplinks = view.uplinks(&self.settings.uplinks);
         if self.kernel.took_over()
-            && let Err(refusal) = takeover::refuse_to_forget(&before, &self.loaded, &resolved, view)
+            && let Err(refusal) = takeover::refuse_to_forget(
+                &takeover::Earlier {
+                    pods: &before,
+                    egress: &self.kernel.egress_addresses(),
+                },
+                &self.loaded,
+                &resolved,
+                view,
+                &self.settings.resolve.node_name,
+            )
         {
             self.report.warnings(&resolved.warnings);
             return Err(refusal);
