@@ -167,7 +167,42 @@ impl Kernel {
         errors.pop().map_or(Ok(()), Err)
     }
 
-    /// Brings maps and hooks to the desired state.
+    /// Plans how maps and hooks come to the desired state, and changes nothing of what they say.
+    ///
+    /// # Errors
+    /// The maps cannot be read or have no room.
+    pub(super) fn plan(
+        &mut self,
+        desired: &DesiredState,
+        settings: &gateway::Settings,
+    ) -> anyhow::Result<Plans> {
+        if self.unsure {
+            self.datapath.maps.grace()?;
+            self.datapath.maps.repair()?;
+            self.state = Arc::new(diff::trace(&self.datapath.maps)?);
+            self.translation = self.datapath.maps.translation()?;
+            self.unsure = false;
+        }
+        let policy = diff::plan(&self.state, &self.names, desired, &self.limits)?;
+        let translation = translation::plan(
+            &self.translation,
+            &self.names,
+            &desired.translation,
+            settings,
+            &self.datapath.maps.translation_limits(),
+        )?;
+        Ok(Plans {
+            names: Names {
+                gateways: translation.gateways.clone(),
+                nodes: translation.nodes.clone(),
+                ..policy.names.clone()
+            },
+            policy,
+            translation,
+        })
+    }
+
+    /// Brings maps and hooks to the desired state, as it was planned.
     ///
     /// Packets never meet a program without what belongs to it. Replies find theirs before the first
     /// packet leaves for the gateway, and until the last one has left. Programs of pods that are let go are
@@ -179,19 +214,11 @@ impl Kernel {
     /// The maps could not be changed. Hooks that failed are part of what was brought.
     pub(super) fn bring_to(
         &mut self,
+        plans: Plans,
         desired: &DesiredState,
-        settings: &gateway::Settings,
         hooks: &BTreeSet<Hook>,
         counters: &Counters,
     ) -> anyhow::Result<Brought> {
-        if self.unsure {
-            self.datapath.maps.grace()?;
-            self.datapath.maps.repair()?;
-            self.state = Arc::new(diff::trace(&self.datapath.maps)?);
-            self.translation = self.datapath.maps.translation()?;
-            self.unsure = false;
-        }
-        let plans = self.plan(desired, settings)?;
         let mut changes = plans.policy.changes.len() + plans.translation.changes();
         let (attachments, ebpf) = self.datapath.attaching();
         let before = attachments.attached().clone();
@@ -222,26 +249,6 @@ impl Kernel {
         Ok(Brought {
             changes: changes + hooks_changed,
             errors,
-        })
-    }
-
-    fn plan(&self, desired: &DesiredState, settings: &gateway::Settings) -> anyhow::Result<Plans> {
-        let policy = diff::plan(&self.state, &self.names, desired, &self.limits)?;
-        let translation = translation::plan(
-            &self.translation,
-            &self.names,
-            &desired.translation,
-            settings,
-            &self.datapath.maps.translation_limits(),
-        )?;
-        Ok(Plans {
-            names: Names {
-                gateways: translation.gateways.clone(),
-                nodes: translation.nodes.clone(),
-                ..policy.names.clone()
-            },
-            policy,
-            translation,
         })
     }
 
@@ -299,7 +306,7 @@ impl Kernel {
 }
 
 /// What one apply does to the maps, and what their numbers mean afterwards.
-struct Plans {
+pub(super) struct Plans {
     policy: Plan,
     translation: translation::Plan,
     names: Names,
