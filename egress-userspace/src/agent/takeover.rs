@@ -51,9 +51,9 @@ pub(super) fn refuse_to_forget(
     let refused: Vec<String> = loaded
         .refused
         .iter()
-        .filter(|object| match object.kind {
-            Kind::Pod | Kind::Namespace => true,
-            kind => kind == Kind::EgressGateway && !earlier.egress.is_empty(),
+        .filter(|object| {
+            matches!(object.kind, Kind::Pod | Kind::Namespace)
+                || object.kind == Kind::EgressGateway && !earlier.egress.is_empty()
         })
         .map(ToString::to_string)
         .collect();
