@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use egress_common::{Mac, gateway::GatewayId};
 use egress_tests::{Host, Stage, wait, workspace::Workspace};
 use egress_userspace::{
-    agent::addresses::{Addresses, Moved, release},
+    agent::addresses::{Addresses, Moved, answered, release},
     model::ObjectName,
     node::{Netlink, NodeView, announcement},
     state::{EgressAddress, Holder, Translation},
@@ -234,7 +234,7 @@ fn they_are_put_on_and_announced_and_never_a_source() -> Result<()> {
         let on = segment.addresses("up0")?;
         let find = |local: &str| on.iter().find(|a| a["local"] == local).unwrap();
         assert_eq!(find(V4)["prefixlen"], 32, "{on:#?}");
-        assert_eq!(find(V4)["scope"], "global", "{on:#?}");
+        assert_eq!(find(V4)["scope"], "host", "{on:#?}");
         let six = find(V6);
         assert_eq!(six["prefixlen"], 128, "{on:#?}");
         assert_eq!(six["preferred_life_time"], 0, "{on:#?}");
@@ -264,26 +264,66 @@ fn they_are_put_on_and_announced_and_never_a_source() -> Result<()> {
 }
 
 #[test]
-fn own_addresses_that_come_back_are_sources_again() -> Result<()> {
+fn they_are_no_source_even_where_the_uplink_has_no_other_address() -> Result<()> {
     let segment = Segment::new()?;
     segment.node.enter(|| {
         let state = StateDir::open(&segment.state_dir())?;
         let mut addresses = Addresses::taking_over(state.address_book())?;
         let wanted = translation(&[("up0", V4)])?;
         changes(addresses.bring_to(&wanted, &Segment::view()?))?;
-        // As a DHCP client does that lost its lease. A route without source takes the first address.
-        segment.node.ip(&format!(
-            "addr del {OWN}/24 dev up0
-             addr add {OWN}/24 dev up0
+        // Beyond a next hop, on the segment, and where a route of the segment names no source.
+        let routes = format!(
+            "route add default via {NEIGHBOUR} dev up0 onlink
              route add 192.0.2.0/24 dev up0
              "
-        ))?;
-        assert_eq!(segment.source_to("192.0.2.80")?, V4, "the kernel's order");
-        assert_eq!(changes(addresses.bring_to(&wanted, &Segment::view()?))?, 1);
-        assert_eq!(segment.source_to("192.0.2.80")?, OWN);
+        );
+        let remotes = ["192.88.99.1", "192.0.2.80"];
+        segment.node.ip(&routes)?;
+        for remote in remotes {
+            assert_eq!(segment.source_to(remote)?, OWN, "{remote}");
+        }
+        // As a DHCP client does that lost its lease.
+        segment.node.ip(&format!("addr del {OWN}/24 dev up0\n"))?;
+        segment.node.ip(&routes.replace("add", "replace"))?;
+        for remote in remotes {
+            assert_ne!(
+                segment.source_to(remote).ok().as_deref(),
+                Some(V4),
+                "{remote}"
+            );
+        }
+        segment.node.ip(&format!("addr add {OWN}/24 dev up0\n"))?;
+        for remote in remotes {
+            assert_eq!(segment.source_to(remote)?, OWN, "{remote}");
+        }
         assert!(segment.is_on("up0", V4)?);
         assert_eq!(addresses.restored(), 0);
         assert_eq!(changes(addresses.bring_to(&wanted, &Segment::view()?))?, 0);
+        Ok(())
+    })
+}
+
+#[test]
+fn an_address_whose_uplink_has_no_program_is_off() -> Result<()> {
+    let segment = Segment::new()?;
+    segment.node.enter(|| {
+        let state = StateDir::open(&segment.state_dir())?;
+        let mut addresses = Addresses::taking_over(state.address_book())?;
+        let wanted = translation(&[("up0", V4), ("up0", V6)])?;
+        let unanswered = answered(&wanted, |_| false);
+        assert_eq!(
+            changes(addresses.bring_to(&unanswered, &Segment::view()?))?,
+            0
+        );
+        assert!(!segment.is_on("up0", V4)? && !segment.is_on("up0", V6)?);
+        changes(addresses.bring_to(&answered(&wanted, |_| true), &Segment::view()?))?;
+        assert!(segment.is_on("up0", V4)? && segment.is_on("up0", V6)?);
+        // Something else took the program away, and it cannot be attached again.
+        assert_eq!(
+            changes(addresses.bring_to(&unanswered, &Segment::view()?))?,
+            2
+        );
+        assert!(!segment.is_on("up0", V4)? && !segment.is_on("up0", V6)?);
         Ok(())
     })
 }

@@ -267,6 +267,29 @@ fn halves_that_are_alone_do_not_stay() -> Result<()> {
 }
 
 #[test]
+fn empty_tables_of_a_node_without_egress_addresses_are_not_walked() -> Result<()> {
+    with_tables(|tables| {
+        let mut sweeper = tables.sweeper()?;
+        let mut addresses: HashMap<_, Addr, u32> = open(&tables.paths, EGRESS_ADDRS)?.try_into()?;
+        let walked = |sweeper: &mut Sweeper, tables: &mut Tables, port| -> Result<bool> {
+            let ended = tables.seed(port, NatState::TcpClose, Some(11), Some(11))?;
+            walk(sweeper, now()?)?;
+            Ok(tables.has(&ended)? == (false, false))
+        };
+        // While there is an address, an empty table may fill up at any time.
+        walk(&mut sweeper, now()?)?;
+        addresses.remove(&EGRESS_ADDRESS)?;
+        assert!(walked(&mut sweeper, tables, 3000)?, "what is left over");
+        // The first walk that finds nothing is the last.
+        walk(&mut sweeper, now()?)?;
+        assert!(!walked(&mut sweeper, tables, 3001)?, "idle");
+        addresses.insert(EGRESS_ADDRESS, 3, 0)?;
+        assert!(walked(&mut sweeper, tables, 3002)?, "an address came");
+        Ok(())
+    })
+}
+
+#[test]
 fn tables_whose_timeouts_are_not_known_are_left_alone() -> Result<()> {
     with_tables(|tables| {
         let mut sweeper = tables.sweeper()?;

@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    node::{self, Announcer, Listed, NodeView},
+    node::{self, Announcer, NodeView},
     snapshot::OwnedAddress,
     state::{EgressAddress, Holder, Translation},
     state_dir::{AddressBook, Assigned},
@@ -27,8 +27,6 @@ pub struct Addresses {
     announcer: Announcer,
     /// The state of the uplinks when it was last looked at.
     up: BTreeMap<u32, bool>,
-    /// The node's addresses when their order was last looked at.
-    looked_at: Option<Vec<(u32, ipnet::IpNet)>>,
     restored: u64,
 }
 
@@ -74,7 +72,6 @@ impl Addresses {
             foreign: BTreeSet::new(),
             announcer: Announcer::start()?,
             up: BTreeMap::new(),
-            looked_at: None,
             restored: 0,
         })
     }
@@ -116,7 +113,6 @@ impl Addresses {
         let mut moved = self.take_off(translation, view);
         self.put_on(&wanted(translation), view, &mut moved);
         self.announce_where_link_came_up(view);
-        self.keep_last(view, &mut moved);
         moved
     }
 
@@ -280,39 +276,6 @@ impl Addresses {
             .filter_map(|a| Some((a.ifindex, view.links.get(&a.ifindex)?.up)))
             .collect();
     }
-
-    /// Keeps IPv4 addresses behind the interface's own, of which the kernel chooses sources.
-    ///
-    /// An interface whose own address is removed and added again, as DHCP clients do, has it behind ours.
-    fn keep_last(&mut self, view: &NodeView, moved: &mut Moved) {
-        let none = !self.assigned.iter().any(|a| a.address.is_ipv4());
-        if none || self.looked_at.as_ref() == Some(&view.addresses) {
-            return;
-        }
-        let listed = match node::list_addresses() {
-            Ok(listed) => listed,
-            Err(error) => {
-                moved.errors.push(error);
-                return;
-            }
-        };
-        for assigned in out_of_place(&listed, &self.assigned) {
-            let (ifindex, address) = (assigned.ifindex, assigned.address);
-            let seated =
-                node::withdraw(ifindex, address).and_then(|_| node::assign(ifindex, address));
-            match seated {
-                Ok(_) => {
-                    tracing::info!(
-                        "moved {address} behind the own addresses of {}",
-                        assigned.interface
-                    );
-                    moved.changes += 1;
-                }
-                Err(error) => moved.errors.push(error),
-            }
-        }
-        self.looked_at = Some(view.addresses.clone());
-    }
 }
 
 /// Takes everything off that the book says is the agent's, for good. Gives what was there.
@@ -359,6 +322,16 @@ const fn holder(holder: Holder) -> &'static str {
     }
 }
 
+/// What is left of a translation where only some uplinks have the program that answers for their addresses.
+#[must_use]
+pub fn answered(translation: &Translation, is_attached: impl Fn(u32) -> bool) -> Translation {
+    let mut answered = translation.clone();
+    answered
+        .addresses
+        .retain(|_, egress| is_attached(egress.ifindex));
+    answered
+}
+
 /// The addresses that the agent holds, each with its uplink.
 fn wanted(translation: &Translation) -> BTreeMap<IpAddr, (u32, &str)> {
     translation
@@ -369,78 +342,40 @@ fn wanted(translation: &Translation) -> BTreeMap<IpAddr, (u32, &str)> {
         .collect()
 }
 
-/// The IPv4 addresses of `ours` that come before one of their interface's own, in the order of `listed`.
-fn out_of_place<'a>(listed: &[Listed], ours: &'a BTreeSet<Assigned>) -> Vec<&'a Assigned> {
-    let is_ours = |listed: &Listed| {
-        ours.iter()
-            .find(|a| a.address == listed.address && a.ifindex == listed.ifindex)
-    };
-    listed
-        .iter()
-        .enumerate()
-        .filter(|(_, first)| first.address.is_ipv4())
-        .filter_map(|(place, first)| Some((place, first, is_ours(first)?)))
-        .filter(|(place, first, _)| {
-            listed[place + 1..].iter().any(|later| {
-                later.ifindex == first.ifindex
-                    && later.address.is_ipv4()
-                    && !later.secondary
-                    && is_ours(later).is_none()
-            })
-        })
-        .map(|(_, _, assigned)| assigned)
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
+    use egress_common::gateway::GatewayId;
+
     use super::*;
-
-    const UPLINK: u32 = 3;
-
-    fn listed(ifindex: u32, address: [u8; 4], secondary: bool) -> Listed {
-        Listed {
-            ifindex,
-            address: address.into(),
-            secondary,
-        }
-    }
+    use crate::model::ObjectName;
 
     #[test]
-    fn an_address_before_its_interfaces_own_is_out_of_place() {
-        const OWN: [u8; 4] = [198, 51, 100, 2];
-        const EGRESS: [u8; 4] = [192, 0, 2, 7];
-        let assigned = Assigned {
-            address: EGRESS.into(),
-            ifindex: UPLINK,
-            interface: "eth0".to_owned(),
+    fn an_address_is_on_only_where_the_program_of_its_uplink_is() {
+        let egress = |ifindex: u32| EgressAddress {
+            gateway: ObjectName::new("egress", "red"),
+            id: GatewayId(7),
+            ifindex,
+            interface: format!("eth{ifindex}"),
+            mtu: 1500,
+            ports: (1024, 65_535),
+            holder: Holder::Agent,
+            allow_local_services: false,
         };
-        let ours = BTreeSet::from([assigned.clone()]);
-        let own = listed(UPLINK, OWN, false);
-        let egress = listed(UPLINK, EGRESS, false);
-        for (what, order, misplaced) in [
-            ("behind", vec![own, egress], false),
-            ("before", vec![egress, own], true),
-            (
-                "before a secondary one",
-                vec![own, egress, listed(UPLINK, OWN, true)],
-                false,
-            ),
-            (
-                "before another interface's",
-                vec![egress, listed(UPLINK + 1, OWN, false)],
-                false,
-            ),
-            ("alone", vec![egress], false),
-            (
-                "on another interface",
-                vec![listed(9, EGRESS, false), listed(9, OWN, false)],
-                false,
-            ),
+        let address = |last| IpAddr::from(Ipv4Addr::new(192, 0, 2, last));
+        let translation = Translation {
+            addresses: [(address(7), egress(3)), (address(8), egress(4))].into(),
+            ..Translation::default()
+        };
+        for (attached, expected) in [
+            (&[3, 4][..], &[address(7), address(8)][..]),
+            (&[4], &[address(8)]),
+            (&[], &[]),
         ] {
-            let found = out_of_place(&order, &ours);
-            let expected = if misplaced { vec![&assigned] } else { vec![] };
-            assert_eq!(found, expected, "{what}");
+            let answered = answered(&translation, |ifindex| attached.contains(&ifindex));
+            let on: Vec<IpAddr> = wanted(&answered).into_keys().collect();
+            assert_eq!(on, expected, "{attached:?}");
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Apply: the only writer of live maps, in the order that the plan gives.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use anyhow::{Context, bail};
 use egress_common::{WireU16, gateway, pod::UdpPorts};
@@ -41,7 +41,7 @@ pub(super) struct Kernel {
     state: Arc<KernelState>,
     translation: translation::State,
     names: Arc<Names>,
-    /// Whether what an earlier run steered is still what the maps say.
+    /// Whether what an earlier run steered or owned is still what the maps say.
     took_over: bool,
     /// Whether the maps may differ from `state`, because an apply broke off.
     unsure: bool,
@@ -57,7 +57,12 @@ impl Kernel {
         let state = diff::trace(&datapath.maps).context("cannot read the maps of the last run")?;
         let translation = datapath.maps.translation()?;
         let names = state_dir.names();
-        tracing::debug!(took_over, pods = state.pods.len(), "loaded");
+        tracing::debug!(
+            took_over,
+            pods = state.pods.len(),
+            egress_addresses = translation.addresses.len(),
+            "loaded"
+        );
         Ok(Self {
             zeroing: CounterMaps::open(&settings.load.paths)?,
             reader: Arc::new(CounterReader::open(&settings.load.paths)?),
@@ -65,7 +70,7 @@ impl Kernel {
             state_dir,
             paths: settings.load.paths.clone(),
             limits: settings.limits,
-            took_over: took_over && !state.pods.is_empty(),
+            took_over: took_over && !(state.pods.is_empty() && translation.addresses.is_empty()),
             state: Arc::new(state),
             translation,
             names: Arc::new(names),
@@ -100,13 +105,19 @@ impl Kernel {
         self.datapath.attachments.mode().name()
     }
 
-    /// Whether an earlier run left pods that are steered, and this one has not changed that yet.
+    /// Whether an earlier run left pods that are steered or egress addresses, and this one has not changed that yet.
     pub(super) fn took_over(&self) -> bool {
         self.took_over
     }
 
     pub(super) fn state(&self) -> Arc<KernelState> {
         Arc::clone(&self.state)
+    }
+
+    /// The egress addresses that replies find in the maps.
+    pub(super) fn egress_addresses(&self) -> BTreeSet<IpAddr> {
+        let addresses = self.translation.addresses.keys();
+        addresses.map(|address| IpAddr::from(*address)).collect()
     }
 
     pub(super) fn names(&self) -> Arc<Names> {
@@ -156,7 +167,42 @@ impl Kernel {
         errors.pop().map_or(Ok(()), Err)
     }
 
-    /// Brings maps and hooks to the desired state.
+    /// Plans how maps and hooks come to the desired state, and changes nothing of what they say.
+    ///
+    /// # Errors
+    /// The maps cannot be read or have no room.
+    pub(super) fn plan(
+        &mut self,
+        desired: &DesiredState,
+        settings: &gateway::Settings,
+    ) -> anyhow::Result<Plans> {
+        if self.unsure {
+            self.datapath.maps.grace()?;
+            self.datapath.maps.repair()?;
+            self.state = Arc::new(diff::trace(&self.datapath.maps)?);
+            self.translation = self.datapath.maps.translation()?;
+            self.unsure = false;
+        }
+        let policy = diff::plan(&self.state, &self.names, desired, &self.limits)?;
+        let translation = translation::plan(
+            &self.translation,
+            &self.names,
+            &desired.translation,
+            settings,
+            &self.datapath.maps.translation_limits(),
+        )?;
+        Ok(Plans {
+            names: Names {
+                gateways: translation.gateways.clone(),
+                nodes: translation.nodes.clone(),
+                ..policy.names.clone()
+            },
+            policy,
+            translation,
+        })
+    }
+
+    /// Brings maps and hooks to the desired state, as it was planned.
     ///
     /// Packets never meet a program without what belongs to it. Replies find theirs before the first
     /// packet leaves for the gateway, and until the last one has left. Programs of pods that are let go are
@@ -168,19 +214,11 @@ impl Kernel {
     /// The maps could not be changed. Hooks that failed are part of what was brought.
     pub(super) fn bring_to(
         &mut self,
+        plans: Plans,
         desired: &DesiredState,
-        settings: &gateway::Settings,
         hooks: &BTreeSet<Hook>,
         counters: &Counters,
     ) -> anyhow::Result<Brought> {
-        if self.unsure {
-            self.datapath.maps.grace()?;
-            self.datapath.maps.repair()?;
-            self.state = Arc::new(diff::trace(&self.datapath.maps)?);
-            self.translation = self.datapath.maps.translation()?;
-            self.unsure = false;
-        }
-        let plans = self.plan(desired, settings)?;
         let mut changes = plans.policy.changes.len() + plans.translation.changes();
         let (attachments, ebpf) = self.datapath.attaching();
         let before = attachments.attached().clone();
@@ -211,26 +249,6 @@ impl Kernel {
         Ok(Brought {
             changes: changes + hooks_changed,
             errors,
-        })
-    }
-
-    fn plan(&self, desired: &DesiredState, settings: &gateway::Settings) -> anyhow::Result<Plans> {
-        let policy = diff::plan(&self.state, &self.names, desired, &self.limits)?;
-        let translation = translation::plan(
-            &self.translation,
-            &self.names,
-            &desired.translation,
-            settings,
-            &self.datapath.maps.translation_limits(),
-        )?;
-        Ok(Plans {
-            names: Names {
-                gateways: translation.gateways.clone(),
-                nodes: translation.nodes.clone(),
-                ..policy.names.clone()
-            },
-            policy,
-            translation,
         })
     }
 
@@ -288,7 +306,7 @@ impl Kernel {
 }
 
 /// What one apply does to the maps, and what their numbers mean afterwards.
-struct Plans {
+pub(super) struct Plans {
     policy: Plan,
     translation: translation::Plan,
     names: Names,
@@ -411,12 +429,12 @@ pub(crate) fn describe(change: &Change) -> String {
         }
         Change::InsertPod { key, slot } => format!(
             "add pod {} on interface {} as slot {slot}",
-            std::net::IpAddr::from(key.addr),
+            IpAddr::from(key.addr),
             key.ifindex
         ),
         Change::RemovePod { key } => format!(
             "remove pod {} on interface {}",
-            std::net::IpAddr::from(key.addr),
+            IpAddr::from(key.addr),
             key.ifindex
         ),
         Change::RemovePrefix { prefix } => format!("withdraw {prefix}"),

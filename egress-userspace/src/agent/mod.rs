@@ -34,7 +34,7 @@ use tokio::{
 };
 
 use self::{
-    addresses::{Addresses, Moved},
+    addresses::{Addresses, Moved, answered},
     apply::Kernel,
     hooks::Outside,
     overlay::Overlay,
@@ -383,7 +383,16 @@ impl Agent {
         );
         let uplinks = view.uplinks(&self.settings.uplinks);
         if self.kernel.took_over()
-            && let Err(refusal) = takeover::refuse_to_forget(&before, &self.loaded, &resolved, view)
+            && let Err(refusal) = takeover::refuse_to_forget(
+                &takeover::Earlier {
+                    pods: &before,
+                    egress: &self.kernel.egress_addresses(),
+                },
+                &self.loaded,
+                &resolved,
+                view,
+                &self.settings.resolve.node_name,
+            )
         {
             self.report.warnings(&resolved.warnings);
             return Err(refusal);
@@ -417,17 +426,27 @@ impl Agent {
         let vni = self.overlay.options().map(|(_, vni)| vni);
         let settings =
             translation::settings(&desired.translation, overlay.zip(vni), &self.settings.nat);
-        // Between the two, whatever listens on all addresses of the node would answer on an egress address.
-        let taken_off = self.addresses.take_off(&desired.translation, view);
-        let brought = self
-            .kernel
-            .bring_to(&desired, &settings, &self.hooks, &self.counters);
+        // Where the datapath does not know an egress address, or sees nothing of its uplink, whatever listens on
+        // all addresses of the node would answer on it: it is off before the maps forget it, which they do not
+        // while it is on, and on after the program of its uplink.
+        let (mut taken_off, mut put_on) = (0, Moved::default());
+        let brought = self.kernel.plan(&desired, &settings).and_then(|plans| {
+            taken_off = self
+                .addresses
+                .take_off(&desired.translation, view)
+                .in_full()
+                .context(
+                    "nothing is changed while an egress address that is let go cannot be taken off",
+                )?;
+            let kernel = &mut self.kernel;
+            let brought = kernel.bring_to(plans, &desired, &self.hooks, &self.counters)?;
+            let answered = answered(&desired.translation, |ifindex| {
+                kernel.is_attached(Program::FromUplink, ifindex)
+            });
+            put_on = self.addresses.bring_to(&answered, view);
+            Ok(brought)
+        });
         self.snapshot.programs = self.kernel.programs(&self.hooks);
-        // An egress address is on its uplink only while the datapath knows it: nothing else may answer there.
-        let put_on = match &brought {
-            Ok(_) => self.addresses.bring_to(&desired.translation, view),
-            Err(_) => Moved::default(),
-        };
         self.snapshot.egress = self.addresses.lines(&desired.translation);
         self.snapshot.addresses_restored = self.addresses.restored();
         errors.extend(self.settle_overlay(overlay));
@@ -439,7 +458,7 @@ impl Agent {
             tracing::warn!("no longer steered, though its interface is still there: {pod}");
         }
         self.snapshot.resolved = Arc::new(resolved);
-        Ok(brought.in_full()? + taken_off.in_full()? + put_on.in_full()?)
+        Ok(brought.in_full()? + taken_off + put_on.in_full()?)
     }
 
     /// Has the overlay device made if it is missing; what was known of it holds while the kernel cannot tell.

@@ -33,7 +33,7 @@ pub struct Sweeper {
     maps: NatMaps,
     program: NatSweep,
     halves: OutHalves,
-    /// Whether the tables were empty the last time.
+    /// Whether the tables were empty the last time, with nothing that could have filled them meanwhile.
     empty: bool,
 }
 
@@ -51,7 +51,12 @@ pub struct Swept {
 impl Swept {
     /// Whether there was nothing at all.
     fn is_idle(&self) -> bool {
-        self.expired == 0 && self.statistics.out_entries + self.statistics.back_entries == 0
+        self.expired == 0 && self.is_empty()
+    }
+
+    /// Whether nothing is left.
+    fn is_empty(&self) -> bool {
+        self.statistics.out_entries + self.statistics.back_entries == 0
     }
 }
 
@@ -132,6 +137,7 @@ impl Sweeper {
             self.maps.capacity().into(),
             out_entries,
         );
+        self.empty = ports.is_empty() && swept.is_empty();
         Ok(swept)
     }
 }

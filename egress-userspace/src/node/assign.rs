@@ -26,16 +26,16 @@ pub struct Listed {
     pub ifindex: u32,
     /// The address.
     pub address: IpAddr,
-    /// Whether the kernel takes it for a source only if it is asked for by name: of IPv4 a secondary one.
-    pub secondary: bool,
 }
 
 /// Puts an address on an interface, alone in its prefix. Says whether it was not there.
 ///
-/// The kernel never takes an IPv6 address for a source whose preferred lifetime is zero while there is another
-/// (RFC 6724, rule 3). IPv4 knows no such thing: of an interface's addresses the kernel takes one whose prefix
-/// has the next hop, else the first that is not secondary (`inet_select_addr`), and a /32 is neither in
-/// another's prefix nor, for that very reason, secondary. It has to come after the interface's own addresses.
+/// It is never a source of the node's own traffic, masqueraded traffic included. The kernel never takes an IPv6
+/// address for one whose preferred lifetime is zero while there is another (RFC 6724, rule 3). IPv4 knows no
+/// such thing, but `inet_select_addr` leaves out an address whose scope is narrower than the destination's:
+/// scope host is narrower than all that is not on the node itself. Scope link would not do: an interface's list
+/// begins with narrow scopes, and a route to its own segment that names no source takes the first of the list.
+/// Whatever its scope, an address is local and answers ARP (unless `arp_ignore` is 3).
 ///
 /// # Errors
 /// The kernel refuses, or does not answer.
@@ -54,7 +54,7 @@ pub fn assign(ifindex: u32, address: IpAddr) -> Result<bool> {
                 AddressAttribute::CacheInfo(lifetime),
             ]);
         } else {
-            request.message_mut().header.scope = AddressScope::Universe;
+            request.message_mut().header.scope = AddressScope::Host;
         }
         request.execute().await
     });
@@ -80,7 +80,7 @@ pub fn withdraw(ifindex: u32, address: IpAddr) -> Result<bool> {
     }
 }
 
-/// Every address of the node; of one interface and family in the order in which the kernel looks for a source.
+/// Every address of the node.
 ///
 /// # Errors
 /// The kernel refuses, or does not answer.
@@ -93,23 +93,20 @@ pub fn list() -> Result<Vec<Listed>> {
 
 #[expect(
     clippy::wildcard_enum_match_arm,
-    reason = "of an address's attributes three matter"
+    reason = "of an address's attributes two matter"
 )]
 fn listed(message: &AddressMessage) -> Option<Listed> {
     let (mut local, mut prefix) = (None, None);
-    let mut secondary = message.header.flags.contains(AddressHeaderFlags::Secondary);
     for attribute in &message.attributes {
         match attribute {
             AddressAttribute::Local(address) => local = Some(*address),
             AddressAttribute::Address(address) => prefix = Some(*address),
-            AddressAttribute::Flags(flags) => secondary = flags.contains(AddressFlags::Secondary),
             _ => {}
         }
     }
     Some(Listed {
         ifindex: message.header.index,
         address: local.or(prefix)?,
-        secondary,
     })
 }
 

@@ -9,7 +9,7 @@ use egress_common::gateway::GatewayId;
 
 use super::{Assigned, Settings, nodes::Nodes};
 use crate::{
-    model::{Model, ObjectName},
+    model::{Model, ObjectName, Phase},
     node::{Device, NodeIndex},
     state::{EgressAddress, Holder, Translation, Way},
 };
@@ -22,6 +22,8 @@ pub(super) struct Owned<'a> {
     assigned: &'a Assigned,
     nodes: Nodes<'a>,
     addresses: BTreeMap<IpAddr, EgressAddress>,
+    of_nodes: BTreeMap<IpAddr, Vec<&'a str>>,
+    of_pods: BTreeMap<IpAddr, Vec<&'a ObjectName>>,
 }
 
 /// What a gateway with egress addresses asks for.
@@ -60,7 +62,32 @@ impl<'a> Owned<'a> {
             assigned,
             nodes: Nodes::new(model, index, settings, warnings),
             addresses: BTreeMap::new(),
+            of_nodes: nodes_addresses(model),
+            of_pods: pods_addresses(model),
         }
+    }
+
+    /// Why a gateway must not have an egress address: replies would be taken from the one that it belongs to.
+    pub(super) fn check_owner(&self, request: &Request<'_>, egress: IpAddr) -> Result<(), String> {
+        let mut nodes = self.of_nodes.get(&egress).into_iter().flatten();
+        if let Some(node) = nodes.find(|node| **node != request.node) {
+            return Err(format!(
+                "the egress address {egress} is an address of the node {node}: replies would be taken from that node; \
+                 use an address of the gateway's own"
+            ));
+        }
+        let own_pod = match request.held {
+            Held::ByPod => Some(request.name),
+            Held::ByNode { .. } => None,
+        };
+        let mut pods = self.of_pods.get(&egress).into_iter().flatten();
+        if let Some(pod) = pods.find(|pod| Some(**pod) != own_pod) {
+            return Err(format!(
+                "the egress address {egress} is that of the pod {pod}: replies would be taken from that pod; use an \
+                 address of the gateway's own"
+            ));
+        }
+        Ok(())
     }
 
     /// The way to one address of a gateway, or why there is none.
@@ -220,4 +247,29 @@ impl<'a> Owned<'a> {
             })
             .collect()
     }
+}
+
+fn nodes_addresses(model: &Model) -> BTreeMap<IpAddr, Vec<&str>> {
+    let mut owners: BTreeMap<IpAddr, Vec<&str>> = BTreeMap::new();
+    for (name, node) in &model.nodes {
+        for address in &node.addresses {
+            owners.entry(*address).or_default().push(name);
+        }
+    }
+    owners
+}
+
+/// Pods with addresses of their own, which are theirs for as long as they live.
+fn pods_addresses(model: &Model) -> BTreeMap<IpAddr, Vec<&ObjectName>> {
+    let mut owners: BTreeMap<IpAddr, Vec<&ObjectName>> = BTreeMap::new();
+    let alive = model
+        .pods
+        .iter()
+        .filter(|(_, pod)| pod.phase == Phase::Alive && !pod.host_network);
+    for (name, pod) in alive {
+        for address in &pod.addresses {
+            owners.entry(*address).or_default().push(name);
+        }
+    }
+    owners
 }

@@ -197,6 +197,12 @@ impl<'f, 'a, 'o> Finder<'f, 'a, 'o> {
                 "the egress address {address} is that of the gateway {other} already: give each its own"
             ));
         }
+        let refused = addresses
+            .iter()
+            .find_map(|address| self.owned.check_owner(request, *address).err());
+        if let Some(reason) = refused {
+            return known.down(reason);
+        }
         for address in addresses {
             self.claims.insert(*address, known.name);
         }
