@@ -23,6 +23,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, ensure};
+use egress_common::overlay::Tag;
 use ipnet::IpNet;
 use nix::{
     cmsg_space,
@@ -62,6 +63,15 @@ pub struct Permit {
     pub service: Option<u16>,
 }
 
+/// Frames of the overlay that a test forges.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Forged {
+    /// The node whose uplink they leave, with its own outer source.
+    pub node: String,
+    /// What they carry and nothing else does.
+    pub tag: Tag,
+}
+
 /// The rules that a capture is judged by.
 #[derive(Clone, Debug, Default)]
 pub struct Rules {
@@ -71,6 +81,8 @@ pub struct Rules {
     pub nodes: Vec<(String, Vec<IpAddr>, Vec<IpNet>)>,
     /// What may leave.
     pub permits: Vec<Permit>,
+    /// What may leave whatever is inside.
+    pub forged: Vec<Forged>,
 }
 
 /// Packets of one kind that left an uplink.
@@ -163,6 +175,7 @@ impl Rules {
             Content::Overlay {
                 from,
                 to,
+                tag,
                 kind,
                 source,
                 destination,
@@ -174,6 +187,10 @@ impl Rules {
                 let Some(receiver) = self.node_at(*to) else {
                     return Some("the overlay's receiver is no node");
                 };
+                let forged = |one: &Forged| one.node == sent.node && one.tag == *tag;
+                if self.forged.iter().any(forged) {
+                    return None;
+                }
                 match kind {
                     Kind::Out if !has(&sender.2, *source) => {
                         Some("the packet inside is not of a pod of this node")
