@@ -211,10 +211,12 @@ fn expect_mtu(stage: &ClusterStage, pod: &str, to: IpAddr, mtu: u16) -> Result<(
     Ok(())
 }
 
-/// Pods whose MTU leaves room for the overlay, as pods of every overlay have it.
+/// Pods whose MTU leaves room for the overlay, as pods of every overlay have it. The way to the internet is as
+/// narrow: it is there that the internet's packets for them become fragments, or that it learns to make them.
 fn with_room() -> ClusterShape {
     ClusterShape {
         pod_mtu: 1430,
+        internet_mtu: 1430,
         ..ClusterShape::default()
     }
 }
