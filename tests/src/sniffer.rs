@@ -425,3 +425,52 @@ fn take(socket: &OwnedFd, reader: &packet::Reader, seen: &Mutex<Seen>) {
         *seen.sent.entry(content).or_default() += 1;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_frames_that_carry_the_forged_tag_are_let_go() -> Result<()> {
+        let (worker, gateway): (IpAddr, IpAddr) = ("172.18.0.11".parse()?, "172.18.0.21".parse()?);
+        let guessed = Tag([9; 6]);
+        let rules = Rules {
+            inside: vec!["172.18.0.0/24".parse()?],
+            nodes: vec![
+                (
+                    "worker".to_owned(),
+                    vec![worker],
+                    vec!["10.65.11.0/24".parse()?],
+                ),
+                ("gateway".to_owned(), vec![gateway], Vec::new()),
+            ],
+            permits: Vec::new(),
+            forged: vec![Forged {
+                node: "worker".to_owned(),
+                tag: guessed,
+            }],
+        };
+        // A reply that is for nobody on the gateway: a leak, unless the test itself forged it.
+        for (node, from, tag, fine) in [
+            ("worker", worker, guessed, true),
+            ("worker", worker, Tag([8; 6]), false),
+            ("worker", gateway, guessed, false),
+            ("gateway", gateway, guessed, false),
+        ] {
+            let sent = Sent {
+                node: node.to_owned(),
+                content: Content::Overlay {
+                    from,
+                    to: gateway,
+                    tag,
+                    kind: Kind::Back,
+                    source: "10.65.11.10".parse()?,
+                    destination: "198.51.100.80".parse()?,
+                },
+            };
+            let fault = rules.fault(&sent);
+            ensure!(fault.is_none() == fine, "{sent}: {fault:?}");
+        }
+        Ok(())
+    }
+}
