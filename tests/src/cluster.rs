@@ -28,6 +28,7 @@
 //! Every host has strict reverse-path filters, every node drops what conntrack calls invalid and masquerades
 //! what pods send out of the cluster by plain routing.
 
+mod outside;
 mod resources;
 mod stage;
 mod wiring;
@@ -40,12 +41,12 @@ use std::{
 use anyhow::{Context, Result};
 
 pub use self::{
+    outside::{INTERNET_HOST, Outside, greeted},
     resources::{
         JOBS, OFFICE, SHOP, egress_gateway, gateway_spec, namespace_of, node_resources, usual,
     },
     stage::{
-        ClusterStage, GATEWAY_NODE, INTERNET_HOST, KEY, NodeSetup, OVERLAY_PORT, OVERLAY_VNI,
-        Outside, Seen, greeted, usual_gateways,
+        ClusterStage, GATEWAY_NODE, KEY, NodeSetup, OVERLAY_PORT, OVERLAY_VNI, Seen, usual_gateways,
     },
 };
 use crate::{
@@ -157,6 +158,8 @@ pub struct ClusterShape {
     pub pods: Vec<(&'static str, &'static str)>,
     /// The MTU of the link between the segment's router and the next, in bytes.
     pub internet_mtu: u16,
+    /// The MTU of pods' interfaces, in bytes.
+    pub pod_mtu: u16,
 }
 
 impl Default for ClusterShape {
@@ -171,6 +174,7 @@ impl Default for ClusterShape {
                 ("app", "worker-2"),
             ],
             internet_mtu: 1500,
+            pod_mtu: 1500,
         }
     }
 }
@@ -198,6 +202,23 @@ impl Node {
             IpAddr::V4(_) => IpAddr::V4(self.v4),
             IpAddr::V6(_) => IpAddr::V6(self.v6),
         }
+    }
+
+    /// The addresses that the node has on its uplink.
+    pub fn uplink_addresses(&self) -> Result<Vec<IpAddr>> {
+        let listing: serde_json::Value = serde_json::from_str(
+            &self
+                .host
+                .run(&["ip", "-j", "addr", "show", "dev", "eth0"])?,
+        )?;
+        let addresses = listing[0]["addr_info"].as_array().context("no addresses")?;
+        addresses
+            .iter()
+            .map(|address| {
+                let text = address["local"].as_str().context("no address")?;
+                Ok(text.parse()?)
+            })
+            .collect()
     }
 }
 

@@ -23,6 +23,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, ensure};
+use egress_common::overlay::Tag;
 use ipnet::IpNet;
 use nix::{
     cmsg_space,
@@ -62,6 +63,15 @@ pub struct Permit {
     pub service: Option<u16>,
 }
 
+/// Frames of the overlay that a test forges.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Forged {
+    /// The node whose uplink they leave, with its own outer source.
+    pub node: String,
+    /// What they carry and nothing else does.
+    pub tag: Tag,
+}
+
 /// The rules that a capture is judged by.
 #[derive(Clone, Debug, Default)]
 pub struct Rules {
@@ -71,6 +81,8 @@ pub struct Rules {
     pub nodes: Vec<(String, Vec<IpAddr>, Vec<IpNet>)>,
     /// What may leave.
     pub permits: Vec<Permit>,
+    /// What may leave whatever is inside.
+    pub forged: Vec<Forged>,
 }
 
 /// Packets of one kind that left an uplink.
@@ -163,6 +175,7 @@ impl Rules {
             Content::Overlay {
                 from,
                 to,
+                tag,
                 kind,
                 source,
                 destination,
@@ -174,6 +187,10 @@ impl Rules {
                 let Some(receiver) = self.node_at(*to) else {
                     return Some("the overlay's receiver is no node");
                 };
+                let forged = |one: &Forged| one.node == sent.node && one.tag == *tag;
+                if self.forged.iter().any(forged) {
+                    return None;
+                }
                 match kind {
                     Kind::Out if !has(&sender.2, *source) => {
                         Some("the packet inside is not of a pod of this node")
@@ -406,5 +423,54 @@ fn take(socket: &OwnedFd, reader: &packet::Reader, seen: &Mutex<Seen>) {
     }
     if let Some(content) = reader.read(frame) {
         *seen.sent.entry(content).or_default() += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_frames_that_carry_the_forged_tag_are_let_go() -> Result<()> {
+        let (worker, gateway): (IpAddr, IpAddr) = ("172.18.0.11".parse()?, "172.18.0.21".parse()?);
+        let guessed = Tag([9; 6]);
+        let rules = Rules {
+            inside: vec!["172.18.0.0/24".parse()?],
+            nodes: vec![
+                (
+                    "worker".to_owned(),
+                    vec![worker],
+                    vec!["10.65.11.0/24".parse()?],
+                ),
+                ("gateway".to_owned(), vec![gateway], Vec::new()),
+            ],
+            permits: Vec::new(),
+            forged: vec![Forged {
+                node: "worker".to_owned(),
+                tag: guessed,
+            }],
+        };
+        // A reply that is for nobody on the gateway: a leak, unless the test itself forged it.
+        for (node, from, tag, fine) in [
+            ("worker", worker, guessed, true),
+            ("worker", worker, Tag([8; 6]), false),
+            ("worker", gateway, guessed, false),
+            ("gateway", gateway, guessed, false),
+        ] {
+            let sent = Sent {
+                node: node.to_owned(),
+                content: Content::Overlay {
+                    from,
+                    to: gateway,
+                    tag,
+                    kind: Kind::Back,
+                    source: "10.65.11.10".parse()?,
+                    destination: "198.51.100.80".parse()?,
+                },
+            };
+            let fault = rules.fault(&sent);
+            ensure!(fault.is_none() == fine, "{sent}: {fault:?}");
+        }
+        Ok(())
     }
 }

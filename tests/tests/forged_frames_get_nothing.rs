@@ -4,7 +4,10 @@
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result, bail, ensure};
-use egress_common::{gateway::GatewayId, overlay::FrameKind};
+use egress_common::{
+    gateway::GatewayId,
+    overlay::{FrameKind, Tag},
+};
 use egress_tests::{
     ClusterStage, Host,
     client::{Wire, datagram_socket},
@@ -16,6 +19,7 @@ use etherparse::PacketBuilder;
 
 const FORGED: &[u8] = b"forged";
 const GUESSES: u64 = 5;
+const GUESSED: Tag = Tag([0x5a, 1, 2, 3, 4, 5]);
 
 /// The identifier that a gateway's name makes, reckoned by coreutils.
 fn identifier(gateway: &str) -> Result<GatewayId> {
@@ -50,9 +54,8 @@ fn ip(
 
 /// What follows the UDP header: VXLAN's (RFC 7348, 5) and a frame with a tag that was guessed.
 fn encapsulated(kind: FrameKind, from: IpAddr, to: IpAddr, vni: u32) -> Result<Vec<u8>> {
-    let tag = [0x5a, 1, 2, 3, 4, 5];
     let ports = [40_000, ECHO_PORT];
-    let inner = ip(from, to, [kind.to_mac().0, tag], ports, FORGED)?;
+    let inner = ip(from, to, [kind.to_mac().0, GUESSED.0], ports, FORGED)?;
     let vni = (vni << 8).to_be_bytes();
     Ok([&[0x08, 0, 0, 0][..], &vni, &inner].concat())
 }
@@ -96,7 +99,8 @@ fn an_unsteered_pod_behind_its_nodes_address() -> Result<()> {
             }
         }
         nothing_arrived(stage)?;
-        // Frames for the gateway and with nonsense inside are what this test sends: they are no leak.
+        // The node's masquerade let them out, as it does with everything that an unsteered pod sends.
+        stage.permit_forged("worker-1", GUESSED);
         Ok(())
     })
 }

@@ -1,28 +1,24 @@
 //! A cluster with servers outside, an agent on every node and a sniffer on every uplink.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    path::PathBuf,
-};
+mod expectations;
+mod permits;
 
-use anyhow::{Context, Result, bail, ensure};
-use ipnet::IpNet;
+use std::{collections::BTreeMap, fs, net::IpAddr, path::PathBuf, time::Duration};
 
+use anyhow::{Context, Result, ensure};
+
+pub use self::expectations::Seen;
 use super::{
-    BLUE, Cluster, ClusterShape, Egress, LOCAL_CIDRS, Node, RED,
+    BLUE, Cluster, ClusterShape, LOCAL_CIDRS, Node, Outside, RED,
     resources::{egress_gateway, node_resources, usual},
 };
 use crate::{
     Agent, Host,
     agent::Setup,
-    client::{unanswered, whoami},
     resources::Resources,
     scrape::Metrics,
-    server::{Datagrams, Echo, Whoami},
-    sniffer::{Capture, Permit, Rules, Sniffer},
-    topology::{Destination, Pod},
+    sniffer::{Forged, Permit, Sniffer},
+    topology::Pod,
     wait,
 };
 
@@ -35,55 +31,8 @@ pub const GATEWAY_NODE: &str = "gw-1";
 /// The key that agents start with.
 pub const KEY: &str = "a key for tests, the first one";
 
-/// Servers of the outside: on the internet's host and on the internal service's.
-#[derive(Debug)]
-pub struct Outside {
-    /// Who asked on the internet.
-    pub internet: Whoami,
-    /// Who asked the internal service.
-    pub internal: Whoami,
-    /// Datagrams that reached the internet.
-    pub internet_datagrams: Datagrams,
-    /// Datagrams that reached the internal service.
-    pub internal_datagrams: Datagrams,
-    _echoes: [Echo; 2],
-}
-
-impl Outside {
-    /// Starts them.
-    pub fn start(cluster: &Cluster) -> Result<Self> {
-        Ok(Self {
-            internet: Whoami::start(&cluster.internet)?,
-            internal: Whoami::start(&cluster.internal)?,
-            internet_datagrams: Datagrams::start(&cluster.internet)?,
-            internal_datagrams: Datagrams::start(&cluster.internal)?,
-            _echoes: [
-                Echo::start(&cluster.internet)?,
-                Echo::start(&cluster.internal)?,
-            ],
-        })
-    }
-}
-
-/// The address of the internet's host that it talks from.
-pub const INTERNET_HOST: Destination = Destination {
-    name: "a host on the internet",
-    v4: Ipv4Addr::new(100, 64, 0, 2),
-    v6: Ipv6Addr::new(0x2001, 0xdb8, 0x64, 0, 0, 0, 0, 2),
-};
-
-/// How a pod is seen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Seen {
-    /// With an egress address.
-    As(Egress),
-    /// With its node's address.
-    AsNode,
-    /// With its own address.
-    AsPod,
-    /// Not at all: refused on the way.
-    Refused,
-}
+/// How long agents may take that start all at once.
+const START: Duration = Duration::from_secs(60);
 
 /// A cluster in which the agents are at work.
 #[derive(Debug)]
@@ -97,6 +46,8 @@ pub struct ClusterStage {
     pub outside: Outside,
     /// What may leave the uplinks.
     permits: Vec<Permit>,
+    /// What the test forges.
+    forged: Vec<Forged>,
     sniffer: Sniffer,
     /// The hosts.
     pub cluster: Cluster,
@@ -136,6 +87,7 @@ impl ClusterStage {
             resources,
             outside,
             permits: Vec::new(),
+            forged: Vec::new(),
             sniffer,
             cluster,
         };
@@ -149,12 +101,11 @@ impl ClusterStage {
             stage.setups.insert(node.name, setup);
         }
         // All at once: none of them waits for another, but all for the processors.
-        let patience = wait::PATIENCE * 12;
         for (name, setup) in &stage.setups {
             stage.agents.insert(name, setup.spawn()?);
         }
         for agent in stage.agents.values_mut() {
-            agent.wait_until_ready_within(patience)?;
+            agent.wait_until_ready_within(START)?;
         }
         Ok(stage)
     }
@@ -221,16 +172,6 @@ impl ClusterStage {
         self.verify()
     }
 
-    /// Checks that not one packet left an uplink so far that should not have.
-    pub fn verify(&self) -> Result<()> {
-        self.sniffed()?.verify(&self.cluster.rules(&self.permits))
-    }
-
-    /// What left the uplinks so far.
-    pub fn sniffed(&self) -> Result<Capture> {
-        self.sniffer.so_far()
-    }
-
     /// Ends every agent and removes everything of theirs from the kernel.
     pub fn leave(mut self) -> Result<()> {
         for (name, agent) in std::mem::take(&mut self.agents) {
@@ -240,59 +181,6 @@ impl ClusterStage {
             setup.detach()?;
         }
         Ok(())
-    }
-
-    /// Listens anew, keeping apart what services on these ports answer.
-    pub fn sniff_services(&mut self, ports: &[u16]) -> Result<()> {
-        self.verify()?;
-        self.sniffer = self.cluster.sniff(ports)?;
-        Ok(())
-    }
-
-    /// Lets a node's uplink send to these with an egress address.
-    pub fn permit_at(&mut self, node: &str, egress: Egress, destinations: &[Destination]) {
-        for destination in destinations {
-            for address in destination.addresses() {
-                self.permits.push(Permit {
-                    node: node.to_owned(),
-                    source: egress.like(address),
-                    destination: address.into(),
-                    service: None,
-                });
-            }
-        }
-    }
-
-    /// Lets the usual gateway node send to these with an egress address.
-    pub fn permit(&mut self, egress: Egress, destinations: &[Destination]) {
-        self.permit_at(GATEWAY_NODE, egress, destinations);
-    }
-
-    /// Lets a node send to these with its own address: for pods that are not steered.
-    pub fn permit_node(&mut self, name: &str, destinations: &[Destination]) -> Result<()> {
-        let node = self.node(name)?.clone();
-        for destination in destinations {
-            for address in destination.addresses() {
-                self.permit_exactly(name, node.address_like(address), address.into(), None);
-            }
-        }
-        Ok(())
-    }
-
-    /// Lets a node send with this source to this destination, from the port of this service or any.
-    pub fn permit_exactly(
-        &mut self,
-        node: &str,
-        source: IpAddr,
-        destination: IpNet,
-        service: Option<u16>,
-    ) {
-        self.permits.push(Permit {
-            node: node.to_owned(),
-            source,
-            destination,
-            service,
-        });
     }
 
     /// A node by name.
@@ -321,50 +209,6 @@ impl ClusterStage {
         self.agent(node)?.metrics()
     }
 
-    /// Packets that a node's agent counts as dropped for this reason.
-    pub fn dropped(&self, node: &str, reason: &str) -> Result<u64> {
-        Ok(self.metrics(node)?.dropped_anywhere(reason))
-    }
-
-    /// Waits until a node has dropped so many packets for this reason since the test began.
-    pub fn wait_for_drops(&self, node: &str, reason: &str, count: u64) -> Result<()> {
-        self.agent(node)?
-            .wait_for_metrics(&format!("{node} counts {reason}"), |metrics| {
-                let found = metrics.dropped_anywhere(reason);
-                ensure!(
-                    found >= count,
-                    "{found} of {count}; all drops: {:?}",
-                    metrics.drops_anywhere()
-                );
-                Ok(())
-            })?;
-        Ok(())
-    }
-
-    /// Checks that no node has dropped anything.
-    pub fn expect_no_drops(&self) -> Result<()> {
-        for (name, agent) in &self.agents {
-            let dropped = agent.metrics()?.drops_anywhere();
-            ensure!(dropped.is_empty(), "{name} dropped {dropped:?}");
-        }
-        Ok(())
-    }
-
-    /// What each node has dropped and sent so far, for who looks for a reason.
-    #[must_use]
-    pub fn traces(&self) -> String {
-        let mut text = String::from("drops so far:");
-        for (name, agent) in &self.agents {
-            let dropped = agent.metrics().map(|metrics| metrics.drops_anywhere());
-            text.push_str(&format!(" {name} {dropped:?}"));
-        }
-        text.push_str("; what left the uplinks:");
-        for (sent, count) in self.sniffed().unwrap_or_default().sent {
-            text.push_str(&format!("\n{count} × {sent}"));
-        }
-        text
-    }
-
     /// Runs a command of the binary against a node's pins.
     pub fn command(&self, node: &str, words: &[&str]) -> Result<String> {
         let setup = self.setups.get(node).context("no such node")?;
@@ -376,84 +220,9 @@ impl ClusterStage {
         setup.command(&[words, &places].concat())
     }
 
-    /// Checks how a destination sees a pod, in both families, and lets exactly that be sniffed.
-    pub fn expect(&mut self, pod: &str, destination: Destination, seen: Seen) -> Result<()> {
-        match seen {
-            Seen::As(egress) => self.permit(egress, &[destination]),
-            Seen::AsNode => {
-                let node = self.pod(pod)?.node;
-                self.permit_node(node, &[destination])?;
-            }
-            Seen::AsPod | Seen::Refused => {}
-        }
-        for address in destination.addresses() {
-            self.expect_at(pod, address, seen)?;
-        }
-        Ok(())
-    }
-
-    /// Checks how one address sees a pod.
-    pub fn expect_at(&self, pod: &str, address: IpAddr, seen: Seen) -> Result<()> {
-        let pod = self.pod(pod)?;
-        let answer = whoami(&pod.host, address)
-            .with_context(|| format!("{} asked {address}; {}", pod.name, self.traces()));
-        let expected = match seen {
-            Seen::As(egress) => egress.like(address),
-            Seen::AsNode => self.node(pod.node)?.address_like(address),
-            Seen::AsPod => pod.address_like(address),
-            Seen::Refused => match answer {
-                Ok(answer) => bail!("{address} answered {}, and saw it as {answer}", pod.name),
-                Err(_) => return Ok(()),
-            },
-        };
-        let answer = answer?;
-        ensure!(
-            answer == expected,
-            "{address} saw {} as {answer}, not as {expected} ({seen:?})",
-            pod.name
-        );
-        Ok(())
-    }
-
-    /// Waits until an address sees a pod so.
-    pub fn wait_until_seen(&self, pod: &str, address: IpAddr, seen: Seen) -> Result<()> {
-        wait::until("the change is in the kernel", || {
-            self.expect_at(pod, address, seen)
-        })
-    }
-
-    /// Waits until nothing that a pod sends to a destination is answered any more.
-    pub fn wait_until_gone(&self, pod: &str, destination: Destination) -> Result<()> {
-        for address in destination.addresses() {
-            wait::until("the destination is out of reach", || {
-                unanswered(self.host(pod)?, address)
-            })?;
-        }
-        Ok(())
-    }
-
     /// The addresses that a node has on its uplink.
     pub fn uplink_addresses(&self, node: &str) -> Result<Vec<IpAddr>> {
         self.node(node)?.uplink_addresses()
-    }
-}
-
-impl Node {
-    /// The addresses that the node has on its uplink.
-    pub fn uplink_addresses(&self) -> Result<Vec<IpAddr>> {
-        let listing: serde_json::Value = serde_json::from_str(
-            &self
-                .host
-                .run(&["ip", "-j", "addr", "show", "dev", "eth0"])?,
-        )?;
-        let addresses = listing[0]["addr_info"].as_array().context("no addresses")?;
-        addresses
-            .iter()
-            .map(|address| {
-                let text = address["local"].as_str().context("no address")?;
-                Ok(text.parse()?)
-            })
-            .collect()
     }
 }
 
@@ -485,58 +254,4 @@ impl NodeSetup<'_> {
 #[must_use]
 pub fn usual_gateways() -> String {
     egress_gateway(RED, GATEWAY_NODE, "") + &egress_gateway(BLUE, GATEWAY_NODE, "")
-}
-
-impl Cluster {
-    /// Begins to listen on every node's uplink.
-    pub fn sniff(&self, services: &[u16]) -> Result<Sniffer> {
-        Sniffer::start(
-            self.nodes.iter().map(|node| (node.name, &node.host)),
-            "eth0",
-            services,
-            OVERLAY_PORT,
-        )
-    }
-
-    /// The rules of what leaves uplinks, with these permits.
-    #[must_use]
-    pub fn rules(&self, permits: &[Permit]) -> Rules {
-        let prefix = |text: String| text.parse().ok();
-        Rules {
-            inside: LOCAL_CIDRS
-                .iter()
-                .filter_map(|cidr| prefix((*cidr).to_owned()))
-                .collect(),
-            nodes: self
-                .nodes
-                .iter()
-                .map(|node| {
-                    let pods = [
-                        prefix(format!("10.65.{}.0/24", node.number)),
-                        prefix(format!("fd00:65:0:{}::/64", node.number)),
-                    ];
-                    (
-                        node.name.to_owned(),
-                        vec![node.v4.into(), node.v6.into()],
-                        pods.into_iter().flatten().collect(),
-                    )
-                })
-                .collect(),
-            permits: permits.to_vec(),
-        }
-    }
-}
-
-/// Connects to a port and reads a line, or says that nobody answers within a second.
-pub fn greeted(host: &Host, to: SocketAddr) -> Result<bool> {
-    use std::io::Read;
-    host.enter(|| {
-        let Ok(mut stream) =
-            std::net::TcpStream::connect_timeout(&to, std::time::Duration::from_secs(1))
-        else {
-            return Ok(false);
-        };
-        stream.set_read_timeout(Some(wait::PATIENCE))?;
-        Ok(stream.read(&mut [0; 16])? > 0)
-    })
 }

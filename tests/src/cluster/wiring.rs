@@ -153,10 +153,11 @@ impl Cluster {
         let (net, own) = (place.number, u8::try_from(before + 10)?);
         let host = bare(&self.workspace, &format!("pod-{name}"))?;
         let interface = format!("cali-{name}");
+        let mtu = self.shape.pod_mtu;
         place.host.ip(&format!(
             "link add {interface} type veth peer name eth0 netns {inside}
              link set {interface} address ee:ee:ee:ee:ee:ee
-             link set {interface} up
+             link set {interface} up mtu {mtu}
              route add 10.65.{net}.{own}/32 dev {interface} scope link
              route add fd00:65:0:{net}::{own}/128 dev {interface}
              ",
@@ -168,7 +169,7 @@ impl Cluster {
         ])?;
         host.ip(&format!(
             "link set lo up
-             link set eth0 up
+             link set eth0 up mtu {mtu}
              addr add fd00:65:0:{net}::{own}/128 dev eth0 nodad
              addr add 10.65.{net}.{own}/32 dev eth0
              route add 169.254.1.1 dev eth0 scope link

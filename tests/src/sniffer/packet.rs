@@ -48,6 +48,8 @@ pub enum Content {
         from: IpAddr,
         /// The receiving node.
         to: IpAddr,
+        /// What proves the sender.
+        tag: Tag,
         /// Which way it goes.
         kind: Kind,
         /// Source address of the packet inside.
@@ -77,13 +79,15 @@ impl fmt::Display for Content {
             Self::Overlay {
                 from,
                 to,
+                tag,
                 kind,
                 source,
                 destination,
             } => {
                 write!(
                     f,
-                    "{source} → {destination} ({kind:?}, in the overlay {from} → {to})"
+                    "{source} → {destination} ({kind:?}, in the overlay {from} → {to}, tag {:02x?})",
+                    tag.0
                 )
             }
             Self::Strange(what) => f.write_str(what),
@@ -138,12 +142,13 @@ fn overlay(outer: &Network<'_>) -> Content {
     let Some(inner_frame) = outer.payload.get(UDP_AND_VXLAN..) else {
         return strange("a frame of the overlay", outer.payload);
     };
-    let (Some(kind), Some(inner)) = (kind(inner_frame), network(inner_frame)) else {
+    let (Some((tag, kind)), Some(inner)) = (labels(inner_frame), network(inner_frame)) else {
         return strange("a frame of the overlay with this inside", inner_frame);
     };
     Content::Overlay {
         from: outer.source,
         to: outer.destination,
+        tag,
         kind,
         source: inner.source,
         destination: inner.destination,
@@ -151,16 +156,17 @@ fn overlay(outer: &Network<'_>) -> Content {
 }
 
 /// What the addresses of an inner frame say, if they are of ours.
-fn kind(frame: &[u8]) -> Option<Kind> {
-    let tag: [u8; 6] = frame.get(..6)?.try_into().ok()?;
+fn labels(frame: &[u8]) -> Option<(Tag, Kind)> {
+    let tag = Tag(frame.get(..6)?.try_into().ok()?);
     let source: [u8; 6] = frame.get(6..12)?.try_into().ok()?;
-    if Tag(tag) == Tag::ZERO {
+    if tag == Tag::ZERO {
         return None;
     }
-    match FrameKind::from_mac(Mac(source))? {
-        FrameKind::Out(_) => Some(Kind::Out),
-        FrameKind::Back => Some(Kind::Back),
-    }
+    let kind = match FrameKind::from_mac(Mac(source))? {
+        FrameKind::Out(_) => Kind::Out,
+        FrameKind::Back => Kind::Back,
+    };
+    Some((tag, kind))
 }
 
 fn network(frame: &[u8]) -> Option<Network<'_>> {
@@ -273,8 +279,13 @@ mod tests {
                 &payload,
             )?;
             let found = match READER().read(&frame) {
-                Some(Content::Overlay { kind, source, .. }) => {
-                    assert_eq!(source, IpAddr::from(pod));
+                Some(Content::Overlay {
+                    tag: found,
+                    kind,
+                    source,
+                    ..
+                }) => {
+                    assert_eq!((source, found), (IpAddr::from(pod), Tag(tag)));
                     Some(kind)
                 }
                 Some(Content::Strange(_)) => None,
