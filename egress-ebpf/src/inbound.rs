@@ -210,7 +210,7 @@ fn is_tcp_reply(packet: &Packet<'_>, ip: &Ip) -> bool {
         return false;
     }
     // SAFETY: copied at once.
-    let Some(entry) = (unsafe { INBOUND.get(&key) }.copied()) else {
+    let Some(entry) = unsafe { INBOUND.get(&key) }.copied() else {
         return false;
     };
     if entry.answered != 0 {

@@ -4,6 +4,11 @@
 //! too small takes every flow for a pod's own instead, so that whatever floods it, nothing goes around a
 //! gateway for it.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "indices of seven, and seconds of a century"
+)]
+
 use aya_ebpf::{btf_maps::Array, helpers::bpf_ktime_get_ns, macros::btf_map};
 use egress_common::{
     keys::ReplyKey,
@@ -98,10 +103,8 @@ pub(crate) fn may_be(key: &ReplyKey) -> bool {
     };
     let now = now();
     // SAFETY: as in `remember`.
-    if OwnFlow::is_alive(
-        unsafe { core::ptr::read_volatile(&raw const (*bucket).crowded) },
-        now,
-    ) {
+    let crowded = unsafe { core::ptr::read_volatile(&raw const (*bucket).crowded) };
+    if OwnFlow::is_alive(crowded, now) {
         return true;
     }
     for index in 0..OwnFlows::FLOWS {
