@@ -100,6 +100,9 @@ fn nothing_is_left_after_a_signal_at_any_time() -> Result<()> {
         (Signal::SIGINT, 22),
         (Signal::SIGTERM, 22),
         (Signal::SIGINT, 30),
+        // While the nodes of the second part are built, and while they are asked.
+        (Signal::SIGTERM, 65),
+        (Signal::SIGINT, 85),
     ] {
         let mut child = demo()
             .stdout(Stdio::piped())
