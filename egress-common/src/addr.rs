@@ -50,6 +50,21 @@ impl Addr {
         [a[12], a[13], a[14], a[15]]
     }
 
+    /// The address of four words whose bytes in memory are the wire's.
+    #[inline(always)]
+    pub const fn from_words(words: [u32; 4]) -> Self {
+        let [a, b, c, d] = [
+            words[0].to_ne_bytes(),
+            words[1].to_ne_bytes(),
+            words[2].to_ne_bytes(),
+            words[3].to_ne_bytes(),
+        ];
+        Self([
+            a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1],
+            d[2], d[3],
+        ])
+    }
+
     /// The address as four words whose bytes in memory are the wire's.
     #[inline(always)]
     pub const fn words(&self) -> [u32; 4] {

@@ -64,6 +64,26 @@ reasons! {
     PolicyInvalid = 11,
     /// A source route is still to be followed: the packet's destination is not where it goes.
     SourceRouted = 12,
+    /// No port of the egress address is free for this remote, or the connection table is full.
+    NatExhausted = 13,
+    /// The source address has as many connections as one source may have.
+    SourceQuota = 14,
+    /// To an egress address, or through it, but of no connection that was translated.
+    NatNoState = 15,
+    /// A protocol or message that cannot be translated.
+    NatUnsupported = 16,
+    /// A protocol without ports whose remote already talks to another pod through this egress address.
+    NatAmbiguous = 17,
+    /// From the overlay with a tag that no key gives.
+    OverlayForged = 18,
+    /// From the overlay, and not from a node of the cluster.
+    OverlayUnknownNode = 19,
+    /// From the overlay, for a gateway whose egress address this node does not own.
+    OverlayUnknownGateway = 20,
+    /// From the overlay with another network identifier or a frame that is not ours.
+    OverlayMalformed = 21,
+    /// A reply for a pod that is not steered on this node.
+    PodUnknown = 22,
 }
 
 impl DropReason {

@@ -9,8 +9,12 @@ pub mod cells;
 pub mod counter;
 pub mod drop;
 pub mod flow;
+pub mod gateway;
 pub mod keys;
 pub mod maps;
+pub mod nat;
+pub mod overlay;
+pub mod pod;
 pub mod verdict;
 
 pub use addr::{Addr, Family, Mac, WireU16};

@@ -27,7 +27,7 @@ names! {
     MEMBERS,
     /// LRU hash: recorded connection → where its replies go.
     REPLIES,
-    /// LRU hash: fragments of a datagram from a pod → the hash of its flow.
+    /// LRU hash: fragments of a datagram from a pod → the member that its first fragment used.
     FRAGMENTS,
     /// LRU hash: fragments of a reply → where they go.
     REPLY_FRAGMENTS,
@@ -37,6 +37,46 @@ names! {
     DROP_COUNTS,
     /// Per-CPU array: packets and bytes per policy that went on to the kernel.
     PASS_COUNTS,
+    /// Hash: a steered address → its interface and slot.
+    POD_PLACES,
+    /// Array: slot → what the datapath learns of a pod.
+    POD_NOTES,
+    /// Array: slot → UDP ports on which connections may come in.
+    POD_UDP_PORTS,
+    /// LRU hash: flow → the member that it uses of its group.
+    FLOWS,
+    /// LRU hash: connection that came in to a pod → how far it got.
+    INBOUND,
+    /// Array: buckets of the flows that pods started themselves, by hash.
+    OWN_FLOWS,
+    /// Array of one: what the whole node is told.
+    SETTINGS,
+    /// Hash: gateway and family → index into `EGRESS`.
+    GATEWAYS,
+    /// Hash: egress address → index into `EGRESS`.
+    EGRESS_ADDRS,
+    /// Array: the egress addresses that this node owns.
+    EGRESS,
+    /// Hash: address of another node → index into `NODE_STATE`.
+    NODES,
+    /// Array: the other nodes.
+    NODE_STATE,
+    /// Hash: connection as pods' packets carry it → what they become.
+    NAT_OUT,
+    /// Hash: connection as replies carry it → where they go.
+    NAT_BACK,
+    /// Hash: source address → how many connections it has.
+    NAT_SOURCES,
+    /// LRU hash: fragments of a translated datagram → what their first was translated to.
+    NAT_FRAGMENTS,
+    /// Per-CPU array: translated packets and bytes per gateway and direction.
+    GATEWAY_COUNTS,
+    /// Per-CPU array: dropped packets and bytes per gateway and reason.
+    GATEWAY_DROPS,
+    /// Per-CPU array: answers sent, per kind.
+    ANSWER_COUNTS,
+    /// Array: how many more answers a source may have.
+    ANSWER_BUCKETS,
 }
 
 /// Capacities of the maps, in entries, before flags change them.
@@ -55,4 +95,20 @@ pub mod capacity {
     pub const REPLIES: u32 = 65_536;
     /// Datagrams in fragments.
     pub const FRAGMENTS: u32 = 8192;
+    /// Flows that stay on their gateway.
+    pub const FLOWS: u32 = 65_536;
+    /// Connections that came in to pods.
+    pub const INBOUND: u32 = 65_536;
+    /// Buckets of flows that pods started: 8 MiB. No flag changes it, since it says which bucket is a flow's.
+    pub const OWN_FLOWS: u32 = 131_072;
+    /// Egress addresses of one node.
+    pub const EGRESS: u32 = 1024;
+    /// Other nodes, and their addresses.
+    pub const NODES: u32 = 16_384;
+    /// Connections that a node translates.
+    pub const NAT: u32 = 262_144;
+    /// Source addresses with connections.
+    pub const NAT_SOURCES: u32 = 65_536;
+    /// Buckets that limit answers: a source's is found by its hash.
+    pub const ANSWER_BUCKETS: u32 = 4096;
 }

@@ -1,6 +1,6 @@
 //! What a pod's packet is told: a number in its row, a verdict behind the number, a member behind that.
 
-use crate::{addr::Addr, drop::DropReason, map_type};
+use crate::{addr::Addr, drop::DropReason, gateway::GatewayId, map_type, overlay::Tag};
 
 /// Where a pod's row and verdicts are: the one word that is turned when its policy changes.
 ///
@@ -47,7 +47,7 @@ pub const NUMBER_FIRST_RULE: u16 = 2;
 pub struct Verdict {
     kind: u8,
     reason: u8,
-    pad: u16,
+    members: u16,
     /// The policy that is counted.
     pub policy: u32,
     lines: u32,
@@ -70,6 +70,8 @@ pub enum Decision {
         lines: u32,
         /// The member that number 0 means.
         first_member: u32,
+        /// How many members there are, in ascending order of their gateways' ids.
+        members: u16,
     },
     /// Not at all.
     Drop(DropReason),
@@ -84,20 +86,21 @@ const DROP: u8 = 5;
 impl Verdict {
     /// The map value for a decision.
     pub const fn new(policy: u32, decision: Decision) -> Self {
-        let (kind, reason, lines, member) = match decision {
-            Decision::Unmatched => (UNMATCHED, 0, 0, 0),
-            Decision::Local => (LOCAL, 0, 0, 0),
-            Decision::Member(member) => (MEMBER, 0, 0, member),
+        let (kind, reason, lines, member, members) = match decision {
+            Decision::Unmatched => (UNMATCHED, 0, 0, 0, 0),
+            Decision::Local => (LOCAL, 0, 0, 0, 0),
+            Decision::Member(member) => (MEMBER, 0, 0, member, 0),
             Decision::Group {
                 lines,
                 first_member,
-            } => (GROUP, 0, lines, first_member),
-            Decision::Drop(reason) => (DROP, reason as u8, 0, 0),
+                members,
+            } => (GROUP, 0, lines, first_member, members),
+            Decision::Drop(reason) => (DROP, reason as u8, 0, 0, 0),
         };
         Self {
             kind,
             reason,
-            pad: 0,
+            members,
             policy,
             lines,
             member,
@@ -114,6 +117,7 @@ impl Verdict {
             GROUP => Some(Decision::Group {
                 lines: self.lines,
                 first_member: self.member,
+                members: self.members,
             }),
             DROP => match DropReason::from_number(self.reason) {
                 Some(reason) => Some(Decision::Drop(reason)),
@@ -130,19 +134,25 @@ impl Verdict {
 pub struct Member {
     way: u8,
     replies: u8,
-    pad: u16,
+    /// The tag that the overlay's frames carry to the gateway's node; zero for other ways.
+    pub tag: Tag,
     /// Index into `MEMBER_COUNTS`.
     pub counter: u32,
-    /// The interface that leads to the gateway.
+    /// The interface that leads to the gateway: the next hop's, or the overlay device; zero for a gateway
+    /// of this node.
     pub ifindex: u32,
     /// Largest IP packet in bytes that this way takes.
     pub mtu: u32,
-    /// The next hop's address.
-    pub next_hop: Addr,
+    /// The gateway, the same on every node.
+    pub gateway: GatewayId,
+    /// The next hop's address, the address of the gateway's node, or the egress address.
+    pub address: Addr,
 }
-map_type!(Member, size = 32, align = 4);
+map_type!(Member, size = 40, align = 4);
 
 const NEXT_HOP: u8 = 1;
+const OVERLAY: u8 = 2;
+const HERE: u8 = 3;
 const REPLIES_KERNEL: u8 = 1;
 const REPLIES_RECORDED: u8 = 2;
 
@@ -155,13 +165,25 @@ pub enum Replies {
     Recorded,
 }
 
+/// The way a member's packets take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Way {
+    /// To an on-link next hop, which translates by itself.
+    NextHop,
+    /// Through the overlay to the node that owns the egress address.
+    Overlay,
+    /// Translated on this node, which owns the egress address.
+    Here,
+}
+
 impl Member {
-    /// A gateway that is the next hop `next_hop` on `ifindex`.
+    /// A gateway that is the next hop `address` on `ifindex`.
     pub const fn next_hop(
         counter: u32,
+        gateway: GatewayId,
         ifindex: u32,
         mtu: u32,
-        next_hop: Addr,
+        address: Addr,
         replies: Replies,
     ) -> Self {
         let replies = match replies {
@@ -171,21 +193,68 @@ impl Member {
         Self {
             way: NEXT_HOP,
             replies,
-            pad: 0,
+            tag: Tag::ZERO,
             counter,
             ifindex,
             mtu,
-            next_hop,
+            gateway,
+            address,
+        }
+    }
+
+    /// A gateway on the node with the underlay address `node`, reached through the overlay device `ifindex`.
+    pub const fn overlay(
+        counter: u32,
+        gateway: GatewayId,
+        ifindex: u32,
+        mtu: u32,
+        node: Addr,
+        tag: Tag,
+    ) -> Self {
+        Self {
+            way: OVERLAY,
+            replies: REPLIES_KERNEL,
+            tag,
+            counter,
+            ifindex,
+            mtu,
+            gateway,
+            address: node,
+        }
+    }
+
+    /// A gateway whose egress address this node owns.
+    pub const fn here(counter: u32, gateway: GatewayId, mtu: u32, egress: Addr) -> Self {
+        Self {
+            way: HERE,
+            replies: REPLIES_KERNEL,
+            tag: Tag::ZERO,
+            counter,
+            ifindex: 0,
+            mtu,
+            gateway,
+            address: egress,
+        }
+    }
+
+    /// The way that packets take; nothing where no member was ever written.
+    #[inline(always)]
+    pub const fn way(&self) -> Option<Way> {
+        match self.way {
+            NEXT_HOP => Some(Way::NextHop),
+            OVERLAY => Some(Way::Overlay),
+            HERE => Some(Way::Here),
+            _ => None,
         }
     }
 
     /// Whether anything was ever written here.
     #[inline(always)]
     pub const fn is_set(&self) -> bool {
-        self.way == NEXT_HOP
+        self.way().is_some()
     }
 
-    /// Who brings replies back.
+    /// Who brings the replies of a next hop back.
     #[inline(always)]
     pub const fn replies(&self) -> Replies {
         if self.replies == REPLIES_RECORDED {

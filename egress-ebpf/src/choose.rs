@@ -1,40 +1,184 @@
-//! Which member of a group a flow uses.
+//! Which member of a group a flow uses: the one that it started on, as long as the group has it.
 
-use egress_common::{DropReason, cells::SLOTS, flow::Flow};
+use aya_ebpf::{
+    btf_maps::{LruHashMap, PerCpuArray},
+    macros::btf_map,
+};
+use egress_common::{
+    DropReason, WireU16,
+    cells::SLOTS,
+    flow::Flow,
+    maps::capacity,
+    pod::{Choice, FlowKey},
+};
 
 use crate::{
     fragments, lines,
     packet::Packet,
-    parse::{self, Fragment, Ip},
+    parse::{self, Fragment, Ip, Quoted, TransportKind},
+    verdicts,
+    verifier::Forgotten,
 };
 
-/// The number of the member, within its group, that the packet's flow uses.
+#[btf_map]
+static FLOWS: LruHashMap<FlowKey, Choice, { capacity::FLOWS as usize }> = LruHashMap::new();
+
+/// What an error quotes: not on the stack, of which a chain of calls has 512 bytes.
+///
+/// Softirqs do not interrupt each other on a CPU, and no program runs within another.
+#[btf_map]
+static QUOTED: PerCpuArray<Quoted, 1> = PerCpuArray::new();
+
+/// Steps of a search among as many members as 16 bits can count.
+const SEARCH: u32 = 16;
+
+/// No member's number.
+const NOWHERE: u32 = u32::MAX;
+
+/// A group with several members.
+pub(crate) struct Group {
+    /// First line of the slot table.
+    pub(crate) lines: u32,
+    /// The member that number 0 means.
+    pub(crate) first_member: u32,
+    /// How many there are, in ascending order of their gateways' ids.
+    pub(crate) members: u32,
+}
+
+/// The member that the packet's flow uses.
 #[inline(always)]
-pub(crate) fn member(packet: &Packet<'_>, ip: &Ip, slot_lines: u32) -> Result<u32, DropReason> {
-    let hash = match ip.fragment {
-        Fragment::Whole => flow_hash(packet, ip)?,
-        Fragment::First(id) => {
-            let hash = flow_hash(packet, ip)?;
-            fragments::remember_hash(ip, id, hash);
-            hash
-        }
-        Fragment::Later(id) => fragments::hash(ip, id).ok_or(DropReason::FragmentUnknown)?,
+pub(crate) fn member(packet: &Packet<'_>, ip: &Ip, group: &Group) -> Result<u32, DropReason> {
+    let mut number = 0;
+    choose(packet, ip, group, &mut number)?;
+    Ok(group.first_member.wrapping_add(number))
+}
+
+/// Fills in the number of the member within its group.
+///
+/// A function of its own, which fills a place of the caller's, for the reasons that `parse::headers` has.
+#[inline(never)]
+fn choose(packet: &Packet<'_>, ip: &Ip, group: &Group, number: &mut u32) -> Result<(), DropReason> {
+    let mut key = FlowKey {
+        source: ip.source,
+        destination: ip.destination,
+        source_port: WireU16([0, 0]),
+        destination_port: WireU16([0, 0]),
+        ifindex: packet.ifindex(),
+        protocol: ip.protocol,
+        pad: [0; 3],
     };
-    match lines::cell(slot_lines, hash % SLOTS) {
-        Some(number) => Ok(u32::from(number)),
-        None => Err(DropReason::StateMissing),
+    let mut is_error = Forgotten::new(0);
+    let known = match ip.fragment {
+        Fragment::Later(id) => fragments::choice(ip, id),
+        Fragment::Whole | Fragment::First(_) => {
+            let transport = parse::transport(packet, ip.protocol, ip.l4, ip.end())?;
+            key.source_port = transport.source_port;
+            key.destination_port = transport.destination_port;
+            if transport.kind == TransportKind::IcmpError {
+                is_error.set(1);
+                follow_quoted(packet, ip, &mut key);
+            }
+            // SAFETY: plain bytes, copied at once; of an entry that is evicted and reused meanwhile, only a
+            // member that the group has is used.
+            unsafe { FLOWS.get(&key) }.copied()
+        }
+    };
+    let known = known.unwrap_or(Choice::PASSED);
+    *number = find(group, &known);
+    if let Fragment::Later(_) = ip.fragment {
+        return if *number == NOWHERE {
+            Err(DropReason::FragmentUnknown)
+        } else {
+            Ok(())
+        };
+    }
+    if *number == NOWHERE {
+        // A flow that a full table forgot is placed by its hash again.
+        *number = by_hash(group, &key).ok_or(DropReason::StateMissing)?;
+    }
+    let choice = Choice {
+        gateway: verdicts::gateway(group.first_member.wrapping_add(*number))
+            .ok_or(DropReason::StateMissing)?,
+        number: *number,
+    };
+    if known != choice && is_error.get() == 0 {
+        let _ = FLOWS.insert(&key, &choice, 0);
+    }
+    if let Fragment::First(id) = ip.fragment {
+        fragments::remember(ip, id, choice);
+    }
+    Ok(())
+}
+
+/// Makes the key of a pod's ICMP error that of the connection it is about: the gateway that this uses is the
+/// one that knows where the error belongs. What quotes nothing is known by its addresses.
+#[inline(always)]
+fn follow_quoted(packet: &Packet<'_>, ip: &Ip, key: &mut FlowKey) {
+    let Some(quoted) = QUOTED.get_ptr_mut(0) else {
+        return;
+    };
+    // SAFETY: this CPU's own element, which is used nowhere else.
+    let quoted = unsafe { &mut *quoted };
+    if !parse::quoted(packet, ip, quoted) {
+        return;
+    }
+    key.source = quoted.destination;
+    key.destination = quoted.source;
+    key.protocol = quoted.protocol;
+    let transport = &quoted.transport;
+    key.source_port = transport.source_port;
+    key.destination_port = transport.destination_port;
+    // An echo's identifier is the same both ways.
+    if transport.kind == TransportKind::Flow {
+        key.source_port = transport.destination_port;
+        key.destination_port = transport.source_port;
     }
 }
 
+/// The number that the choice's gateway has in the group, or [`NOWHERE`].
+#[inline(never)]
+fn find(group: &Group, choice: &Choice) -> u32 {
+    if *choice == Choice::PASSED {
+        return NOWHERE;
+    }
+    let wanted = choice.gateway;
+    if choice.number < group.members
+        && verdicts::gateway(group.first_member.wrapping_add(choice.number)) == Some(wanted)
+    {
+        return choice.number;
+    }
+    let mut low = Forgotten::new(0);
+    let mut high = Forgotten::new(group.members);
+    for _ in 0..SEARCH {
+        let (from, to) = (low.get(), high.get());
+        if from >= to {
+            break;
+        }
+        let middle = from.wrapping_add(to) / 2;
+        let Some(found) = verdicts::gateway(group.first_member.wrapping_add(middle)) else {
+            break;
+        };
+        if found == wanted {
+            return middle;
+        }
+        if found < wanted {
+            low.set(middle.wrapping_add(1));
+        } else {
+            high.set(middle);
+        }
+    }
+    NOWHERE
+}
+
+/// What the slot table says of a flow.
 #[inline(always)]
-fn flow_hash(packet: &Packet<'_>, ip: &Ip) -> Result<u32, DropReason> {
-    let transport = parse::transport(packet, ip.protocol, ip.l4, ip.end())?;
+fn by_hash(group: &Group, key: &FlowKey) -> Option<u32> {
     let flow = Flow {
-        source: ip.source,
-        destination: ip.destination,
-        source_port: transport.source_port,
-        destination_port: transport.destination_port,
-        protocol: ip.protocol,
+        source: key.source,
+        destination: key.destination,
+        source_port: key.source_port,
+        destination_port: key.destination_port,
+        protocol: key.protocol,
     };
-    Ok(flow.hash())
+    lines::cell(group.lines, flow.hash() % SLOTS).map(u32::from)
 }

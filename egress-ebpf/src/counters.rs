@@ -3,7 +3,9 @@
 use aya_ebpf::{btf_maps::PerCpuArray, macros::btf_map};
 use egress_common::{
     DropReason,
-    counter::{Count, PASS_KINDS, PassKind, drop_index, pass_index},
+    counter::{
+        Answer, Count, Direction, PASS_KINDS, PassKind, drop_index, gateway_index, pass_index,
+    },
     maps::capacity,
 };
 
@@ -22,6 +24,17 @@ static DROP_COUNTS: PerCpuArray<Count, { (capacity::POLICIES * DropReason::COUNT
 #[btf_map]
 static PASS_COUNTS: PerCpuArray<Count, { (capacity::POLICIES * PASS_KINDS) as usize }> =
     PerCpuArray::new();
+
+#[btf_map]
+static GATEWAY_COUNTS: PerCpuArray<Count, { capacity::EGRESS as usize * Direction::ALL.len() }> =
+    PerCpuArray::new();
+
+#[btf_map]
+static GATEWAY_DROPS: PerCpuArray<Count, { (capacity::EGRESS * DropReason::COUNT) as usize }> =
+    PerCpuArray::new();
+
+#[btf_map]
+static ANSWER_COUNTS: PerCpuArray<u64, { Answer::ALL.len() }> = PerCpuArray::new();
 
 /// `GSO_BY_FRAGS` of `linux/skbuff.h`: the segments are a list of packets that the sender has cut (SCTP).
 const GSO_BY_FRAGS: u32 = 0xffff;
@@ -115,6 +128,33 @@ pub(crate) fn passed(policy: u32, kind: PassKind, shape: Shape) {
 #[inline(always)]
 pub(crate) fn dropped(policy: u32, reason: DropReason, shape: Shape) {
     add(DROP_COUNTS.get_ptr_mut(drop_index(policy, reason)), shape);
+}
+
+/// Counts a packet that was translated for a gateway of this node.
+#[inline(always)]
+pub(crate) fn translated(gateway: u32, direction: Direction, shape: Shape) {
+    add(
+        GATEWAY_COUNTS.get_ptr_mut(gateway_index(gateway, direction)),
+        shape,
+    );
+}
+
+/// Counts a packet that a gateway of this node dropped.
+#[inline(always)]
+pub(crate) fn gateway_dropped(gateway: u32, reason: DropReason, shape: Shape) {
+    add(
+        GATEWAY_DROPS.get_ptr_mut(drop_index(gateway, reason)),
+        shape,
+    );
+}
+
+/// Counts an answer to a packet that could not be sent on.
+#[inline(always)]
+pub(crate) fn answered(answer: Answer) {
+    if let Some(count) = ANSWER_COUNTS.get_ptr_mut(answer as u32) {
+        // SAFETY: as in `add`.
+        unsafe { *count = (*count).wrapping_add(1) };
+    }
 }
 
 #[inline(always)]

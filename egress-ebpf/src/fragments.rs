@@ -5,13 +5,17 @@ use egress_common::{
     Family,
     keys::{FragmentKey, ReplyPath},
     maps::capacity,
+    pod::Choice,
 };
 
-use crate::parse::Ip;
+use crate::{
+    packet::{L3, Packet},
+    parse::Ip,
+};
 
-/// From a pod: the hash of the flow.
+/// From a pod: the member that the first fragment used, or that it was passed.
 #[btf_map]
-static FRAGMENTS: LruHashMap<FragmentKey, u32, { capacity::FRAGMENTS as usize }> =
+static FRAGMENTS: LruHashMap<FragmentKey, Choice, { capacity::FRAGMENTS as usize }> =
     LruHashMap::new();
 
 /// To a pod: where the first fragment went.
@@ -19,19 +23,43 @@ static FRAGMENTS: LruHashMap<FragmentKey, u32, { capacity::FRAGMENTS as usize }>
 static REPLY_FRAGMENTS: LruHashMap<FragmentKey, ReplyPath, { capacity::FRAGMENTS as usize }> =
     LruHashMap::new();
 
-/// Remembers the hash of a first fragment's flow.
+/// Where the fields with "more fragments" lie: in an IPv4 header, and in a fragment header of eight bytes.
+const IPV4_FLAGS: u32 = 6;
+const EXTENSION_OFFSET: u32 = 2;
+/// "More fragments" in the first of the two bytes of IPv4 (RFC 791, 3.1), the second of IPv6 (RFC 8200, 4.5).
+const IPV4_MORE: u8 = 0x20;
+const IPV6_MORE: u8 = 0x01;
+
+/// Remembers what became of a first fragment from a pod.
 #[inline(always)]
-pub(crate) fn remember_hash(ip: &Ip, id: u32, hash: u32) {
+pub(crate) fn remember(ip: &Ip, id: u32, choice: Choice) {
     // A full table makes room by forgetting the oldest; what fails here is dropped as unknown later.
-    let _ = FRAGMENTS.insert(&key(ip, id), &hash, 0);
+    let _ = FRAGMENTS.insert(&key(ip, id), &choice, 0);
 }
 
-/// The hash that the first fragment of this datagram had.
+/// What became of the first fragment of this datagram from a pod.
 #[inline(always)]
-pub(crate) fn hash(ip: &Ip, id: u32) -> Option<u32> {
-    // SAFETY: a word; an entry that is evicted and reused meanwhile gives another flow's hash of the
-    // same group, never an address.
+pub(crate) fn choice(ip: &Ip, id: u32) -> Option<Choice> {
+    // SAFETY: plain bytes, copied at once; of an entry that is evicted and reused meanwhile, only a member
+    // that the packet's own group has is ever used.
     unsafe { FRAGMENTS.get(&key(ip, id)) }.copied()
+}
+
+/// Forgets the datagram.
+#[inline(always)]
+pub(crate) fn forget(ip: &Ip, id: u32) {
+    let _ = FRAGMENTS.remove(&key(ip, id));
+}
+
+/// Whether no fragment of the datagram comes after this later one, if they come in order.
+#[inline(always)]
+pub(crate) fn is_last(packet: &Packet<'_>, ip: &Ip) -> bool {
+    let (at, more) = match ip.family {
+        Family::V4 => (L3 + IPV4_FLAGS, IPV4_MORE),
+        // What a later fragment carries starts right behind its fragment header.
+        Family::V6 => (ip.l4 - 8 + EXTENSION_OFFSET + 1, IPV6_MORE),
+    };
+    packet.load::<u8>(at).is_none_or(|byte| byte & more == 0)
 }
 
 /// Remembers where a first fragment of a reply went.

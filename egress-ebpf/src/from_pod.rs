@@ -2,14 +2,16 @@
 
 use egress_common::{
     DropReason,
-    counter::{NO_POLICY, PassKind},
+    counter::{Answer, NO_POLICY, PassKind},
     verdict::Decision,
 };
 
 use crate::{
-    choose, classify,
+    answer::{self, Speaker},
+    choose::{self, Group},
+    classify,
     counters::Shape,
-    forward,
+    forward, inbound,
     packet::Packet,
     parse::{self, Frame, Ip},
     pods::{self, Source},
@@ -28,6 +30,13 @@ pub(crate) enum Departure {
     },
     /// It leaves through a member.
     Redirected { counter: u32, shape: Shape },
+    /// It ends here, and the pod is told.
+    Answered {
+        policy: u32,
+        reason: DropReason,
+        answer: Answer,
+        shape: Shape,
+    },
     /// It ends here.
     Dropped {
         policy: u32,
@@ -39,9 +48,15 @@ pub(crate) enum Departure {
 /// Decides over a packet from a pod, and sends it on its way.
 #[inline(always)]
 pub(crate) fn handle(packet: &Packet<'_>) -> Departure {
-    let mut ip = Ip::unread();
-    match parse::frame(packet, &mut ip) {
-        Ok(Frame::Ip) => handle_ip(packet, &ip),
+    let Some(ip) = parse::place() else {
+        return Departure::Dropped {
+            policy: NO_POLICY,
+            reason: DropReason::StateMissing,
+            shape: Shape::of_frame(packet),
+        };
+    };
+    match parse::frame(packet, ip) {
+        Ok(Frame::Ip) => handle_ip(packet, ip),
         Ok(Frame::Arp) => Departure::NotOurs,
         Err(reason) => Departure::Dropped {
             policy: NO_POLICY,
@@ -59,8 +74,8 @@ fn handle_ip(packet: &Packet<'_>, ip: &Ip) -> Departure {
         reason,
         shape,
     };
-    let pod = match pods::identify(packet, ip) {
-        Source::Pod(pod) => pod,
+    let (pod, slot) = match pods::identify(packet, ip) {
+        Source::Pod { state, slot } => (state, slot),
         Source::Neighbourly => return Departure::NotOurs,
         Source::Unknown => return nobody(DropReason::SpoofedSource),
         Source::Broken => return nobody(DropReason::StateMissing),
@@ -73,7 +88,14 @@ fn handle_ip(packet: &Packet<'_>, ip: &Ip) -> Departure {
     let Some(decision) = verdict.decode() else {
         return nobody(DropReason::StateMissing);
     };
-    let sent = match decision {
+    if may_be_reply(decision) && inbound::is_reply(packet, ip, slot) {
+        return Departure::Passed {
+            policy,
+            kind: PassKind::Inbound,
+            shape,
+        };
+    }
+    let member = match decision {
         Decision::Unmatched => {
             return Departure::Passed {
                 policy,
@@ -95,16 +117,76 @@ fn handle_ip(packet: &Packet<'_>, ip: &Ip) -> Departure {
                 shape,
             };
         }
-        Decision::Member(member) => send(packet, ip, member, shape),
+        Decision::Member(member) => Ok(member),
         Decision::Group {
             lines,
             first_member,
-        } => choose::member(packet, ip, lines)
-            .and_then(|number| send(packet, ip, first_member.wrapping_add(number), shape)),
+            members,
+        } => choose::member(
+            packet,
+            ip,
+            &Group {
+                lines,
+                first_member,
+                members: members.into(),
+            },
+        ),
     };
+    // Sent from one place, since the verifier follows each call of what translates by itself.
+    let sent = member
+        .map_err(Refusal::from)
+        .and_then(|member| send(packet, ip, member, slot, shape));
     match sent {
         Ok(counter) => Departure::Redirected { counter, shape },
-        Err(reason) => Departure::Dropped {
+        Err(refusal) => refused(packet, ip, policy, refusal, shape),
+    }
+}
+
+/// Why a packet was not sent, and the MTU of the way that it might not have fitted.
+struct Refusal {
+    reason: DropReason,
+    mtu: u32,
+}
+
+impl From<DropReason> for Refusal {
+    /// Of a packet that never came to its way.
+    #[inline(always)]
+    fn from(reason: DropReason) -> Self {
+        Self { reason, mtu: 0 }
+    }
+}
+
+#[inline(always)]
+fn send(
+    packet: &Packet<'_>,
+    ip: &Ip,
+    member: u32,
+    slot: u32,
+    shape: Shape,
+) -> Result<u32, Refusal> {
+    let member = verdicts::member(member).ok_or(DropReason::StateMissing)?;
+    forward::send(packet, ip, member, slot, shape).map_err(|reason| Refusal {
+        reason,
+        mtu: member.mtu,
+    })?;
+    Ok(member.counter)
+}
+
+/// Drops the packet, and tells the pod if an answer is due.
+#[inline(always)]
+fn refused(packet: &Packet<'_>, ip: &Ip, policy: u32, refusal: Refusal, shape: Shape) -> Departure {
+    let reason = refusal.reason;
+    let answer = answer::write(packet, ip, reason, refusal.mtu, Speaker::Node)
+        .ok()
+        .filter(|_| packet.redirect(packet.ifindex()).is_ok());
+    match answer {
+        Some(answer) => Departure::Answered {
+            policy,
+            reason,
+            answer,
+            shape,
+        },
+        None => Departure::Dropped {
             policy,
             reason,
             shape,
@@ -112,9 +194,16 @@ fn handle_ip(packet: &Packet<'_>, ip: &Ip) -> Departure {
     }
 }
 
+/// Whether a packet of which the policy says so goes back the way its connection came in, if one did.
+///
+/// What the kernel routes anyway need not ask. Where a policy is missing or broken, nobody said that
+/// anything of the pod's may pass.
 #[inline(always)]
-fn send(packet: &Packet<'_>, ip: &Ip, member: u32, shape: Shape) -> Result<u32, DropReason> {
-    let member = verdicts::member(member).ok_or(DropReason::StateMissing)?;
-    forward::send(packet, ip, member, shape)?;
-    Ok(member.counter)
+const fn may_be_reply(decision: Decision) -> bool {
+    match decision {
+        Decision::Member(_) | Decision::Group { .. } | Decision::Drop(DropReason::NoGateway) => {
+            true
+        }
+        Decision::Unmatched | Decision::Local | Decision::Drop(_) => false,
+    }
 }

@@ -4,6 +4,8 @@
 //! Maps are private to the module that owns them.
 #![no_std]
 #![no_main]
+// An atomic addition, which `core` does not offer for this target.
+#![feature(asm_experimental_arch)]
 #![expect(
     clippy::needless_borrows_for_generic_args,
     reason = "a key that is passed by value is copied, and the stack has 512 bytes"
@@ -14,21 +16,33 @@
     reason = "the macros export the programs under undocumented public names"
 )]
 
+mod answer;
 mod choose;
 mod classify;
 mod counters;
 mod deliver;
+mod egress;
 mod forward;
 mod fragments;
 mod from_gateway;
+mod from_overlay;
 mod from_pod;
+mod from_uplink;
+mod inbound;
 mod lines;
 mod log;
+mod mss;
+mod nat;
+mod overlay;
+mod own;
 mod packet;
 mod parse;
 mod pods;
 mod replies;
+mod settings;
+mod to_pod;
 mod verdicts;
+mod verifier;
 
 use aya_ebpf::{
     bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC},
@@ -36,7 +50,12 @@ use aya_ebpf::{
     programs::TcContext,
 };
 
-use crate::{from_gateway::Arrival, from_pod::Departure, packet::Packet};
+use egress_common::counter::{Direction, NO_POLICY};
+
+use crate::{
+    from_gateway::Arrival, from_overlay::Emergence, from_pod::Departure, from_uplink::Return,
+    packet::Packet,
+};
 
 /// Ingress of a pod's host-side interface: what the pod sends out.
 #[classifier]
@@ -56,6 +75,17 @@ pub fn egress_from_pod(ctx: TcContext) -> i32 {
             counters::sent(counter, shape);
             TC_ACT_REDIRECT
         }
+        Departure::Answered {
+            policy,
+            reason,
+            answer,
+            shape,
+        } => {
+            log::dropped(&packet, policy, reason);
+            counters::dropped(policy, reason, shape);
+            counters::answered(answer);
+            TC_ACT_REDIRECT
+        }
         Departure::Dropped {
             policy,
             reason,
@@ -68,6 +98,13 @@ pub fn egress_from_pod(ctx: TcContext) -> i32 {
     }
 }
 
+/// Egress of the same interface: what the pod receives.
+#[classifier]
+pub fn egress_to_pod(ctx: TcContext) -> i32 {
+    to_pod::handle(&Packet::new(&ctx));
+    TC_ACT_UNSPEC
+}
+
 /// Ingress of an interface that leads to a next-hop gateway: what comes back.
 #[classifier]
 pub fn egress_from_gateway(ctx: TcContext) -> i32 {
@@ -76,11 +113,88 @@ pub fn egress_from_gateway(ctx: TcContext) -> i32 {
         Arrival::NotOurs => TC_ACT_UNSPEC,
         Arrival::Redirected => TC_ACT_REDIRECT,
         Arrival::Dropped { reason, shape } => {
-            log::dropped(&packet, egress_common::counter::NO_POLICY, reason);
-            counters::dropped(egress_common::counter::NO_POLICY, reason, shape);
+            log::dropped(&packet, NO_POLICY, reason);
+            counters::dropped(NO_POLICY, reason, shape);
             TC_ACT_SHOT
         }
     }
+}
+
+/// Ingress of the overlay device: pods' packets for gateways of this node, and replies for pods of this node.
+#[classifier]
+pub fn egress_from_overlay(ctx: TcContext) -> i32 {
+    let packet = Packet::new(&ctx);
+    match from_overlay::handle(&packet) {
+        Emergence::Translated { gateway, shape } => {
+            counters::translated(gateway, Direction::Out, shape);
+            TC_ACT_REDIRECT
+        }
+        Emergence::Delivered => TC_ACT_REDIRECT,
+        Emergence::Answered {
+            gateway,
+            reason,
+            answer,
+            shape,
+        } => {
+            log::dropped(&packet, NO_POLICY, reason);
+            counters::gateway_dropped(gateway, reason, shape);
+            counters::answered(answer);
+            TC_ACT_REDIRECT
+        }
+        Emergence::Refused {
+            gateway,
+            reason,
+            shape,
+        } => {
+            log::dropped(&packet, NO_POLICY, reason);
+            counters::gateway_dropped(gateway, reason, shape);
+            TC_ACT_SHOT
+        }
+        Emergence::Dropped { reason, shape } => {
+            log::dropped(&packet, NO_POLICY, reason);
+            counters::dropped(NO_POLICY, reason, shape);
+            TC_ACT_SHOT
+        }
+    }
+}
+
+/// Ingress of an uplink: what comes back to egress addresses.
+#[classifier]
+pub fn egress_from_uplink(ctx: TcContext) -> i32 {
+    let packet = Packet::new(&ctx);
+    match from_uplink::handle(&packet) {
+        Return::NotOurs => TC_ACT_UNSPEC,
+        Return::Redirected { gateway, shape } => {
+            counters::translated(gateway, Direction::Back, shape);
+            TC_ACT_REDIRECT
+        }
+        Return::Answered {
+            gateway,
+            reason,
+            answer,
+            shape,
+        } => {
+            log::dropped(&packet, NO_POLICY, reason);
+            counters::gateway_dropped(gateway, reason, shape);
+            counters::answered(answer);
+            TC_ACT_REDIRECT
+        }
+        Return::Dropped {
+            gateway,
+            reason,
+            shape,
+        } => {
+            log::dropped(&packet, NO_POLICY, reason);
+            counters::gateway_dropped(gateway, reason, shape);
+            TC_ACT_SHOT
+        }
+    }
+}
+
+/// Attached nowhere: userspace runs it to remove connections that have ended, and reads how many they were.
+#[classifier]
+pub fn egress_nat_sweep(ctx: TcContext) -> i32 {
+    nat::sweep(&Packet::new(&ctx))
 }
 
 /// The GPL side is what lets the programs call GPL-only helpers.

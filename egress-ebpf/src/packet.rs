@@ -1,11 +1,21 @@
 //! The only raw access to an skb: its metadata, its bytes, and the few writes we make.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{
-    bindings::{__sk_buff, BPF_F_RECOMPUTE_CSUM, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1},
-    helpers::{bpf_redirect, bpf_redirect_neigh, bpf_skb_load_bytes},
+    bindings::{
+        __sk_buff, BPF_F_RECOMPUTE_CSUM, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX,
+        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1,
+    },
+    helpers::{
+        bpf_redirect, bpf_redirect_neigh, bpf_skb_change_tail, bpf_skb_get_tunnel_key,
+        bpf_skb_load_bytes, bpf_skb_set_tunnel_key, bpf_skb_vlan_pop,
+    },
     programs::TcContext,
 };
 use egress_common::{Addr, DropReason, Mac};
+
+use crate::verifier::Forgotten;
 
 /// Length of an Ethernet header: where the IP header starts, since a tagged frame never gets that far.
 pub(crate) const L3: u32 = 14;
@@ -20,13 +30,34 @@ const PACKET_HOST: u32 = 0;
 /// Sent to everybody on the link, or to a group.
 const PACKET_BROADCAST: u32 = 1;
 const PACKET_MULTICAST: u32 = 2;
-/// Where the addresses lie in an Ethernet header.
-const ETH_DESTINATION: u32 = 0;
-const ETH_SOURCE: u32 = 6;
+/// `VLAN_VID_MASK` of `linux/if_vlan.h`.
+const VLAN_ID: u32 = 0x0fff;
+/// How far [`Packet::byte`] looks by itself: the verifier wants a bound, and headers rarely go beyond.
+const NEAR: u32 = 255;
+/// The bits of a word that a MAC fills, when its first byte in memory is the lowest.
+const MAC_BITS: u64 = 0xffff_ffff_ffff;
+/// First byte of a MAC that somebody made up for one host.
+const UNICAST: u8 = 0x02;
+/// TTL of the overlay's outer packets.
+const TUNNEL_TTL: u8 = 64;
 /// Where TTL and checksum lie in an IPv4 header, and the hop limit in an IPv6 header.
 const IPV4_TTL: u32 = 8;
 const IPV4_CHECKSUM: u32 = 10;
 const IPV6_HOP_LIMIT: u32 = 7;
+
+/// `struct bpf_tunnel_key` up to its label: as long as it is in 5.10, and what later kernels take too.
+#[repr(C)]
+struct TunnelKey {
+    id: u32,
+    /// IPv4: the first word alone, in host order; IPv6: the wire's bytes.
+    remote: [u32; 4],
+    tos: u8,
+    ttl: u8,
+    ext: u16,
+    label: u32,
+}
+const TUNNEL_KEY_LEN: u32 = 28;
+const _: () = assert!(size_of::<TunnelKey>() == TUNNEL_KEY_LEN as usize);
 
 /// A packet at a TC hook.
 pub(crate) struct Packet<'a> {
@@ -71,6 +102,24 @@ impl<'a> Packet<'a> {
         unsafe { (*self.skb()).vlan_present != 0 }
     }
 
+    /// Whether that tag names a VLAN: one that does not says the frame's priority alone, and the kernel
+    /// ignores it (IEEE 802.1Q, 6.9.1).
+    #[inline(always)]
+    pub(crate) fn is_of_vlan(&self) -> bool {
+        // SAFETY: as in `ifindex`.
+        self.has_vlan_tag() && unsafe { (*self.skb()).vlan_tci } & VLAN_ID != 0
+    }
+
+    /// Forgets the tag beside the frame, which no device that the packet is sent to shall write back.
+    #[inline(always)]
+    pub(crate) fn untag(&self) -> Result<(), DropReason> {
+        // SAFETY: the kernel passes a valid context; no pointer into the packet is kept anywhere.
+        match unsafe { bpf_skb_vlan_pop(self.skb()) } {
+            0 => Ok(()),
+            _ => Err(DropReason::RedirectFailed),
+        }
+    }
+
     /// Whether the frame was sent to this host's MAC.
     #[inline(always)]
     pub(crate) fn is_for_this_host(&self) -> bool {
@@ -112,6 +161,24 @@ impl<'a> Packet<'a> {
         self.ctx.load(offset as usize).ok()
     }
 
+    /// The byte at `offset`, read where it lies if the kernel has it in one piece: for what is asked of
+    /// almost every packet, since the helper behind [`Packet::load`] costs more than all the rest of the question.
+    #[inline(always)]
+    pub(crate) fn byte(&self, offset: u32) -> Option<u8> {
+        // As a bound of a pointer the offset would matter to the verifier wherever it came from.
+        let offset = Forgotten::new(offset).get();
+        if offset <= NEAR {
+            let at = self.ctx.data() + offset as usize;
+            // One more than is needed: of `at < end`, into which the compiler turns the other, the verifier
+            // learns nothing.
+            if at + 2 <= self.ctx.data_end() {
+                // SAFETY: within the packet, as was just compared; the verifier checks it again.
+                return Some(unsafe { *(at as *const u8) });
+            }
+        }
+        self.load(offset)
+    }
+
     /// Reads the bytes at `offset` into a place of the caller's, and says whether the packet has them.
     ///
     /// Where [`Packet::load`] would put one more copy on the stack.
@@ -127,6 +194,16 @@ impl<'a> Packet<'a> {
     pub(crate) fn macs(&self) -> Option<(Mac, Mac)> {
         let macs: [Mac; 2] = self.load(0)?;
         Some((macs[0], macs[1]))
+    }
+
+    /// The MACs of the frame, destination, then source, each as `egress_common::pod::mac_to_word` makes it.
+    #[inline(always)]
+    pub(crate) fn mac_words(&self) -> Option<(u64, u64)> {
+        let header: [u64; 2] = self.load(0)?;
+        let (first, second) = (u64::from_le(header[0]), u64::from_le(header[1]));
+        let destination = first & MAC_BITS;
+        let source = (first >> 48 | second << 16) & MAC_BITS;
+        Some((destination.to_le(), source.to_le()))
     }
 
     /// Lowers an IPv4 TTL by one and mends the header checksum (RFC 1624).
@@ -161,11 +238,73 @@ impl<'a> Packet<'a> {
     #[inline(always)]
     pub(crate) fn set_macs(&self, destination: Mac, source: Mac) -> Result<(), DropReason> {
         self.ctx
-            .store(ETH_DESTINATION as usize, &destination, 0)
-            .map_err(|_| DropReason::RedirectFailed)?;
-        self.ctx
-            .store(ETH_SOURCE as usize, &source, 0)
+            .store(0, &[destination, source], 0)
             .map_err(|_| DropReason::RedirectFailed)
+    }
+
+    /// Writes both MACs, given as `mac_to_word` makes them.
+    #[inline(always)]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "two words become three halves"
+    )]
+    pub(crate) fn set_mac_words(&self, destination: u64, source: u64) -> Result<(), DropReason> {
+        let (destination, source) = (u64::from_le(destination), u64::from_le(source));
+        let words = [
+            (destination as u32).to_le(),
+            ((destination >> 32) as u32 | (source as u32) << 16).to_le(),
+            ((source >> 16) as u32).to_le(),
+        ];
+        self.ctx
+            .store(0, &words, 0)
+            .map_err(|_| DropReason::RedirectFailed)
+    }
+
+    /// Reads `length` bytes at `offset`, and says whether the packet has them.
+    ///
+    /// # Safety
+    ///
+    /// `into` must have room for `length` bytes, in a way that the verifier sees.
+    #[inline(always)]
+    pub(crate) unsafe fn load_bytes(&self, offset: u32, into: *mut u8, length: u32) -> bool {
+        // SAFETY: the caller's promise.
+        unsafe { bpf_skb_load_bytes(self.skb().cast(), offset, into.cast(), length) == 0 }
+    }
+
+    /// Ends the frame after `length` bytes, and makes one packet of an aggregate.
+    ///
+    /// Fails on what a tunnel of the sender's own has encapsulated, and where the L4 checksum that a
+    /// device is still to write lies beyond the end.
+    #[inline(always)]
+    pub(crate) fn cut(&self, length: u32) -> Result<(), DropReason> {
+        // SAFETY: the kernel passes a valid context; no pointer into the packet is kept anywhere.
+        match unsafe { bpf_skb_change_tail(self.skb(), length, 0) } {
+            0 => Ok(()),
+            _ => Err(DropReason::RedirectFailed),
+        }
+    }
+
+    /// Puts headers between the Ethernet header and the IP header.
+    #[inline(always)]
+    pub(crate) fn put_in_front<const WORDS: usize>(
+        &self,
+        headers: &[u32; WORDS],
+    ) -> Result<(), DropReason> {
+        let room = i32::try_from(WORDS * 4).map_err(|_| DropReason::RedirectFailed)?;
+        self.ctx
+            .adjust_room(room, BPF_ADJ_ROOM_MAC, 0)
+            .map_err(|_| DropReason::RedirectFailed)?;
+        let flags = u64::from(BPF_F_RECOMPUTE_CSUM);
+        self.ctx
+            .store(L3 as usize, headers, flags)
+            .map_err(|_| DropReason::RedirectFailed)
+    }
+
+    /// Swaps the MACs: the frame goes back where it came from.
+    #[inline(always)]
+    pub(crate) fn swap_macs(&self) -> Result<(), DropReason> {
+        let (destination, source) = self.macs().ok_or(DropReason::Malformed)?;
+        self.set_macs(source, destination)
     }
 
     /// Sends the packet out of `ifindex` as it is.
@@ -199,6 +338,91 @@ impl<'a> Packet<'a> {
         };
         // SAFETY: `neighbour` lives on the stack for the call and has the length that is given.
         redirected(unsafe { bpf_redirect_neigh(ifindex, &mut neighbour, NEIGHBOUR_LEN, 0) })
+    }
+
+    /// Sends the packet out of `ifindex` to where the kernel's routes lead from there to its destination.
+    #[inline(always)]
+    pub(crate) fn redirect_by_route(&self, ifindex: u32) -> Result<(), DropReason> {
+        // SAFETY: no parameters is what a null pointer of length zero stands for.
+        redirected(unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) })
+    }
+
+    /// Makes the frame one for this host, whatever its MAC.
+    ///
+    /// A tag may look like a group's address, to which the kernel redirects nothing (`__bpf_redirect_neigh`).
+    #[inline(always)]
+    pub(crate) fn claim(&self) -> Result<(), DropReason> {
+        self.ctx
+            .store(0, &UNICAST, 0)
+            .and_then(|()| self.ctx.change_type(PACKET_HOST))
+            .map_err(|_| DropReason::RedirectFailed)
+    }
+
+    /// The packet's mark.
+    #[inline(always)]
+    pub(crate) fn mark(&self) -> u32 {
+        // SAFETY: as in `ifindex`.
+        unsafe { (*self.skb()).mark }
+    }
+
+    /// Marks the packet.
+    #[inline(always)]
+    pub(crate) fn set_mark(&self, mark: u32) {
+        // SAFETY: as in `ifindex`, a checked write.
+        unsafe { (*self.skb()).mark = mark }
+    }
+
+    /// The network identifier of the tunnel that the packet came out of, and who sent it into that.
+    #[inline(always)]
+    pub(crate) fn tunnel(&self) -> Option<(u32, Addr)> {
+        // Every clearing of a place is a call of its own.
+        let mut key = MaybeUninit::uninit();
+        if self.tunnel_key(&mut key, 0) {
+            // SAFETY: the kernel has filled it in.
+            let key = unsafe { key.assume_init_ref() };
+            return Some((key.id, Addr::v4(key.remote[0].to_be_bytes())));
+        }
+        if self.tunnel_key(&mut key, BPF_F_TUNINFO_IPV6) {
+            // SAFETY: likewise.
+            let key = unsafe { key.assume_init_ref() };
+            return Some((key.id, Addr::from_words(key.remote)));
+        }
+        None
+    }
+
+    /// Fails when the outer packet is of the other family, or there is none.
+    #[inline(always)]
+    fn tunnel_key(&self, key: &mut MaybeUninit<TunnelKey>, flags: u32) -> bool {
+        let place = key.as_mut_ptr().cast();
+        // SAFETY: `key` is as long as is said, and any bytes are one.
+        unsafe { bpf_skb_get_tunnel_key(self.skb(), place, TUNNEL_KEY_LEN, flags.into()) == 0 }
+    }
+
+    /// Tells the tunnel device that the packet is redirected to where it goes.
+    #[inline(always)]
+    pub(crate) fn set_tunnel(&self, remote: &Addr, id: u32) -> Result<(), DropReason> {
+        let mut key = TunnelKey {
+            id,
+            // Of IPv4 the kernel reads the first word alone.
+            remote: remote.words(),
+            tos: 0,
+            ttl: TUNNEL_TTL,
+            ext: 0,
+            label: 0,
+        };
+        let flags = if remote.is_v4() {
+            key.remote[0] = u32::from_be_bytes(remote.v4_bytes());
+            // RFC 7348, 5. Over IPv6 a receiver takes no zero unless it is told to (RFC 6935).
+            BPF_F_ZERO_CSUM_TX
+        } else {
+            BPF_F_TUNINFO_IPV6
+        };
+        let place = core::ptr::from_mut(&mut key).cast();
+        // SAFETY: `key` lives on the stack for the call and is as long as is said.
+        match unsafe { bpf_skb_set_tunnel_key(self.skb(), place, TUNNEL_KEY_LEN, flags.into()) } {
+            0 => Ok(()),
+            _ => Err(DropReason::RedirectFailed),
+        }
     }
 }
 

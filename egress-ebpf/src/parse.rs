@@ -1,11 +1,12 @@
 //! From bytes to the few facts that later stages need. Every load is bounds-checked by the kernel.
 
+use aya_ebpf::{btf_maps::PerCpuArray, macros::btf_map};
 use egress_common::{Addr, DropReason, Family, WireU16};
 
 use crate::packet::{L3, Packet};
 
-const ETH_P_IP: u16 = 0x0800;
-const ETH_P_IPV6: u16 = 0x86dd;
+pub(crate) const ETH_P_IP: u16 = 0x0800;
+pub(crate) const ETH_P_IPV6: u16 = 0x86dd;
 const ETH_P_ARP: u16 = 0x0806;
 
 /// IP protocol numbers (IANA).
@@ -65,6 +66,8 @@ const OPTION_NOTHING: u8 = 1;
 const OPTION_LOOSE_ROUTE: u8 = 131;
 const OPTION_STRICT_ROUTE: u8 = 137;
 
+/// Where the destination lies in an IPv4 header.
+const IPV4_DESTINATION: u32 = 16;
 /// Where the addresses lie in an IPv6 header.
 const IPV6_SOURCE: u32 = 8;
 const IPV6_DESTINATION: u32 = 24;
@@ -89,6 +92,7 @@ pub(crate) enum Frame {
 }
 
 /// Facts of an IP packet.
+#[derive(Clone, Copy)]
 pub(crate) struct Ip {
     pub(crate) family: Family,
     pub(crate) source: Addr,
@@ -99,6 +103,8 @@ pub(crate) struct Ip {
     pub(crate) protocol: u8,
     /// The byte beside an IPv4 TTL, for its checksum.
     pub(crate) ttl_neighbour: u8,
+    /// Whether an authentication header (RFC 4302) covers the addresses.
+    pub(crate) is_authenticated: bool,
     /// Bytes of the packet from the IP header on.
     pub(crate) length: u32,
     /// Where the header above IP starts, in bytes from the start of the frame.
@@ -117,6 +123,7 @@ impl Ip {
             ttl: 0,
             protocol: 0,
             ttl_neighbour: 0,
+            is_authenticated: false,
             length: 0,
             l4: 0,
             fragment: Fragment::Whole,
@@ -128,6 +135,23 @@ impl Ip {
     pub(crate) const fn end(&self) -> u32 {
         L3 + self.length
     }
+}
+
+/// Softirqs do not interrupt each other on a CPU, and no program runs within another.
+#[btf_map]
+static PARSED: PerCpuArray<Ip, 1> = PerCpuArray::new();
+
+/// A place for the facts of the packet that this CPU is at, nothing read yet.
+///
+/// What is read from a map the verifier knows nothing of: all ways through the parser lead to one state,
+/// where on the stack each would be followed to the end of the program, close to a million instructions.
+#[inline(always)]
+pub(crate) fn place() -> Option<&'static mut Ip> {
+    let ip = PARSED.get_ptr_mut(0)?;
+    // SAFETY: this CPU's own element, which its program asks for once.
+    let ip = unsafe { &mut *ip };
+    *ip = Ip::unread();
+    Some(ip)
 }
 
 /// Which part of a datagram a packet is.
@@ -155,6 +179,22 @@ pub(crate) fn frame(packet: &Packet<'_>, ip: &mut Ip) -> Result<Frame, DropReaso
     };
     headers(packet, family, ip)?;
     Ok(Frame::Ip)
+}
+
+/// Reads nothing but the destination of an IP packet, and says whether there is one.
+#[inline(always)]
+pub(crate) fn destination(packet: &Packet<'_>, destination: &mut Addr) -> bool {
+    match packet.ethertype() {
+        ETH_P_IP => match packet.load(L3 + IPV4_DESTINATION) {
+            Some(address) => {
+                *destination = Addr::v4(address);
+                true
+            }
+            None => false,
+        },
+        ETH_P_IPV6 => packet.load_addr(L3 + IPV6_DESTINATION, destination),
+        _ => false,
+    }
 }
 
 /// Reads the headers of an IP packet.
@@ -204,7 +244,7 @@ fn ipv4(packet: &Packet<'_>, ip: &mut Ip) -> Result<(), DropReason> {
 /// Refuses a packet whose options name the hops that it takes (RFC 791, 3.1: types 131 and 137).
 #[inline(always)]
 fn refuse_source_route(packet: &Packet<'_>, end: u32) -> Result<(), DropReason> {
-    let mut place = Forgotten([0; 8]);
+    let mut place = Forgotten::new();
     let mut at = L3 + 20;
     for _ in 0..MAX_OPTIONS {
         at = place.forget(at);
@@ -232,12 +272,17 @@ fn refuse_source_route(packet: &Packet<'_>, end: u32) -> Result<(), DropReason> 
 /// It would follow every sum of option lengths for itself, millions of them. A byte in the middle of a
 /// word of stack is one that it does not follow, so all ways through an option lead to one state.
 #[repr(align(8))]
-struct Forgotten([u8; 8]);
+pub(crate) struct Forgotten([u8; 8]);
 
 impl Forgotten {
+    #[inline(always)]
+    pub(crate) const fn new() -> Self {
+        Self([0; 8])
+    }
+
     /// The number again; anything above a byte is as good as the largest byte, which no header reaches.
     #[inline(always)]
-    fn forget(&mut self, number: u32) -> u32 {
+    pub(crate) fn forget(&mut self, number: u32) -> u32 {
         let byte = u8::try_from(number).unwrap_or(u8::MAX);
         // SAFETY: a byte of our own, written and read where it lies.
         unsafe {
@@ -341,7 +386,10 @@ fn walk_extensions(packet: &Packet<'_>, ip: &mut Ip) -> Result<(), DropReason> {
                 return Err(DropReason::SourceRouted);
             }
             // RFC 4302, 2.2: the length is in words of four bytes, less two.
-            protocol::AUTHENTICATION => (u32::from(header.length) + 2) * 4,
+            protocol::AUTHENTICATION => {
+                ip.is_authenticated = true;
+                (u32::from(header.length) + 2) * 4
+            }
             _ => (u32::from(header.length) + 1) * 8,
         };
     }
@@ -432,8 +480,9 @@ pub(crate) fn transport(
     }
 }
 
+/// What an ICMP message of that type is; `protocol` is ICMP's or ICMPv6's.
 #[inline(always)]
-const fn icmp_kind(protocol: u8, kind: u8) -> TransportKind {
+pub(crate) const fn icmp_kind(protocol: u8, kind: u8) -> TransportKind {
     match (protocol, kind) {
         (protocol::ICMP, 8) | (protocol::ICMPV6, 128) => TransportKind::EchoRequest,
         (protocol::ICMP, 0) | (protocol::ICMPV6, 129) => TransportKind::EchoReply,

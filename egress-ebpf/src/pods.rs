@@ -1,10 +1,16 @@
-//! Who sent the packet: (interface, source address) → row and rule base.
+//! The steered pods: who sent a packet, where one for a pod goes, and what is noted of each.
 
 use aya_ebpf::{
     btf_maps::{Array, HashMap},
     macros::btf_map,
 };
-use egress_common::{Addr, Family, keys::PodKey, maps::capacity, verdict::PodState};
+use egress_common::{
+    Addr, DropReason, Family,
+    keys::PodKey,
+    maps::capacity,
+    pod::{PodNote, PodPlace},
+    verdict::PodState,
+};
 
 use crate::{
     packet::Packet,
@@ -20,10 +26,16 @@ static PODS: HashMap<PodKey, u32, { capacity::PODS as usize }> = HashMap::new();
 #[btf_map]
 static POD_STATE: Array<PodState, { capacity::PODS as usize }, MMAPABLE> = Array::new();
 
+#[btf_map]
+static POD_PLACES: HashMap<Addr, PodPlace, { capacity::PODS as usize }> = HashMap::new();
+
+#[btf_map]
+static POD_NOTES: Array<PodNote, { capacity::PODS as usize }> = Array::new();
+
 /// What the source of a packet is.
 pub(crate) enum Source {
     /// A steered pod.
-    Pod(PodState),
+    Pod { state: PodState, slot: u32 },
     /// A steered pod that the map of states does not know.
     Broken,
     /// Not a pod's address, but one that any host sends from while it has none, or to its neighbours.
@@ -41,9 +53,8 @@ pub(crate) fn identify(packet: &Packet<'_>, ip: &Ip) -> Source {
     };
     // SAFETY: the slot of a live key never changes, and a key is removed only after its pod is gone.
     if let Some(&slot) = unsafe { PODS.get(&key) } {
-        return match POD_STATE.get(slot) {
-            // SAFETY: an aligned word that userspace writes with one store; it must be read with one load.
-            Some(state) => Source::Pod(unsafe { core::ptr::read_volatile(state) }),
+        return match state(slot) {
+            Some(state) => Source::Pod { state, slot },
             None => Source::Broken,
         };
     }
@@ -54,12 +65,92 @@ pub(crate) fn identify(packet: &Packet<'_>, ip: &Ip) -> Source {
     }
 }
 
+/// What the pod of a slot is told.
+#[inline(always)]
+pub(crate) fn state(slot: u32) -> Option<PodState> {
+    // SAFETY: an aligned word that userspace writes with one store; it must be read with one load.
+    POD_STATE
+        .get(slot)
+        .map(|state| unsafe { core::ptr::read_volatile(state) })
+}
+
+/// The slot of the steered pod that has this address on this interface.
+#[inline(always)]
+pub(crate) fn slot_at(ifindex: u32, addr: Addr) -> Option<u32> {
+    let key = PodKey { ifindex, addr };
+    // SAFETY: as in `identify`.
+    unsafe { PODS.get(&key) }.copied()
+}
+
 /// Whether a steered pod has this address on this interface.
 #[inline(always)]
 pub(crate) fn is_at(ifindex: u32, addr: Addr) -> bool {
-    let key = PodKey { ifindex, addr };
-    // SAFETY: only whether there is an entry is asked.
-    unsafe { PODS.get(&key) }.is_some()
+    slot_at(ifindex, addr).is_some()
+}
+
+/// Whether a connection ever came in to the pod of this slot.
+#[inline(always)]
+pub(crate) fn has_inbound(slot: u32) -> bool {
+    // SAFETY: an aligned word that another CPU may write.
+    POD_NOTES
+        .get(slot)
+        .is_some_and(|note| unsafe { core::ptr::read_volatile(&raw const note.inbound) } != 0)
+}
+
+/// Notes that a connection came in to the pod of this slot.
+#[inline(always)]
+pub(crate) fn note_inbound(slot: u32) {
+    if has_inbound(slot) {
+        return;
+    }
+    if let Some(note) = POD_NOTES.get_ptr_mut(slot) {
+        // SAFETY: an aligned word of an array element, which is always there.
+        unsafe { core::ptr::write_volatile(&raw mut (*note).inbound, 1) };
+    }
+}
+
+/// Where the steered pod with this address is.
+#[inline(always)]
+pub(crate) fn place(addr: &Addr) -> Option<PodPlace> {
+    // SAFETY: a live key's value never changes, and it is copied at once.
+    unsafe { POD_PLACES.get(addr) }.copied()
+}
+
+/// Notes the MACs of a packet from the pod: what is delivered to it has them the other way round.
+#[inline(always)]
+pub(crate) fn learn(packet: &Packet<'_>, slot: u32) -> Result<(), DropReason> {
+    let note = POD_NOTES
+        .get_ptr_mut(slot)
+        .ok_or(DropReason::StateMissing)?;
+    let (host_mac, pod_mac) = packet.mac_words().ok_or(DropReason::Malformed)?;
+    // SAFETY: aligned words of an array's element, which never goes; each is read and written at once,
+    // and written only when it is new, for the sake of the other CPUs' caches.
+    unsafe {
+        if core::ptr::read_volatile(&raw const (*note).pod_mac) != pod_mac {
+            core::ptr::write_volatile(&raw mut (*note).pod_mac, pod_mac);
+        }
+        if core::ptr::read_volatile(&raw const (*note).host_mac) != host_mac {
+            core::ptr::write_volatile(&raw mut (*note).host_mac, host_mac);
+        }
+    }
+    Ok(())
+}
+
+/// The pod's MAC and the one that it sends to, as words, once a packet of it has shown them.
+#[inline(always)]
+pub(crate) fn macs(slot: u32) -> Option<(u64, u64)> {
+    let note = POD_NOTES.get_ptr(slot)?;
+    // SAFETY: as in `learn`.
+    let (pod_mac, host_mac) = unsafe {
+        (
+            core::ptr::read_volatile(&raw const (*note).pod_mac),
+            core::ptr::read_volatile(&raw const (*note).host_mac),
+        )
+    };
+    if pod_mac == 0 || host_mac == 0 {
+        return None;
+    }
+    Some((pod_mac, host_mac))
 }
 
 /// The exceptions to "the source is the pod's": address configuration and neighbour discovery.

@@ -2,8 +2,9 @@
 
 use aya_ebpf::{btf_maps::Array, macros::btf_map};
 use egress_common::{
+    gateway::GatewayId,
     maps::capacity,
-    verdict::{Member, NUMBER_UNMATCHED, PodState, Verdict},
+    verdict::{Member, NUMBER_CLUSTER, NUMBER_UNMATCHED, PodState, Verdict},
 };
 
 use crate::lines;
@@ -24,8 +25,20 @@ pub(crate) fn verdict(pod: PodState, class: Option<u32>) -> Option<&'static Verd
     VERDICTS.get(pod.rule_base().wrapping_add(u32::from(number)))
 }
 
+/// Whether a class is the cluster's own for a pod, and no rule's.
+#[inline(always)]
+pub(crate) fn is_cluster(pod: PodState, class: Option<u32>) -> bool {
+    class.and_then(|class| lines::cell(pod.row(), class)) == Some(NUMBER_CLUSTER)
+}
+
 /// The member with this id; nothing where none was ever written.
 #[inline(always)]
 pub(crate) fn member(id: u32) -> Option<&'static Member> {
     MEMBERS.get(id).filter(|member| member.is_set())
+}
+
+/// The gateway of the member with this id, which must have been written.
+#[inline(always)]
+pub(crate) fn gateway(id: u32) -> Option<GatewayId> {
+    MEMBERS.get(id).map(|member| member.gateway)
 }

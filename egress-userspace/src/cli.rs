@@ -21,8 +21,9 @@ use crate::{
     diff,
     kernel::{CounterReader, Maps},
     node::NodeView,
-    resolve::{self, Resolved, resolve},
-    settings::Places,
+    overlay_keys::OverlayKeys,
+    resolve::{self, PodGateways, Resolved, resolve},
+    settings::{OVERLAY_DEVICE, OVERLAY_PORT, OVERLAY_VNI, Places},
     sources::files::Loader,
     state_dir::read_names,
 };
@@ -62,6 +63,9 @@ struct Explain {
     /// Prefix that stays local, as given to the agent; with --resources
     #[arg(long, value_name = "CIDR", num_args = 1.., requires = "resources")]
     local_cidr: Vec<IpNet>,
+    /// What gateway pods are, as given to the agent; with --resources
+    #[arg(long, value_enum, default_value_t, requires = "resources")]
+    pod_gateways: PodGateways,
 }
 
 #[derive(Debug, clap::Args)]
@@ -95,8 +99,16 @@ impl Cli {
 /// Reads the pinned maps, which are there whether an agent runs or not.
 fn dump_pinned(args: &Dump) -> anyhow::Result<ExitCode> {
     let paths = args.places.paths();
-    let state = diff::trace(&Maps::open(&paths)?)?;
     let names = read_names(&args.places.state_dir())?;
+    if args.args.what == Some(dump::What::Nat) {
+        let DumpArgs {
+            output,
+            connections,
+            ..
+        } = &args.args;
+        return dump::dump_connections(*output, connections, &paths, &names);
+    }
+    let state = diff::trace(&Maps::open(&paths)?)?;
     let reader = CounterReader::open(&paths)?;
     reader.set_state(&state, u64::from(MAX_SEGMENTS) * SEGMENT_BYTES)?;
     let reading = reader.read(&Numbers::from(&names))?;
@@ -135,13 +147,21 @@ fn offline(args: &Explain, paths: &[PathBuf], node: Option<&str>) -> anyhow::Res
     let settings = resolve::Settings {
         node_name,
         local_cidrs: args.local_cidr.clone(),
-        per_pod_policies: true,
+        pod_gateways: args.pod_gateways,
+        overlay: Some(resolve::Overlay {
+            device: OVERLAY_DEVICE.to_owned(),
+            port: OVERLAY_PORT,
+            vni: OVERLAY_VNI,
+            keys: OverlayKeys::assumed(),
+        }),
+        ..resolve::Settings::default()
     };
-    let view = NodeView::assumed(&loaded.model);
+    let view = NodeView::assumed(&loaded.model, OVERLAY_DEVICE);
     Ok(resolve(
         &loaded.model,
         &view,
         &settings,
         &resolve::Held::new(),
+        &resolve::Assigned::new(),
     ))
 }

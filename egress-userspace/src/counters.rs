@@ -13,11 +13,14 @@ use std::{
 use anyhow::Context as _;
 use egress_common::{
     DropReason,
-    counter::{Count, NO_POLICY, PassKind},
+    counter::{Answer, Count, Direction, NO_POLICY, PassKind},
 };
 use serde::Serialize;
 
-use crate::state::{MemberLabel, Names};
+use crate::{
+    model::ObjectName,
+    state::{MemberLabel, Names},
+};
 
 /// The counters of one moment, by number, summed over CPUs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,6 +31,12 @@ pub struct Reading {
     pub drops: Vec<(u32, DropReason, Count)>,
     /// Per policy and kind of pass.
     pub passes: Vec<(u32, PassKind, Count)>,
+    /// Per gateway of this node and direction.
+    pub translated: Vec<(u32, Direction, Count)>,
+    /// Per gateway of this node and reason.
+    pub gateway_drops: Vec<(u32, DropReason, Count)>,
+    /// Answers sent to those whose packets could not be sent on, per kind.
+    pub answers: Vec<(Answer, u64)>,
     /// How full the maps are.
     pub maps: Vec<MapUse>,
 }
@@ -59,6 +68,8 @@ pub struct Numbers {
     pub members: BTreeSet<u32>,
     /// Policies, [`NO_POLICY`] among them.
     pub policies: BTreeSet<u32>,
+    /// Gateways of this node.
+    pub gateways: BTreeSet<u32>,
 }
 
 impl From<&Names> for Numbers {
@@ -66,6 +77,7 @@ impl From<&Names> for Numbers {
         Self {
             members: names.members.iter().map(|(_, id)| *id).collect(),
             policies: with_nobody(names).map(|(_, id)| id).collect(),
+            gateways: names.gateways.values().copied().collect(),
         }
     }
 }
@@ -79,6 +91,12 @@ pub struct Series {
     pub drops: BTreeMap<(String, DropReason), Count>,
     /// Per policy and kind of pass.
     pub passes: BTreeMap<(String, PassKind), Count>,
+    /// Per gateway of this node and direction.
+    pub translated: BTreeMap<(ObjectName, Direction), Count>,
+    /// Per gateway of this node and reason.
+    pub gateway_drops: BTreeMap<(ObjectName, DropReason), Count>,
+    /// Answers sent, per kind.
+    pub answers: BTreeMap<Answer, u64>,
 }
 
 /// Reasons that belong to no policy: exported from zero on, so that a first drop shows as an increase.
@@ -91,9 +109,12 @@ const NOBODYS_REASONS: [DropReason; 5] = [
 ];
 /// Reasons that every policy exports from zero on.
 const POLICYS_REASONS: [DropReason; 2] = [DropReason::PolicyMissing, DropReason::NoGateway];
-/// Kinds of pass that every policy exports from zero on.
-const PASSES: [PassKind; 2] = [PassKind::Local, PassKind::Unmatched];
-
+/// Reasons that every gateway of this node exports from zero on.
+const GATEWAYS_REASONS: [DropReason; 3] = [
+    DropReason::NatExhausted,
+    DropReason::SourceQuota,
+    DropReason::NatNoState,
+];
 /// The only reader of the kernel's counters.
 pub struct Counters {
     source: Arc<dyn CounterSource>,
@@ -111,7 +132,7 @@ impl Counters {
     #[must_use]
     pub fn taking_over(source: Arc<dyn CounterSource>, names: &Names) -> Self {
         let mut totals = Totals::default();
-        totals.name(names, Some(Count::default()));
+        totals.name(names, true);
         Self {
             source,
             totals: Mutex::new(totals),
@@ -134,7 +155,7 @@ impl Counters {
         if let Ok(reading) = &before {
             totals.add(reading);
         }
-        totals.name(names, None);
+        totals.name(names, false);
         before.context("reading the counters before a change")?;
         let reading = self.source.read(&totals.numbers());
         totals.add(&reading.context("reading the counters that a change takes into use")?);
@@ -173,99 +194,152 @@ impl Counters {
 #[derive(Debug, Default)]
 struct Totals {
     series: Series,
-    members: BTreeMap<u32, Live<MemberLabel>>,
-    policies: BTreeMap<u32, Policy>,
+    members: BTreeMap<u32, Live<MemberLabel, ()>>,
+    policies: BTreeMap<u32, Live<String, OfPolicy>>,
+    gateways: BTreeMap<u32, Live<ObjectName, OfGateway>>,
+}
+
+/// The counters that a policy's number stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum OfPolicy {
+    Dropped(DropReason),
+    Passed(PassKind),
+}
+
+/// The counters that a gateway's number stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum OfGateway {
+    Dropped(DropReason),
+    Translated(Direction),
 }
 
 /// A number in use.
 #[derive(Debug)]
-struct Live<L> {
+struct Live<L, K> {
     label: L,
-    /// What it said last; nothing is known before the first reading.
-    last: Option<Count>,
-}
-
-/// A policy's number in use, which stands for several counters.
-#[derive(Debug)]
-struct Policy {
-    label: String,
-    drops: BTreeMap<DropReason, Count>,
-    passes: BTreeMap<PassKind, Count>,
+    /// What each of its counters said last.
+    last: BTreeMap<K, Count>,
     /// Whether counters that were never read start from zero, and not from their first reading.
     from_zero: bool,
-    read: bool,
+}
+
+impl<L, K: Ord> Live<L, K> {
+    fn new(label: L, from_zero: bool) -> Self {
+        Self {
+            label,
+            last: BTreeMap::new(),
+            from_zero,
+        }
+    }
+
+    /// What a counter gained since the reading before.
+    fn gained(&mut self, counter: K, now: Count) -> Count {
+        let start = self.from_zero.then(Count::default);
+        gain(self.last.insert(counter, now).or(start), now)
+    }
 }
 
 impl Totals {
-    /// Names numbers. Those that are new start from `start`, or where that is nothing from their first reading.
-    fn name(&mut self, names: &Names, start: Option<Count>) {
+    /// Names numbers. Those that are new start from zero, or else from their first reading.
+    fn name(&mut self, names: &Names, from_zero: bool) {
         for (label, id) in &names.members {
             self.series.members.entry(label.clone()).or_default();
-            let live = self.members.entry(*id).or_insert_with(|| Live {
-                label: label.clone(),
-                last: start,
-            });
+            let live = self
+                .members
+                .entry(*id)
+                .or_insert_with(|| Live::new(label.clone(), from_zero));
             live.label.clone_from(label);
         }
         for (label, id) in with_nobody(names) {
-            let policy = self.policies.entry(id).or_insert_with(|| Policy {
-                label: label.to_owned(),
-                drops: BTreeMap::new(),
-                passes: BTreeMap::new(),
-                from_zero: start.is_some(),
-                read: false,
-            });
-            label.clone_into(&mut policy.label);
-            let reasons: &[DropReason] = if id == NO_POLICY {
-                &NOBODYS_REASONS
-            } else {
-                &POLICYS_REASONS
-            };
-            for reason in reasons {
-                let key = (label.to_owned(), *reason);
-                self.series.drops.entry(key).or_default();
+            let live = self
+                .policies
+                .entry(id)
+                .or_insert_with(|| Live::new(label.to_owned(), from_zero));
+            label.clone_into(&mut live.label);
+            self.export_policy(label, id);
+        }
+        for (label, id) in &names.gateways {
+            let live = self
+                .gateways
+                .entry(*id)
+                .or_insert_with(|| Live::new(label.clone(), from_zero));
+            live.label.clone_from(label);
+            self.export_gateway(label);
+        }
+    }
+
+    /// Shows from zero on what is worth an alert.
+    fn export_policy(&mut self, label: &str, id: u32) {
+        let reasons: &[DropReason] = if id == NO_POLICY {
+            &NOBODYS_REASONS
+        } else {
+            &POLICYS_REASONS
+        };
+        for reason in reasons {
+            let key = (label.to_owned(), *reason);
+            self.series.drops.entry(key).or_default();
+        }
+        if id != NO_POLICY {
+            for &kind in PassKind::ALL {
+                let key = (label.to_owned(), kind);
+                self.series.passes.entry(key).or_default();
             }
-            if id != NO_POLICY {
-                for kind in PASSES {
-                    let key = (label.to_owned(), kind);
-                    self.series.passes.entry(key).or_default();
-                }
-            }
+        }
+    }
+
+    fn export_gateway(&mut self, label: &ObjectName) {
+        for reason in GATEWAYS_REASONS {
+            let key = (label.clone(), reason);
+            self.series.gateway_drops.entry(key).or_default();
+        }
+        for &direction in Direction::ALL {
+            let key = (label.clone(), direction);
+            self.series.translated.entry(key).or_default();
         }
     }
 
     /// Adds what the numbers gained since the reading before.
     fn add(&mut self, reading: &Reading) {
+        let series = &mut self.series;
         for (id, now) in &reading.members {
             if let Some(live) = self.members.get_mut(id) {
-                let gained = gain(live.last.replace(*now), *now);
-                grow(&mut self.series.members, &live.label, gained);
+                let gained = live.gained((), *now);
+                grow(&mut series.members, live.label.clone(), gained);
             }
         }
         for (id, reason, now) in &reading.drops {
-            if let Some(policy) = self.policies.get_mut(id) {
-                let gained = gain(policy.last_drop(*reason), *now);
-                policy.drops.insert(*reason, *now);
-                // Most of the pairs are zero for ever, and no series.
-                if gained != Count::default() {
-                    let key = (policy.label.clone(), *reason);
-                    grow(&mut self.series.drops, &key, gained);
-                }
+            if let Some(live) = self.policies.get_mut(id) {
+                let gained = live.gained(OfPolicy::Dropped(*reason), *now);
+                grow(&mut series.drops, (live.label.clone(), *reason), gained);
             }
         }
         for (id, kind, now) in &reading.passes {
-            if let Some(policy) = self.policies.get_mut(id) {
-                let gained = gain(policy.last_pass(*kind), *now);
-                policy.passes.insert(*kind, *now);
-                if gained != Count::default() {
-                    let key = (policy.label.clone(), *kind);
-                    grow(&mut self.series.passes, &key, gained);
-                }
+            if let Some(live) = self.policies.get_mut(id) {
+                let gained = live.gained(OfPolicy::Passed(*kind), *now);
+                grow(&mut series.passes, (live.label.clone(), *kind), gained);
             }
         }
-        // A source may leave out pairs that are zero, so all of them were read now.
-        for policy in self.policies.values_mut() {
-            policy.read = true;
+        for (id, direction, now) in &reading.translated {
+            if let Some(live) = self.gateways.get_mut(id) {
+                let gained = live.gained(OfGateway::Translated(*direction), *now);
+                let key = (live.label.clone(), *direction);
+                grow(&mut series.translated, key, gained);
+            }
+        }
+        for (id, reason, now) in &reading.gateway_drops {
+            if let Some(live) = self.gateways.get_mut(id) {
+                let gained = live.gained(OfGateway::Dropped(*reason), *now);
+                let key = (live.label.clone(), *reason);
+                grow(&mut series.gateway_drops, key, gained);
+            }
+        }
+        series.answers.extend(reading.answers.iter().copied());
+        // A source may leave out counters that are zero, so all of them were read now.
+        for live in self.policies.values_mut() {
+            live.from_zero = true;
+        }
+        for live in self.gateways.values_mut() {
+            live.from_zero = true;
         }
     }
 
@@ -276,18 +350,18 @@ impl Totals {
         self.members.retain(|id, _| members.contains_key(id));
         let policies: BTreeMap<u32, &str> = with_nobody(names).map(|(l, id)| (id, l)).collect();
         self.policies.retain(|id, _| policies.contains_key(id));
+        let gateways: BTreeSet<u32> = names.gateways.values().copied().collect();
+        self.gateways.retain(|id, _| gateways.contains(id));
 
-        let known = |policy: &str| policy.is_empty() || names.policies.contains_key(policy);
+        let policy = |policy: &str| policy.is_empty() || names.policies.contains_key(policy);
+        let gateway = |gateway: &ObjectName| names.gateways.contains_key(gateway);
         let labels: BTreeSet<&MemberLabel> = members.values().copied().collect();
-        self.series
-            .members
-            .retain(|label, count| *count != Count::default() || labels.contains(label));
-        self.series
-            .drops
-            .retain(|(policy, _), count| *count != Count::default() || known(policy));
-        self.series
-            .passes
-            .retain(|(policy, _), count| *count != Count::default() || known(policy));
+        let series = &mut self.series;
+        keep(&mut series.members, |label| labels.contains(label));
+        keep(&mut series.drops, |(label, _)| policy(label));
+        keep(&mut series.passes, |(label, _)| policy(label));
+        keep(&mut series.translated, |(label, _)| gateway(label));
+        keep(&mut series.gateway_drops, |(label, _)| gateway(label));
     }
 
     /// Every number in use.
@@ -295,21 +369,8 @@ impl Totals {
         Numbers {
             members: self.members.keys().copied().collect(),
             policies: self.policies.keys().copied().collect(),
+            gateways: self.gateways.keys().copied().collect(),
         }
-    }
-}
-
-impl Policy {
-    fn last_drop(&self, reason: DropReason) -> Option<Count> {
-        self.drops.get(&reason).copied().or(self.start())
-    }
-
-    fn last_pass(&self, kind: PassKind) -> Option<Count> {
-        self.passes.get(&kind).copied().or(self.start())
-    }
-
-    fn start(&self) -> Option<Count> {
-        (self.from_zero || self.read).then(Count::default)
     }
 }
 
@@ -334,10 +395,19 @@ fn gain(last: Option<Count>, now: Count) -> Count {
     }
 }
 
-fn grow<K: Ord + Clone>(series: &mut BTreeMap<K, Count>, key: &K, gained: Count) {
-    let total = series.entry(key.clone()).or_default();
+/// Adds to a series. Most counters are zero for ever, and no series unless they are exported from zero on.
+fn grow<K: Ord>(series: &mut BTreeMap<K, Count>, key: K, gained: Count) {
+    if gained == Count::default() {
+        return;
+    }
+    let total = series.entry(key).or_default();
     total.packets = total.packets.saturating_add(gained.packets);
     total.bytes = total.bytes.saturating_add(gained.bytes);
+}
+
+/// Keeps the series that are known or have counted anything.
+fn keep<K: Ord>(series: &mut BTreeMap<K, Count>, known: impl Fn(&K) -> bool) {
+    series.retain(|key, count| *count != Count::default() || known(key));
 }
 
 #[cfg(test)]

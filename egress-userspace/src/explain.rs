@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use egress_common::{Addr, DropReason, keys::PodKey};
+use egress_common::{Addr, DropReason, Family, keys::PodKey};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -81,9 +81,15 @@ pub struct RuleLine {
 pub struct GatewayShare {
     /// Its name.
     pub gateway: ObjectName,
-    /// The on-link next hop.
-    pub next_hop: IpAddr,
-    /// The device's index.
+    /// How its packets get there.
+    pub way: WayKind,
+    /// The address that the outside sees, where a node translates.
+    pub egress: Option<IpAddr>,
+    /// The node that translates.
+    pub node: Option<String>,
+    /// Where packets are sent to: the on-link next hop, the address of the gateway's node, or the egress address.
+    pub address: IpAddr,
+    /// The index of the device that they leave by.
     pub ifindex: u32,
     /// The device.
     pub device: String,
@@ -91,6 +97,18 @@ pub struct GatewayShare {
     pub mtu: u32,
     /// Its share of the flows, from 0 to 1.
     pub share: f64,
+}
+
+/// How packets get to a gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WayKind {
+    /// To a next hop, which translates by itself.
+    NextHop,
+    /// Through the overlay to the node that translates.
+    Overlay,
+    /// Translated on this node.
+    Local,
 }
 
 /// An explanation, and whether the kernel agrees with it.
@@ -351,7 +369,7 @@ fn no_gateway(rule: &EffectiveRule, gateways: &[UsableGateway], destination: IpA
         )
     } else {
         format!(
-            "Rule {} wins, but none of its gateways has an {family} next hop.",
+            "Rule {} wins, but none of its gateways has a usable {family} next hop or egress address.",
             rule.label
         )
     }
@@ -359,23 +377,44 @@ fn no_gateway(rule: &EffectiveRule, gateways: &[UsableGateway], destination: IpA
 
 /// The gateways that have a way of the destination's family, and their shares.
 fn shares(gateways: &[UsableGateway], destination: IpAddr) -> Vec<GatewayShare> {
-    let usable: Vec<(&UsableGateway, Way)> = gateways
+    let family = match destination {
+        IpAddr::V4(_) => Family::V4,
+        IpAddr::V6(_) => Family::V6,
+    };
+    let usable: Vec<(&UsableGateway, &Way)> = gateways
         .iter()
         .filter_map(|gateway| {
-            let of_family = |w: &&Way| w.next_hop.is_ipv4() == destination.is_ipv4();
-            Some((gateway, *gateway.ways.iter().find(of_family)?))
+            let way = gateway.ways.iter().find(|way| way.family() == family)?;
+            Some((gateway, way))
         })
         .collect();
     let total: f64 = usable.iter().map(|(g, _)| f64::from(g.weight.get())).sum();
     usable
         .into_iter()
-        .map(|(gateway, way)| GatewayShare {
-            gateway: gateway.name.clone(),
-            next_hop: way.next_hop,
-            ifindex: way.ifindex,
-            device: format!("#{}", way.ifindex),
-            mtu: way.mtu,
-            share: f64::from(gateway.weight.get()) / total,
+        .map(|(gateway, way)| {
+            let (kind, egress, node, address) = match way {
+                Way::NextHop { next_hop, .. } => (WayKind::NextHop, None, None, *next_hop),
+                Way::Overlay {
+                    egress,
+                    node,
+                    address,
+                    ..
+                } => (WayKind::Overlay, Some(*egress), Some(node), *address),
+                Way::Here { egress, node, .. } => {
+                    (WayKind::Local, Some(*egress), Some(node), *egress)
+                }
+            };
+            GatewayShare {
+                gateway: gateway.name.clone(),
+                way: kind,
+                egress,
+                node: node.cloned(),
+                address,
+                ifindex: way.ifindex(),
+                device: format!("#{}", way.ifindex()),
+                mtu: way.mtu(),
+                share: f64::from(gateway.weight.get()) / total,
+            }
         })
         .collect()
 }

@@ -1,5 +1,7 @@
 //! What is valid and yet probably not meant.
 
+mod gateways;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -82,6 +84,7 @@ pub fn lint(
             Steering::Policy(_) | Steering::Invalid => {}
         }
     }
+    gateways::lint(&mut findings, model);
     findings.found
 }
 

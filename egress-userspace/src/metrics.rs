@@ -21,6 +21,7 @@ use prometheus_client::{
 
 use crate::{
     counters::{Counters, MapUse, Series},
+    nat::Statistics,
     resolve::{GatewayStatus, PodState},
     snapshot::Snapshot,
 };
@@ -71,6 +72,7 @@ impl Format {
 pub struct Metrics {
     snapshot: Arc<ArcSwap<Snapshot>>,
     counters: Arc<Counters>,
+    connections: Arc<ArcSwap<Statistics>>,
     applies: Histogram,
     scrape_errors: AtomicU64,
 }
@@ -82,8 +84,18 @@ impl Metrics {
         Self {
             snapshot,
             counters,
+            connections: Arc::default(),
             applies: Histogram::new(APPLY_BUCKETS),
             scrape_errors: AtomicU64::new(0),
+        }
+    }
+
+    /// With what the sweeper publishes of translated connections.
+    #[must_use]
+    pub fn with_connections(self, connections: Arc<ArcSwap<Statistics>>) -> Self {
+        Self {
+            connections,
+            ..self
         }
     }
 
@@ -105,6 +117,7 @@ impl Metrics {
             snapshot: self.snapshot.load_full(),
             series,
             maps,
+            connections: self.connections.load_full(),
             applies: self.applies.clone(),
             scrape_errors: self.scrape_errors.load(Ordering::Relaxed),
         }));
@@ -123,6 +136,7 @@ struct Scrape {
     snapshot: Arc<Snapshot>,
     series: Series,
     maps: Vec<MapUse>,
+    connections: Arc<Statistics>,
     applies: Histogram,
     scrape_errors: u64,
 }
@@ -131,6 +145,7 @@ impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let e = &mut encoder;
         self.traffic(e)?;
+        self.translation(e)?;
         self.node(e)?;
         self.agent(e)
     }
@@ -177,6 +192,12 @@ impl Scrape {
             "egress_unmatched",
             "that no rule matched, left to the kernel",
             || passes(PassKind::Unmatched),
+        )?;
+        counts(
+            e,
+            "egress_inbound",
+            "that answer a connection which came in to the pod, left to the kernel",
+            || passes(PassKind::Inbound),
         )
     }
 
@@ -221,7 +242,8 @@ impl Scrape {
             "Programs put back after something else removed them",
             self.snapshot.reattached,
         )?;
-        let maps = || self.maps.iter();
+        let connections = self.connection_tables();
+        let maps = || self.maps.iter().chain(&connections);
         gauges(
             e,
             "egress_map_entries",
@@ -412,6 +434,8 @@ fn to_text(open_metrics: &str) -> String {
     }
     out
 }
+
+mod translation;
 
 #[cfg(test)]
 pub(crate) mod tests;

@@ -76,6 +76,8 @@ pub struct Pod {
     pub steering: Option<Steering>,
     /// The host-side interface that `egress.fastpath/interface` names.
     pub interface: Option<String>,
+    /// The UDP ports of `egress.fastpath/inbound-udp`, in order, without repeats.
+    pub inbound_udp: Vec<u16>,
     /// The node it runs on, once scheduled.
     pub node: Option<String>,
     /// Its addresses, at most one of each family that matters to us.
@@ -181,12 +183,39 @@ pub enum Preference {
 pub struct Gateway {
     /// Its labels.
     pub labels: Labels,
-    /// Its next hops, at most one of each family.
-    pub next_hops: Vec<IpAddr>,
-    /// The interface that leads to it; none is the route's device.
+    /// The interface that leads to its next hops, or its node's uplink; none is what the routes say.
     pub interface: Option<String>,
     /// Its share among the gateways of a group.
     pub weight: NonZeroU32,
-    /// Who brings replies back.
-    pub replies: Replies,
+    /// Who translates, and where.
+    pub exit: Exit,
+}
+
+/// Where the traffic of a gateway leaves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// By hosts that translate by themselves.
+    NextHops {
+        /// At most one of each family.
+        addresses: Vec<IpAddr>,
+        /// Who brings replies back.
+        replies: Replies,
+    },
+    /// By a node, which translates to addresses that it owns.
+    Node(EgressAddresses),
+}
+
+/// Egress addresses, and the node that owns them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EgressAddresses {
+    /// The node's name.
+    pub node: String,
+    /// At most one of each family.
+    pub addresses: Vec<IpAddr>,
+    /// Whether the agent puts them on the interface and announces them.
+    pub assign: bool,
+    /// Whether what belongs to no connection goes to the kernel.
+    pub allow_local_services: bool,
+    /// The first and the last port that connections may be given; none is all that the node allows.
+    pub ports: Option<(u16, u16)>,
 }

@@ -1,11 +1,14 @@
 //! Settings of the agent: flags over the configuration file over defaults.
 
+mod nat;
+mod overlay;
+
 use std::{
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use clap::Args;
 use egress_common::{cells::MAX_SEGMENTS, maps::capacity};
 use ipnet::IpNet;
@@ -13,8 +16,14 @@ use serde::Deserialize;
 
 use crate::{
     kernel::{AttachMode, Capacities, LoadOptions, Paths},
-    resolve,
+    resolve::{self, PodGateways},
+    resources::interface_fault,
     state::Limits,
+};
+
+pub use self::{
+    nat::{NatOptions, NatTimeout, PortRange},
+    overlay::{OVERLAY_DEVICE, OVERLAY_PORT, OVERLAY_VNI, OverlayOptions},
 };
 
 /// Where the agent pins by default.
@@ -116,6 +125,45 @@ pub struct Flags {
     /// Datagrams whose fragments are remembered [default: 8192]
     #[arg(long, value_name = "N")]
     pub max_fragments: Option<u32>,
+    /// Flows that stay on their gateway; the least recently used make room [default: 65536]
+    #[arg(long, value_name = "N")]
+    pub max_flows: Option<u32>,
+    /// Connections that came in to pods; the least recently used make room [default: 65536]
+    #[arg(long, value_name = "N")]
+    pub max_inbound: Option<u32>,
+    /// Interface that leads to the outside; may be given several times [default: the devices of the default routes]
+    #[arg(long, value_name = "IFACE", num_args = 1..)]
+    pub uplink: Vec<String>,
+    /// What a gateway pod is: the holder of an egress address, or a next hop that translates by itself
+    /// [default: translate]
+    #[arg(long, value_name = "MEANING")]
+    pub pod_gateways: Option<PodGateways>,
+    /// File with the key that the nodes share, or two during a rotation, one a line; without it there is no overlay,
+    /// and gateways on other nodes are down
+    #[arg(long, value_name = "FILE")]
+    pub overlay_key_file: Option<PathBuf>,
+    /// Name of the overlay's VXLAN device, which the agent makes [default: egress.vxlan]
+    #[arg(long, value_name = "IFACE")]
+    pub overlay_device: Option<String>,
+    /// UDP port of the overlay, the same on every node [default: 4790]
+    #[arg(long, value_name = "PORT")]
+    pub overlay_port: Option<u16>,
+    /// VXLAN network identifier of the overlay, the same on every node [default: 4097]
+    #[arg(long, value_name = "N")]
+    pub overlay_vni: Option<u32>,
+    /// Most translated connections [default: 262144]
+    #[arg(long, value_name = "N")]
+    pub nat_connections: Option<u32>,
+    /// Most translated connections of one source address [default: a sixteenth of --nat-connections]
+    #[arg(long, value_name = "N")]
+    pub nat_source_quota: Option<u32>,
+    /// Ports that translated connections may be given; narrows every gateway's own range [default: 1024-65535]
+    #[arg(long, value_name = "FIRST-LAST")]
+    pub nat_port_range: Option<PortRange>,
+    /// Seconds without a packet after which a translated connection in that state ends, such as udp-stream=180; may
+    /// be given several times [default: as Linux conntrack has them]
+    #[arg(long, value_name = "STATE=SECONDS", num_args = 1..)]
+    pub nat_timeout: Vec<NatTimeout>,
     /// Let the programs log each packet that they drop: for debugging, not for production
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub debug_log: Option<bool>,
@@ -136,6 +184,12 @@ pub struct Settings {
     pub limits: Limits,
     /// How to load.
     pub load: LoadOptions,
+    /// The interfaces that lead to the outside; none are the devices of the default routes.
+    pub uplinks: Vec<String>,
+    /// The overlay between nodes; without a key there is none.
+    pub overlay: Option<OverlayOptions>,
+    /// Source NAT on this node.
+    pub nat: NatOptions,
 }
 
 impl Flags {
@@ -146,16 +200,11 @@ impl Flags {
     }
 
     fn over(self, config: Self) -> Self {
-        let or = |flags: Vec<PathBuf>, config| if flags.is_empty() { config } else { flags };
         Self {
-            resources: or(self.resources, config.resources),
+            resources: either(self.resources, config.resources),
             node: self.node.or(config.node),
             metrics_listen: self.metrics_listen.or(config.metrics_listen),
-            local_cidr: if self.local_cidr.is_empty() {
-                config.local_cidr
-            } else {
-                self.local_cidr
-            },
+            local_cidr: either(self.local_cidr, config.local_cidr),
             pin_dir: self.pin_dir.or(config.pin_dir),
             state_dir: self.state_dir.or(config.state_dir),
             per_pod_policies: self.per_pod_policies.or(config.per_pod_policies),
@@ -168,6 +217,18 @@ impl Flags {
             max_policies: self.max_policies.or(config.max_policies),
             max_replies: self.max_replies.or(config.max_replies),
             max_fragments: self.max_fragments.or(config.max_fragments),
+            max_flows: self.max_flows.or(config.max_flows),
+            max_inbound: self.max_inbound.or(config.max_inbound),
+            uplink: either(self.uplink, config.uplink),
+            pod_gateways: self.pod_gateways.or(config.pod_gateways),
+            overlay_key_file: self.overlay_key_file.or(config.overlay_key_file),
+            overlay_device: self.overlay_device.or(config.overlay_device),
+            overlay_port: self.overlay_port.or(config.overlay_port),
+            overlay_vni: self.overlay_vni.or(config.overlay_vni),
+            nat_connections: self.nat_connections.or(config.nat_connections),
+            nat_source_quota: self.nat_source_quota.or(config.nat_source_quota),
+            nat_port_range: self.nat_port_range.or(config.nat_port_range),
+            nat_timeout: either(self.nat_timeout, config.nat_timeout),
             debug_log: self.debug_log.or(config.debug_log),
         }
     }
@@ -175,6 +236,13 @@ impl Flags {
     fn check(self) -> anyhow::Result<Settings> {
         if self.resources.is_empty() {
             bail!("no resources: name files or directories with --resources PATH, or in --config");
+        }
+        let overlay = self.overlay()?;
+        let nat = self.nat()?;
+        for name in &self.uplink {
+            if let Some(fault) = interface_fault(name) {
+                bail!("--uplink: {name:?} {fault}");
+            }
         }
         let places = Places {
             pin_dir: self.pin_dir,
@@ -197,6 +265,9 @@ impl Flags {
             policies: self.max_policies.unwrap_or(capacity::POLICIES),
             replies: self.max_replies.unwrap_or(capacity::REPLIES),
             fragments: self.max_fragments.unwrap_or(capacity::FRAGMENTS),
+            nat_connections: nat.connections,
+            inbound: at_least_one("--max-inbound", self.max_inbound, capacity::INBOUND)?,
+            flows: at_least_one("--max-flows", self.max_flows, capacity::FLOWS)?,
         };
         let node_name = match self.node {
             Some(name) => name,
@@ -215,6 +286,12 @@ impl Flags {
                 node_name,
                 local_cidrs: self.local_cidr,
                 per_pod_policies: self.per_pod_policies.unwrap_or(true),
+                pod_gateways: self.pod_gateways.unwrap_or_default(),
+                uplinks: self.uplink.clone(),
+                overlay: None,
+                nat_ports: nat.ports,
+                // What the kernel says of them may change; whoever resolves asks it.
+                local_ports: resolve::LOCAL_PORTS,
             },
             limits: Limits {
                 matrix_memory,
@@ -230,8 +307,23 @@ impl Flags {
                 attach_mode: self.attach_mode,
                 debug_log: self.debug_log.unwrap_or(false),
             },
+            uplinks: self.uplink,
+            overlay,
+            nat,
         })
     }
+}
+
+/// What a flag says, or else its default; zero is refused.
+fn at_least_one(flag: &str, value: Option<u32>, default: u32) -> anyhow::Result<u32> {
+    let value = value.unwrap_or(default);
+    ensure!(value > 0, "{flag} is 0: there must be room for one");
+    Ok(value)
+}
+
+/// What the flags say, or else what the file says.
+fn either<T>(flags: Vec<T>, config: Vec<T>) -> Vec<T> {
+    if flags.is_empty() { config } else { flags }
 }
 
 fn read(path: &Path) -> anyhow::Result<Flags> {
@@ -242,63 +334,4 @@ fn read(path: &Path) -> anyhow::Result<Flags> {
 }
 
 #[cfg(test)]
-mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test may fail loudly")]
-
-    use std::io::Write;
-
-    use super::*;
-
-    fn config(text: &str) -> tempfile::NamedTempFile {
-        let mut file = tempfile::NamedTempFile::new().unwrap();
-        file.write_all(text.as_bytes()).unwrap();
-        file
-    }
-
-    #[test]
-    fn flags_win_over_the_file() {
-        let file = config("resources: [/a]\nnode: file\nmax-pods: 7\nlocal-cidr: [10.0.0.0/8]\n");
-        let flags = Flags {
-            node: Some("flag".to_owned()),
-            ..Flags::default()
-        };
-        let settings = flags.settings(Some(file.path())).unwrap();
-        assert_eq!(settings.resolve.node_name, "flag");
-        assert_eq!(settings.resources, [PathBuf::from("/a")]);
-        assert_eq!(
-            (settings.limits.pods, settings.load.capacities.pods),
-            (7, 7)
-        );
-        assert_eq!(
-            settings.resolve.local_cidrs,
-            ["10.0.0.0/8".parse().unwrap()]
-        );
-    }
-
-    #[test]
-    fn an_unknown_key_is_refused_with_its_place() {
-        let file = config("resources: [/a]\nnodes: x\n");
-        let error = format!(
-            "{:#}",
-            Flags::default().settings(Some(file.path())).unwrap_err()
-        );
-        assert!(
-            error.contains("nodes") && error.contains("line 2"),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn each_pin_directory_has_its_state_directory() {
-        let places = Places {
-            pin_dir: Some("/sys/fs/bpf/a/b".into()),
-            state_dir: None,
-        };
-        assert_eq!(places.state_dir(), Path::new("/run/egress/sys-fs-bpf-a-b"));
-    }
-
-    #[test]
-    fn no_resources_is_an_error() {
-        assert!(Flags::default().settings(None).is_err());
-    }
-}
+mod tests;

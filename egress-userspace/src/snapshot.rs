@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -45,6 +46,31 @@ pub struct Snapshot {
     pub programs: Vec<AttachedProgram>,
     /// Times that something else removed a program or its qdisc, and it was put back.
     pub reattached: u64,
+    /// What would make other nodes drop frames of the overlay from here, one sentence each.
+    pub unreachable: BTreeSet<String>,
+    /// The egress addresses that this node owns.
+    pub egress: Vec<OwnedAddress>,
+    /// Times that something else took an egress address off its interface, and it was put back.
+    pub addresses_restored: u64,
+}
+
+/// An egress address that this node owns.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnedAddress {
+    /// The address.
+    pub address: IpAddr,
+    /// The namespace of its gateway.
+    pub namespace: String,
+    /// Its gateway.
+    pub gateway: String,
+    /// The uplink.
+    pub interface: String,
+    /// The first and the last port that connections may be given.
+    pub ports: (u16, u16),
+    /// Who sees to it that the address is here: "agent", "routing", "node" or "pod".
+    pub holder: String,
+    /// Whether it is on the uplink, if the agent is to put it there.
+    pub in_place: bool,
 }
 
 /// An object whose newest version is refused.
@@ -116,7 +142,10 @@ impl Snapshot {
             .filter(|p| !p.attached)
             .map(|p| format!("{} on {}", p.program, p.interface))
             .collect();
-        (!missing.is_empty()).then(|| format!("not attached: {}", missing.join(", ")))
+        if !missing.is_empty() {
+            return Some(format!("not attached: {}", missing.join(", ")));
+        }
+        self.unreachable.first().cloned()
     }
 }
 
@@ -154,6 +183,18 @@ mod tests {
         assert_eq!(
             snapshot.not_ready_because().as_deref(),
             Some("not attached: egress_from_pod on veth0")
+        );
+    }
+
+    #[test]
+    fn frames_that_other_nodes_would_drop_are_a_reason() {
+        let mut snapshot = applied(None);
+        snapshot
+            .unreachable
+            .insert("frames leave from x".to_owned());
+        assert_eq!(
+            snapshot.not_ready_because().as_deref(),
+            Some("frames leave from x")
         );
     }
 

@@ -3,14 +3,18 @@
 use std::{collections::BTreeMap, net::IpAddr, num::NonZeroU32, sync::Arc};
 
 use egress_common::{
-    DropReason,
+    Addr, DropReason, Family,
     cells::CELLS_PER_LINE,
+    gateway::GatewayId,
     keys::PodKey,
     maps::capacity,
+    overlay::Tag,
     verdict::{Member, PodState, Replies, Verdict},
 };
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+
+use crate::model::ObjectName;
 
 /// What the maps should say, without a single number that the kernel would see.
 ///
@@ -25,6 +29,70 @@ pub struct DesiredState {
     pub rows: Vec<Vec<u16>>,
     /// Every distinct prefix of every policy and of the cluster, sorted.
     pub prefixes: Vec<IpNet>,
+    /// Egress addresses and other nodes.
+    pub translation: Translation,
+    /// UDP ports on which connections may come in, of the pods that name any; in order, without repeats.
+    pub udp_ports: BTreeMap<PodKey, Vec<u16>>,
+}
+
+/// What a gateway node needs to know: nothing of pods or policies.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Translation {
+    /// The egress addresses that this node owns.
+    pub addresses: BTreeMap<IpAddr, EgressAddress>,
+    /// The other nodes, by name.
+    pub nodes: BTreeMap<String, OtherNode>,
+    /// The node's own addresses for the ICMP messages that it sends, at most one of each family.
+    pub own: Vec<IpAddr>,
+}
+
+/// An egress address that this node owns.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EgressAddress {
+    /// The gateway.
+    pub gateway: ObjectName,
+    /// Its number on every node.
+    pub id: GatewayId,
+    /// The uplink.
+    pub ifindex: u32,
+    /// The uplink's name.
+    pub interface: String,
+    /// Largest IP packet in bytes that the uplink takes.
+    pub mtu: u32,
+    /// The first and the last port that connections may be given.
+    pub ports: (u16, u16),
+    /// Whose the address is.
+    pub holder: Holder,
+    /// Whether what belongs to no connection goes to the kernel.
+    pub allow_local_services: bool,
+}
+
+/// Whose an egress address is on its node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holder {
+    /// The agent puts it on the uplink, and takes it off again.
+    Agent,
+    /// Routing brings it here; nobody need hold it.
+    Routing,
+    /// The node has it anyway: ports outside the range are the kernel's.
+    Node,
+    /// A gateway pod.
+    Pod,
+}
+
+/// Another node as the overlay knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OtherNode {
+    /// All its addresses: frames come from one of them.
+    pub addresses: Vec<IpAddr>,
+    /// Where frames for it are sent to.
+    pub address: IpAddr,
+    /// Largest IP packet in bytes that fits a frame to it.
+    pub mtu: u32,
+    /// The tag of frames to it.
+    pub send: Tag,
+    /// The tags that its frames may have; zero is none.
+    pub accept: [Tag; 2],
 }
 
 /// What a pod is told: a policy's name, its row, and the verdicts that the row's numbers mean.
@@ -47,25 +115,159 @@ pub enum VerdictSpec {
     Local,
     /// Dropped.
     Drop(DropReason),
-    /// Through one of these members: at least one, sorted by label.
+    /// Through one of these members: at least one, in ascending order of their gateways' ids.
     Gateways(Vec<MemberSpec>),
 }
 
 /// A member, by name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct MemberSpec {
+    /// The gateway's number on every node; the datapath searches a group by it.
+    pub gateway: GatewayId,
     /// What its counters are called.
     pub label: MemberLabel,
     /// Its share of the group.
     pub weight: NonZeroU32,
-    /// The device that leads to it.
-    pub ifindex: u32,
+    /// How packets reach it.
+    pub way: Way,
+}
+
+impl MemberSpec {
+    /// The map value, counted at this index.
+    #[must_use]
+    pub fn value(&self, counter: u32) -> Member {
+        let id = self.gateway;
+        match &self.way {
+            Way::NextHop {
+                next_hop,
+                ifindex,
+                mtu,
+                replies,
+            } => {
+                let next_hop = Addr::from(*next_hop);
+                Member::next_hop(counter, id, *ifindex, *mtu, next_hop, *replies)
+            }
+            Way::Overlay {
+                address,
+                ifindex,
+                mtu,
+                tag,
+                ..
+            } => Member::overlay(counter, id, *ifindex, *mtu, Addr::from(*address), *tag),
+            Way::Here { egress, mtu, .. } => Member::here(counter, id, *mtu, Addr::from(*egress)),
+        }
+    }
+}
+
+/// How packets of one family reach a gateway from this node.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Way {
+    /// To an on-link next hop, which translates by itself.
+    NextHop {
+        /// The next hop.
+        next_hop: IpAddr,
+        /// The device that leads to it.
+        ifindex: u32,
+        /// Largest IP packet in bytes.
+        mtu: u32,
+        /// Who brings replies back.
+        replies: Replies,
+    },
+    /// Through the overlay to the node that owns the egress address.
+    Overlay {
+        /// The address that the outside sees.
+        egress: IpAddr,
+        /// The node that owns it.
+        node: String,
+        /// That node's address, of either family.
+        address: IpAddr,
+        /// The overlay device.
+        ifindex: u32,
+        /// Largest IP packet in bytes that fits a frame to that node.
+        mtu: u32,
+        /// The tag of frames to it.
+        tag: Tag,
+    },
+    /// Translated on this node, which owns the egress address.
+    Here {
+        /// The address that the outside sees.
+        egress: IpAddr,
+        /// This node.
+        node: String,
+        /// The uplink.
+        ifindex: u32,
+        /// Largest IP packet in bytes that the uplink takes.
+        mtu: u32,
+    },
+}
+
+impl Way {
+    /// The family of the packets that take it: that of the next hop or of the egress address.
+    #[must_use]
+    pub const fn family(&self) -> Family {
+        match self {
+            Self::NextHop {
+                next_hop: address, ..
+            }
+            | Self::Overlay {
+                egress: address, ..
+            }
+            | Self::Here {
+                egress: address, ..
+            } => match address {
+                IpAddr::V4(_) => Family::V4,
+                IpAddr::V6(_) => Family::V6,
+            },
+        }
+    }
+
+    /// The device that packets leave by.
+    #[must_use]
+    pub const fn ifindex(&self) -> u32 {
+        match self {
+            Self::NextHop { ifindex, .. }
+            | Self::Overlay { ifindex, .. }
+            | Self::Here { ifindex, .. } => *ifindex,
+        }
+    }
+
     /// Largest IP packet in bytes.
-    pub mtu: u32,
-    /// The on-link next hop.
-    pub next_hop: IpAddr,
-    /// Who brings replies back.
-    pub replies: Replies,
+    #[must_use]
+    pub const fn mtu(&self) -> u32 {
+        match self {
+            Self::NextHop { mtu, .. } | Self::Overlay { mtu, .. } | Self::Here { mtu, .. } => *mtu,
+        }
+    }
+
+    /// The device whose incoming packets are replies that we have to deliver from a next hop.
+    #[must_use]
+    pub const fn replies_from(&self) -> Option<u32> {
+        match self {
+            Self::NextHop {
+                ifindex,
+                replies: Replies::Recorded,
+                ..
+            } => Some(*ifindex),
+            Self::NextHop { .. } | Self::Overlay { .. } | Self::Here { .. } => None,
+        }
+    }
+
+    /// The way in a few words, with the name of its device.
+    #[must_use]
+    pub fn phrase(&self, device: &str) -> String {
+        match self {
+            Self::NextHop { next_hop, .. } => format!("{next_hop} on {device}"),
+            Self::Overlay {
+                egress,
+                node,
+                address,
+                ..
+            } => format!("{egress} on node {node}, through the overlay to {address} by {device}"),
+            Self::Here { egress, node, .. } => {
+                format!("{egress} on this node, {node}, out of {device}")
+            }
+        }
+    }
 }
 
 /// The labels of a member's counters. A gateway's two families share one.
@@ -175,4 +377,34 @@ pub struct Names {
     pub policies: BTreeMap<String, u32>,
     /// Member → index into the member counters.
     pub members: Vec<(MemberLabel, u32)>,
+    /// Gateway of this node → index into the gateway counters.
+    #[serde(default, with = "pairs")]
+    pub gateways: BTreeMap<ObjectName, u32>,
+    /// Another node → index into `NODE_STATE`; 0 is nobody's.
+    #[serde(default)]
+    pub nodes: BTreeMap<String, u32>,
+}
+
+/// A map as a list of pairs: JSON's keys are strings.
+mod pairs {
+    use std::collections::BTreeMap;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use crate::model::ObjectName;
+
+    pub(super) fn serialize<S: Serializer>(
+        map: &BTreeMap<ObjectName, u32>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        let pairs: Vec<(&ObjectName, &u32)> = map.iter().collect();
+        pairs.serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<BTreeMap<ObjectName, u32>, D::Error> {
+        let pairs: Vec<(ObjectName, u32)> = Vec::deserialize(deserializer)?;
+        Ok(pairs.into_iter().collect())
+    }
 }

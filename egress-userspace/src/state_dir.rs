@@ -1,14 +1,18 @@
-//! What must outlive the agent beside the kernel: the names of counters, and a lock.
+//! What must outlive the agent beside the kernel: the names of counters, the addresses that it has put on
+//! interfaces, and a lock.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     io::{self, Write},
+    net::IpAddr,
     os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, bail, ensure};
 use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::state::Names;
 
@@ -54,15 +58,21 @@ impl StateDir {
 
     /// Keeps names; when this returns they survive a crash.
     pub fn keep_names(&self, names: &Names) -> anyhow::Result<()> {
-        let path = names_file(&self.path);
-        let new = new_names_file(&self.path);
-        let write = || -> io::Result<()> {
-            let mut file = File::create(&new)?;
-            file.write_all(&serde_json::to_vec(names)?)?;
-            file.sync_all()?;
-            fs::rename(&new, &path)
-        };
-        write().with_context(|| format!("cannot write {}", path.display()))
+        keep(names, &names_file(&self.path), &new_names_file(&self.path))
+    }
+
+    /// The book of addresses that agents have put on interfaces.
+    #[must_use]
+    pub fn address_book(&self) -> AddressBook {
+        AddressBook {
+            directory: self.path.clone(),
+        }
+    }
+
+    /// Where an agent writes down which overlay device it has made.
+    #[must_use]
+    pub fn overlay_file(&self) -> PathBuf {
+        self.path.join("overlay.json")
     }
 
     /// Removes what an agent leaves there, and the directory unless it has other files.
@@ -73,6 +83,10 @@ impl StateDir {
         for file in [
             names_file(&self.path),
             new_names_file(&self.path),
+            self.overlay_file(),
+            self.overlay_file().with_extension("new"),
+            addresses_file(&self.path),
+            new_addresses_file(&self.path),
             lock_file(&self.path),
         ] {
             remove_own_file(&file)?;
@@ -83,11 +97,93 @@ impl StateDir {
 
 /// Reads the names kept in a state directory, without its lock.
 pub fn read_names(directory: &Path) -> anyhow::Result<Names> {
-    let path = names_file(directory);
-    match fs::read(&path) {
+    read(&names_file(directory))
+}
+
+/// Reads the egress addresses that are written down in a state directory, without its lock.
+pub fn read_assigned(directory: &Path) -> anyhow::Result<BTreeSet<IpAddr>> {
+    let book = AddressBook {
+        directory: directory.to_owned(),
+    };
+    Ok(book.read()?.into_iter().map(|a| a.address).collect())
+}
+
+/// An address that an agent has put on an interface, or was about to.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Assigned {
+    /// The address.
+    pub address: IpAddr,
+    /// The interface.
+    pub ifindex: u32,
+    /// Its name: an index may be given out again.
+    pub interface: String,
+}
+
+/// What agents have put on interfaces and not taken off again. Whoever has it holds the lock of its directory.
+#[derive(Clone, Debug)]
+pub struct AddressBook {
+    directory: PathBuf,
+}
+
+/// The file of the book.
+#[derive(Default, Serialize, Deserialize)]
+struct Page {
+    /// Addresses do not outlive the kernel that they were given to.
+    boot: String,
+    addresses: BTreeSet<Assigned>,
+}
+
+impl AddressBook {
+    /// What is written in it, of this boot.
+    ///
+    /// # Errors
+    /// The file cannot be read or understood.
+    pub fn read(&self) -> anyhow::Result<BTreeSet<Assigned>> {
+        let page: Page = read(&addresses_file(&self.directory))?;
+        if page.boot == boot()? {
+            Ok(page.addresses)
+        } else {
+            Ok(BTreeSet::new())
+        }
+    }
+
+    /// Writes it anew; when this returns it survives a crash.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn keep(&self, addresses: &BTreeSet<Assigned>) -> anyhow::Result<()> {
+        let page = Page {
+            boot: boot()?,
+            addresses: addresses.clone(),
+        };
+        let new = new_addresses_file(&self.directory);
+        keep(&page, &addresses_file(&self.directory), &new)
+    }
+}
+
+/// A number that the kernel draws when it starts.
+fn boot() -> anyhow::Result<String> {
+    const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+    let id = fs::read_to_string(BOOT_ID).with_context(|| format!("cannot read {BOOT_ID}"))?;
+    Ok(id.trim().to_owned())
+}
+
+fn keep(what: &impl Serialize, path: &Path, new: &Path) -> anyhow::Result<()> {
+    let write = || -> io::Result<()> {
+        let mut file = File::create(new)?;
+        file.write_all(&serde_json::to_vec(what)?)?;
+        file.sync_all()?;
+        fs::rename(new, path)
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Reads what was kept; what is not there is as good as empty.
+fn read<T: DeserializeOwned + Default>(path: &Path) -> anyhow::Result<T> {
+    match fs::read(path) {
         Ok(bytes) => serde_json::from_slice(&bytes)
             .with_context(|| format!("cannot understand {}", path.display())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Names::default()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(T::default()),
         Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
     }
 }
@@ -150,6 +246,14 @@ fn new_names_file(directory: &Path) -> PathBuf {
     directory.join("names.new")
 }
 
+fn addresses_file(directory: &Path) -> PathBuf {
+    directory.join("addresses.json")
+}
+
+fn new_addresses_file(directory: &Path) -> PathBuf {
+    directory.join("addresses.new")
+}
+
 fn lock_file(directory: &Path) -> PathBuf {
     directory.join("lock")
 }
@@ -166,7 +270,8 @@ mod tests {
         let path = directory.path().join("a/b");
         let names = Names {
             policies: [("p".to_owned(), 1)].into_iter().collect(),
-            members: vec![],
+
+            ..Names::default()
         };
         let state = StateDir::open(&path).unwrap();
         state.keep_names(&names).unwrap();
@@ -186,6 +291,7 @@ mod tests {
         let state = StateDir::open(directory.path()).unwrap();
         state.keep_names(&Names::default()).unwrap();
         fs::write(new_names_file(directory.path()), b"").unwrap();
+        state.address_book().keep(&BTreeSet::new()).unwrap();
         assert!(!state.remove().unwrap());
         assert_eq!(fs::read(&foreign).unwrap(), b"kept");
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
@@ -201,6 +307,27 @@ mod tests {
         fs::create_dir(&path).unwrap();
         let error = lock_for_one(opened, &path, &path, "--pin-dir").unwrap_err();
         assert!(error.to_string().contains("try again"), "{error:#}");
+    }
+
+    #[test]
+    fn the_book_of_addresses_is_of_this_boot() {
+        let directory = tempfile::tempdir().unwrap();
+        let book = StateDir::open(directory.path()).unwrap().address_book();
+        assert_eq!(book.read().unwrap(), BTreeSet::new());
+        let addresses = BTreeSet::from([Assigned {
+            address: [192, 0, 2, 7].into(),
+            ifindex: 3,
+            interface: "eth0".to_owned(),
+        }]);
+        book.keep(&addresses).unwrap();
+        assert_eq!(book.read().unwrap(), addresses);
+
+        let file = addresses_file(directory.path());
+        let page = fs::read_to_string(&file).unwrap();
+        fs::write(&file, page.replace(&boot().unwrap(), "another")).unwrap();
+        assert_eq!(book.read().unwrap(), BTreeSet::new());
+        fs::write(&file, b"{").unwrap();
+        assert!(book.read().is_err(), "what is ours is not known then");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::{
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -33,6 +34,7 @@ pub const HTTP: SocketAddr =
 pub struct Setup {
     binary: PathBuf,
     node: Host,
+    name: String,
     files: PathBuf,
     /// The BPF file system, or a directory in it, below which the agent pins.
     pub bpffs: PathBuf,
@@ -49,14 +51,25 @@ pub struct Setup {
 impl Setup {
     /// An agent for the scene's node that reads `resources`.
     pub fn new(scene: &Scene, resources: impl Into<PathBuf>) -> Result<Self> {
+        let local_cidrs = CLUSTER_CIDRS.map(str::to_owned).to_vec();
+        Ok(Self {
+            bpffs: scene.bpffs(),
+            local_cidrs,
+            ..Self::on(&scene.node, NODE, scene.files(), resources.into())?
+        })
+    }
+
+    /// An agent for the node called `name`, with its files and, once `bpffs` is set, its pins in directories of its own.
+    pub(crate) fn on(node: &Host, name: &str, files: PathBuf, resources: PathBuf) -> Result<Self> {
         Ok(Self {
             binary: binary()?,
-            node: scene.node.clone(),
-            files: scene.files(),
-            bpffs: scene.bpffs(),
+            node: node.clone(),
+            name: name.to_owned(),
+            bpffs: files.clone(),
+            files,
             wrapper: Vec::new(),
-            resources: vec![resources.into()],
-            local_cidrs: CLUSTER_CIDRS.map(str::to_owned).to_vec(),
+            resources: vec![resources],
+            local_cidrs: Vec::new(),
             arguments: Vec::new(),
         })
     }
@@ -118,7 +131,7 @@ impl Setup {
         };
         command
             .arg("run")
-            .args(["--node", NODE, "--metrics-listen", &HTTP.to_string()])
+            .args(["--node", &self.name, "--metrics-listen", &HTTP.to_string()])
             .arg("--pin-dir")
             .arg(self.pin_dir())
             .arg("--state-dir")
@@ -185,7 +198,12 @@ impl Agent {
 
     /// Waits until `/readyz` says so.
     pub fn wait_until_ready(&mut self) -> Result<()> {
-        wait::until("the agent is ready", || {
+        self.wait_until_ready_within(wait::PATIENCE)
+    }
+
+    /// Waits until `/readyz` says so, but not longer than `patience`.
+    pub fn wait_until_ready_within(&mut self, patience: Duration) -> Result<()> {
+        wait::until_within("the agent is ready", patience, || {
             if let Some(status) = self.child.try_wait()? {
                 // Asking on would be in vain.
                 return Ok(Err(anyhow!("the agent ended: {status}")));

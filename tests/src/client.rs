@@ -237,20 +237,23 @@ pub struct Wire {
 impl Wire {
     /// Opens an interface of a host.
     pub fn open(host: &Host, interface: &str) -> Result<Self> {
-        host.enter(|| {
-            let address = getifaddrs()?
-                .filter(|found| found.interface_name == interface)
-                .find_map(|found| found.address?.as_link_addr().copied())
-                .with_context(|| format!("there is no interface {interface}"))?;
-            let socket = socket(
-                AddressFamily::Packet,
-                SockType::Raw,
-                SockFlag::SOCK_CLOEXEC,
-                None,
-            )?;
-            nix::sys::socket::bind(socket.as_raw_fd(), &address)?;
-            Ok(Self { socket })
-        })
+        host.enter(|| Self::open_here(interface))
+    }
+
+    /// Opens an interface of the network namespace that the thread is in.
+    pub fn open_here(interface: &str) -> Result<Self> {
+        let address = getifaddrs()?
+            .filter(|found| found.interface_name == interface)
+            .find_map(|found| found.address?.as_link_addr().copied())
+            .with_context(|| format!("there is no interface {interface}"))?;
+        let socket = socket(
+            AddressFamily::Packet,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC,
+            None,
+        )?;
+        nix::sys::socket::bind(socket.as_raw_fd(), &address)?;
+        Ok(Self { socket })
     }
 
     /// Sends one frame.

@@ -2,17 +2,22 @@
 
 pub mod agent;
 pub mod client;
+pub mod cluster;
 pub mod host;
 pub mod packets;
+pub mod ping;
 pub mod resources;
 pub mod scrape;
 pub mod server;
+pub mod services;
+pub mod sniffer;
 pub mod stage;
 pub mod topology;
 pub mod wait;
 pub mod workspace;
 
 pub use agent::Agent;
+pub use cluster::{Cluster, ClusterStage};
 pub use host::Host;
 pub use stage::Stage;
 pub use topology::Scene;

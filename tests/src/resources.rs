@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 
 use crate::{
     Scene,
-    topology::{Gateway, NODE, Pod},
+    topology::{Gateway, Pod},
 };
 
 /// The directory of the repository's examples.
@@ -41,7 +41,12 @@ impl Resources {
 
     /// A directory without any.
     pub fn empty(scene: &Scene) -> Result<Self> {
-        let directory = scene.files().join("resources");
+        Self::below(&scene.files())
+    }
+
+    /// A directory without any, below another.
+    pub fn below(directory: &Path) -> Result<Self> {
+        let directory = directory.join("resources");
         fs::create_dir(&directory)?;
         Ok(Self { directory })
     }
@@ -84,10 +89,11 @@ pub fn pod(
     labels: &[(&str, &str)],
 ) -> String {
     format!(
-        "---\napiVersion: v1\nkind: Pod\nmetadata:\n  name: {}\n  namespace: {namespace}\n{}{}spec:\n  nodeName: {NODE}\nstatus:\n  phase: Running\n  podIPs: [{{ip: {}}}, {{ip: \"{}\"}}]\n  conditions: [{{type: Ready, status: \"True\"}}]\n",
+        "---\napiVersion: v1\nkind: Pod\nmetadata:\n  name: {}\n  namespace: {namespace}\n{}{}spec:\n  nodeName: {}\nstatus:\n  phase: Running\n  podIPs: [{{ip: {}}}, {{ip: \"{}\"}}]\n  conditions: [{{type: Ready, status: \"True\"}}]\n",
         pod.name,
         annotation_lines(annotations),
         label_lines(labels),
+        pod.node,
         pod.v4,
         pod.v6
     )

@@ -86,6 +86,33 @@ impl Metrics {
         found
     }
 
+    /// Packets dropped for this reason on either side: pods' by policy, and translated ones by gateway.
+    #[must_use]
+    pub fn dropped_anywhere(&self, reason: &str) -> u64 {
+        self.drops_anywhere().get(reason).copied().unwrap_or(0)
+    }
+
+    /// Every drop counter of either side that is not zero, by reason.
+    #[must_use]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "counters of a test are small whole numbers"
+    )]
+    pub fn drops_anywhere(&self) -> BTreeMap<String, u64> {
+        let mut found = BTreeMap::new();
+        for sample in &self.samples {
+            let reason = sample.labels.get("reason");
+            if sample.name.ends_with("dropped_packets_total")
+                && sample.value > 0.0
+                && let Some(reason) = reason
+            {
+                *found.entry(reason.clone()).or_default() += sample.value as u64;
+            }
+        }
+        found
+    }
+
     /// Packets sent through a gateway, whatever the policy and the rule.
     #[must_use]
     pub fn through(&self, gateway: &str) -> u64 {

@@ -138,15 +138,16 @@ fn receive(socket: &UdpSocket, seen: &Mutex<Vec<Datagram>>, stop: &AtomicBool) {
     }
 }
 
+/// A TCP server with a thread for each connection.
 #[derive(Debug)]
-struct TcpServer {
+pub(crate) struct TcpServer {
     listener: TcpListener,
     callers: Arc<Mutex<Vec<IpAddr>>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl TcpServer {
-    fn start(host: &Host, port: u16, serve: fn(TcpStream, IpAddr)) -> Result<Self> {
+    pub(crate) fn start(host: &Host, port: u16, serve: fn(TcpStream, IpAddr)) -> Result<Self> {
         let listener = host.enter(|| {
             TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))
                 .with_context(|| format!("cannot listen on port {port}"))
@@ -172,7 +173,7 @@ impl TcpServer {
         })
     }
 
-    fn callers(&self) -> Vec<IpAddr> {
+    pub(crate) fn callers(&self) -> Vec<IpAddr> {
         self.callers
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

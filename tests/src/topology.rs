@@ -22,7 +22,7 @@
 //! Every host has strict reverse-path filters, and the node drops what conntrack calls invalid, as
 //! kube-proxy makes it.
 
-mod wiring;
+pub(crate) mod wiring;
 
 use std::{
     fmt::Write,
@@ -123,6 +123,8 @@ impl Default for Shape {
 pub struct Pod {
     /// Its name.
     pub name: &'static str,
+    /// The name of its node.
+    pub node: &'static str,
     /// Its network.
     pub host: Host,
     /// Its interface on the node.
@@ -383,6 +385,7 @@ impl Scene {
         let wide = u16::from_str_radix(&number.to_string(), 16)?;
         self.pods.push(Pod {
             name,
+            node: NODE,
             host,
             interface,
             v4: Ipv4Addr::new(10, 65, 0, number),

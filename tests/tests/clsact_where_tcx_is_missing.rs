@@ -33,10 +33,13 @@ fn filters_steer_survive_and_go() -> Result<()> {
     expect_all(&stage)?;
     let interface = stage.pod("web")?.interface.clone();
     let filters = stage.scene.node.programs_on(&interface)?;
-    ensure!(
-        filters.iter().any(|line| line.contains("pref 2 bpf")),
-        "{filters:?}"
-    );
+    for (program, priority) in [("egress_from_pod", "pref 3 "), ("egress_to_pod", "pref 1 ")] {
+        let filter = filters
+            .iter()
+            .find(|line| line.contains(program))
+            .with_context(|| format!("no {program} in {filters:?}"))?;
+        ensure!(filter.contains(priority), "{filter}");
+    }
 
     let talk = Conversation::start(&stage.pod("web")?.host, ELSEWHERE.v4.into())?;
     talk.go_on(50)?;
@@ -63,18 +66,31 @@ fn filters_steer_survive_and_go() -> Result<()> {
 fn a_filter_that_somebody_removes_is_put_back() -> Result<()> {
     let stage = stage()?;
     let interface = &stage.pod("web")?.interface;
-    for what in ["filter", "qdisc"] {
-        let removal = match what {
-            "filter" => ["tc", "filter", "del", "dev", interface, "ingress"],
-            _ => ["tc", "qdisc", "del", "dev", interface, "clsact"],
-        };
+    let before = stage.scene.node.programs_on(interface)?;
+    for side in ["egress_from_pod", "egress_to_pod"] {
+        ensure!(before.iter().any(|line| line.contains(side)), "{before:?}");
+    }
+    for (what, removal) in [
+        (
+            "filter",
+            ["tc", "filter", "del", "dev", interface, "ingress"],
+        ),
+        (
+            "other filter",
+            ["tc", "filter", "del", "dev", interface, "egress"],
+        ),
+        ("qdisc", ["tc", "qdisc", "del", "dev", interface, "clsact"]),
+    ] {
         stage.scene.node.run(&removal)?;
         wait::until_within(
             "the filter is back",
             std::time::Duration::from_secs(2),
             || {
                 let filters = stage.scene.node.programs_on(interface)?;
-                ensure!(!filters.is_empty(), "after its {what} was removed");
+                ensure!(
+                    filters.len() == before.len(),
+                    "{filters:?} after its {what} was removed"
+                );
                 Ok(())
             },
         )?;

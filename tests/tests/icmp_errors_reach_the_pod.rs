@@ -51,7 +51,7 @@ fn traceroute_sees_the_hops_beyond_the_node() -> Result<()> {
     let web = &stage.pod("web")?.host;
     let blue = stage.gateway("blue")?;
     let trace = |address: &str| {
-        // The node is hop 1 and drops what would end there; port 7 is not listening at the far host.
+        // The node is hop 1, and has a test of its own; port 7 is not listening at the far host.
         web.run(&[
             "traceroute",
             "-n",

@@ -1,28 +1,37 @@
-//! A pod may be a gateway: its own traffic is left alone, and one on the node may be preferred.
+//! A pod may be a gateway that translates by itself: its own traffic is left alone, and one on the node may be
+//! preferred.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
 use anyhow::{Result, ensure};
 use egress_tests::{
-    Stage,
+    Scene, Stage,
+    agent::Setup,
     client::whoami,
-    resources::{Via, gateway, namespace, pod, policy},
+    resources::{Resources, Via, gateway, namespace, pod, policy},
     stage::From,
     topology::{ELSEWHERE, INTERNAL, Pod, Shape},
     wait,
 };
 
-fn shape() -> Shape {
-    Shape {
+/// A scene with these resources, whose gateway pods are next hops.
+fn stage(resources: impl FnOnce(&Scene) -> Result<String>) -> Result<Stage> {
+    let scene = Scene::build(&Shape {
         pods: vec!["web", "plain", "exit"],
         ..Shape::default()
-    }
+    })?;
+    let text = resources(&scene)?;
+    let resources = Resources::empty(&scene)?;
+    resources.write("all.yaml", &text)?;
+    let mut setup = Setup::new(&scene, resources.directory())?;
+    setup.arguments.push("--pod-gateways=forward".to_owned());
+    Stage::start_with(scene, resources, setup)
 }
 
 /// Else what a gateway sends on would come back to it for ever.
 #[test]
 fn a_gateway_pods_own_traffic_is_never_redirected() -> Result<()> {
-    let stage = Stage::new(&shape(), |scene| {
+    let stage = stage(|scene| {
         let annotation = [("egressGatewayPolicy", "all")];
         Ok(namespace("default", &annotation)
             + &policy("all", &[("", Via::Code("pod"))])
@@ -50,7 +59,7 @@ fn a_gateway_pods_own_traffic_is_never_redirected() -> Result<()> {
 /// Of a gateway pod on the node and a next hop off it, the pod is taken while it is there.
 #[test]
 fn a_gateway_on_the_node_is_preferred() -> Result<()> {
-    let stage = Stage::new(&shape(), |scene| {
+    let stage = stage(|scene| {
         let everything =
             policy("near", &[("", Via::Code("any"))]) + "    gatewayPreference: PreferNodeLocal\n";
         Ok(namespace("default", &[])

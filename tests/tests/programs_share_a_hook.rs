@@ -19,6 +19,14 @@ fn pod_beside_gateways() -> String {
     )
 }
 
+/// An egress address of the node behind the same interface.
+fn address_beside_gateways() -> String {
+    format!(
+        "apiVersion: egress.fastpath/v1alpha1\nkind: EgressGateway\nmetadata:\n  name: own\n  namespace: default\nspec:\n  \
+         node: {NODE}\n  egressIPs: [172.19.0.100]\n  interface: eth1\n"
+    )
+}
+
 fn stage(mode: &str) -> Result<Stage> {
     let scene = Scene::new()?;
     let resources = Resources::of_examples(&scene)?;
@@ -33,7 +41,7 @@ fn programs(stage: &Stage, interface: &str) -> Result<Vec<&'static str>> {
     Ok(found
         .iter()
         .filter_map(|line| {
-            ["egress_from_gat", "egress_from_pod"]
+            ["egress_from_gat", "egress_from_upl", "egress_from_pod"]
                 .into_iter()
                 .find(|name| line.contains(name))
         })
@@ -47,14 +55,18 @@ fn replies_come_first() -> Result<()> {
         stage
             .resources
             .write("beside.yaml", &pod_beside_gateways())?;
-        wait::until("both programs are in order", || {
-            let found = programs(&stage, "eth1")?;
-            ensure!(
-                found == ["egress_from_gat", "egress_from_pod"],
-                "{mode}: {found:?}"
-            );
-            Ok(())
-        })?;
+        let in_order = |expected: &[&str]| {
+            wait::until("the programs are in order", || {
+                let found = programs(&stage, "eth1")?;
+                ensure!(found == expected, "{mode}: {found:?}");
+                Ok(())
+            })
+        };
+        in_order(&["egress_from_gat", "egress_from_pod"])?;
+        stage
+            .resources
+            .write("address.yaml", &address_beside_gateways())?;
+        in_order(&["egress_from_gat", "egress_from_upl", "egress_from_pod"])?;
     }
     Ok(())
 }

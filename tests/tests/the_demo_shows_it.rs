@@ -56,7 +56,8 @@ fn every_row_is_ok() -> Result<()> {
         "{text}{}",
         String::from_utf8_lossy(&output.stderr)
     );
-    assert_eq!(text.matches(" ok ").count(), 20, "{text}");
+    // One node's rows of addresses and gateways, and several nodes' rows.
+    assert_eq!(text.matches(" ok ").count(), 20 + 16, "{text}");
     assert_eq!(text.matches("FAIL").count(), 0, "{text}");
     assert_eq!(remains(pid), Vec::<String>::new());
     Ok(())
@@ -99,6 +100,9 @@ fn nothing_is_left_after_a_signal_at_any_time() -> Result<()> {
         (Signal::SIGINT, 22),
         (Signal::SIGTERM, 22),
         (Signal::SIGINT, 30),
+        // While the nodes of the second part are built, and while they are asked.
+        (Signal::SIGTERM, 65),
+        (Signal::SIGINT, 85),
     ] {
         let mut child = demo()
             .stdout(Stdio::piped())

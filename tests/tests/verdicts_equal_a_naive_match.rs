@@ -6,7 +6,9 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use egress_common::{Addr, DropReason, WireU16, counter::PassKind, flow::Flow, keys::PodKey};
+use egress_common::{
+    Addr, DropReason, Family, WireU16, counter::PassKind, flow::Flow, keys::PodKey,
+};
 use egress_tests::packets::{
     Action, Counts, Input, Lab, Slot,
     build::{Frame, L3, forwarded, proto, udp},
@@ -123,6 +125,8 @@ fn check_pod(
     pod: &ObjectName,
     packets: usize,
 ) {
+    // Else flows stay on gateways that another policy has put them on.
+    lab.forget_flows();
     let mut wanted = Counts::new();
     let mut asked = Vec::new();
     for _ in 0..packets {
@@ -263,7 +267,7 @@ fn naive(world: &Resolved, pod: &ObjectName, destination: IpAddr) -> Verdict {
                     .iter()
                     .filter(|gateway| {
                         let mut ways = gateway.ways.iter();
-                        ways.any(|way| way.next_hop.is_ipv4() == destination.is_ipv4())
+                        ways.any(|way| (way.family() == Family::V4) == destination.is_ipv4())
                     })
                     .map(|gateway| gateway.name.name.clone())
                     .collect();

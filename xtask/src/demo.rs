@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::{build, command, setup, workspace::Workspace};
 
 /// Sets up, builds, and becomes the demo.
-pub(crate) fn run(workspace: &Workspace, arguments: &[OsString]) -> Result<()> {
+pub(crate) fn run(workspace: &Workspace, multi_node: bool, arguments: &[OsString]) -> Result<()> {
     setup::everything(workspace)?;
     // The same binaries as the tests': whoever runs both builds once.
     let binaries = build::test_binaries(workspace)?;
@@ -15,5 +15,9 @@ pub(crate) fn run(workspace: &Workspace, arguments: &[OsString]) -> Result<()> {
         binaries.demo,
         &[("EGRESS_BIN", binaries.egress.as_os_str())],
     )?;
-    command::become_program(demo.current_dir(workspace.root()).args(arguments))
+    demo.current_dir(workspace.root());
+    if multi_node {
+        demo.arg("--multi-node");
+    }
+    command::become_program(demo.args(arguments))
 }

@@ -37,7 +37,10 @@ fn perform(task: Task) -> Result<()> {
         Task::Setup => setup::everything(&workspace).map(drop),
         Task::Build { release } => build::run(&workspace, release),
         Task::Run { arguments } => run::run(&workspace, &arguments),
-        Task::Demo { arguments } => demo::run(&workspace, &arguments),
+        Task::Demo {
+            multi_node,
+            arguments,
+        } => demo::run(&workspace, multi_node, &arguments),
         Task::Test { filters } => test::run(&workspace, &filters),
         Task::Lint => lint::run(&workspace),
     }
@@ -66,8 +69,12 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
-    /// Show real traffic leaving through the gateways of the example policies
+    /// Show real traffic leaving through the gateways of the example policies, and through egress addresses on
+    /// another node
     Demo {
+        /// Only the latter: three nodes, pods on two of them, egress addresses on the third
+        #[arg(long)]
+        multi_node: bool,
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
@@ -89,6 +96,34 @@ mod tests {
     #[test]
     fn the_arguments_are_consistent() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn the_demo_of_several_nodes_is_a_flag() {
+        for (words, expected) in [
+            (&["cargo xtask", "demo"][..], Some((false, 0))),
+            (&["cargo xtask", "demo", "--multi-node"], Some((true, 0))),
+            (
+                &["cargo xtask", "demo", "--resources", "DIR"],
+                Some((false, 2)),
+            ),
+        ] {
+            let found = match Arguments::try_parse_from(words).map(|arguments| arguments.task) {
+                Ok(Task::Demo {
+                    multi_node,
+                    arguments,
+                }) => Some((multi_node, arguments.len())),
+                Ok(
+                    Task::Setup
+                    | Task::Build { .. }
+                    | Task::Run { .. }
+                    | Task::Test { .. }
+                    | Task::Lint,
+                )
+                | Err(_) => None,
+            };
+            assert_eq!(found, expected, "{words:?}");
+        }
     }
 
     #[test]

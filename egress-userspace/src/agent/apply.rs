@@ -1,19 +1,34 @@
 //! Apply: the only writer of live maps, in the order that the plan gives.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use anyhow::{Context, bail};
+use egress_common::{WireU16, gateway, pod::UdpPorts};
 
+use super::sweep::Sweeper;
 use crate::{
     counters::Counters,
     diff::{self, Change, Plan},
     http::ReadMaps,
-    kernel::{CounterMaps, CounterReader, Datapath, Hook, Maps, Paths, Program, ProgramLog},
+    kernel::{
+        CounterMaps, CounterReader, Datapath, Hook, Maps, NatMaps, NatSweep, Paths, Program,
+        ProgramLog,
+    },
     settings::Settings,
     snapshot::AttachedProgram,
     state::{DesiredState, KernelState, Limits, Names},
     state_dir::StateDir,
+    translation,
 };
+
+/// What has to be there before the first packet leaves: it receives replies, or what pods of other nodes
+/// send, or sees connections come in.
+const RECEIVING: [Program; 4] = [
+    Program::FromGateway,
+    Program::FromUplink,
+    Program::FromOverlay,
+    Program::ToPod,
+];
 
 /// The datapath, what is known of its content, and what its numbers mean.
 pub(super) struct Kernel {
@@ -24,8 +39,9 @@ pub(super) struct Kernel {
     paths: Paths,
     limits: Limits,
     state: Arc<KernelState>,
+    translation: translation::State,
     names: Arc<Names>,
-    /// Whether what an earlier run steered is still what the maps say.
+    /// Whether what an earlier run steered or owned is still what the maps say.
     took_over: bool,
     /// Whether the maps may differ from `state`, because an apply broke off.
     unsure: bool,
@@ -39,8 +55,14 @@ impl Kernel {
         // The last run may have freed something just before it ended.
         datapath.maps.grace()?;
         let state = diff::trace(&datapath.maps).context("cannot read the maps of the last run")?;
+        let translation = datapath.maps.translation()?;
         let names = state_dir.names();
-        tracing::debug!(took_over, pods = state.pods.len(), "loaded");
+        tracing::debug!(
+            took_over,
+            pods = state.pods.len(),
+            egress_addresses = translation.addresses.len(),
+            "loaded"
+        );
         Ok(Self {
             zeroing: CounterMaps::open(&settings.load.paths)?,
             reader: Arc::new(CounterReader::open(&settings.load.paths)?),
@@ -48,8 +70,9 @@ impl Kernel {
             state_dir,
             paths: settings.load.paths.clone(),
             limits: settings.limits,
-            took_over: took_over && !state.pods.is_empty(),
+            took_over: took_over && !(state.pods.is_empty() && translation.addresses.is_empty()),
             state: Arc::new(state),
+            translation,
             names: Arc::new(names),
             unsure: false,
         })
@@ -72,17 +95,29 @@ impl Kernel {
         self.datapath.log()
     }
 
+    /// Whoever rids the tables of connections of what has ended.
+    pub(super) fn sweeper(&mut self) -> anyhow::Result<Sweeper> {
+        let program = NatSweep::new(self.datapath.nat_sweep()?)?;
+        Ok(Sweeper::new(NatMaps::open(&self.paths)?, program))
+    }
+
     pub(super) fn attach_mode(&self) -> &'static str {
         self.datapath.attachments.mode().name()
     }
 
-    /// Whether an earlier run left pods that are steered, and this one has not changed that yet.
+    /// Whether an earlier run left pods that are steered or egress addresses, and this one has not changed that yet.
     pub(super) fn took_over(&self) -> bool {
         self.took_over
     }
 
     pub(super) fn state(&self) -> Arc<KernelState> {
         Arc::clone(&self.state)
+    }
+
+    /// The egress addresses that replies find in the maps.
+    pub(super) fn egress_addresses(&self) -> BTreeSet<IpAddr> {
+        let addresses = self.translation.addresses.keys();
+        addresses.map(|address| IpAddr::from(*address)).collect()
     }
 
     pub(super) fn names(&self) -> Arc<Names> {
@@ -109,41 +144,101 @@ impl Kernel {
         attachments.forget_lost(ebpf)
     }
 
-    /// Brings maps and hooks to the desired state.
+    /// Whether a program is attached to an interface.
+    pub(super) fn is_attached(&self, program: Program, ifindex: u32) -> bool {
+        let attached = self.datapath.attachments.attached();
+        attached.contains(&(program, ifindex))
+    }
+
+    /// Whether this agent, in this run or an earlier one, has attached a program to an interface.
+    pub(super) fn has_pin(&self, program: Program, ifindex: u32) -> bool {
+        self.paths.link(program, ifindex).exists()
+            || self.paths.clsact_marker(program, ifindex).exists()
+    }
+
+    /// Attaches a program before there is a desired state; where it is attached already it stays.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub(super) fn attach(&mut self, hook: Hook) -> anyhow::Result<()> {
+        let program = hook.program;
+        let (attachments, ebpf) = self.datapath.attaching();
+        let mut errors = attachments.attach(ebpf, program, &BTreeSet::from([hook]));
+        errors.pop().map_or(Ok(()), Err)
+    }
+
+    /// Plans how maps and hooks come to the desired state, and changes nothing of what they say.
+    ///
+    /// # Errors
+    /// The maps cannot be read or have no room.
+    pub(super) fn plan(
+        &mut self,
+        desired: &DesiredState,
+        settings: &gateway::Settings,
+    ) -> anyhow::Result<Plans> {
+        if self.unsure {
+            self.datapath.maps.grace()?;
+            self.datapath.maps.repair()?;
+            self.state = Arc::new(diff::trace(&self.datapath.maps)?);
+            self.translation = self.datapath.maps.translation()?;
+            self.unsure = false;
+        }
+        let policy = diff::plan(&self.state, &self.names, desired, &self.limits)?;
+        let translation = translation::plan(
+            &self.translation,
+            &self.names,
+            &desired.translation,
+            settings,
+            &self.datapath.maps.translation_limits(),
+        )?;
+        Ok(Plans {
+            names: Names {
+                gateways: translation.gateways.clone(),
+                nodes: translation.nodes.clone(),
+                ..policy.names.clone()
+            },
+            policy,
+            translation,
+        })
+    }
+
+    /// Brings maps and hooks to the desired state, as it was planned.
     ///
     /// Packets never meet a program without what belongs to it. Replies find theirs before the first
     /// packet leaves for the gateway, and until the last one has left. Programs of pods that are let go are
     /// detached before the maps forget them, or their packets would be dropped as spoofed; those of new
-    /// pods are attached once the maps know them.
+    /// pods are attached once the maps know them. Egress addresses and nodes are there before the policies
+    /// that lead to them, and go after them.
     ///
     /// # Errors
     /// The maps could not be changed. Hooks that failed are part of what was brought.
     pub(super) fn bring_to(
         &mut self,
+        plans: Plans,
         desired: &DesiredState,
         hooks: &BTreeSet<Hook>,
         counters: &Counters,
     ) -> anyhow::Result<Brought> {
-        if self.unsure {
-            self.datapath.maps.grace()?;
-            self.state = Arc::new(diff::trace(&self.datapath.maps)?);
-            self.unsure = false;
-        }
-        let plan = diff::plan(&self.state, &self.names, desired, &self.limits)?;
-        let changes = plan.changes.len();
+        let mut changes = plans.policy.changes.len() + plans.translation.changes();
         let (attachments, ebpf) = self.datapath.attaching();
         let before = attachments.attached().clone();
-        let mut errors = attachments.attach(ebpf, Program::FromGateway, hooks);
-        errors.extend(attachments.detach_others(Program::FromPod, hooks));
-        if changes > 0 || plan.names != *self.names {
-            self.unsure = true;
-            self.change(plan, counters)?;
-            self.unsure = false;
+        let mut errors = Vec::new();
+        for program in RECEIVING {
+            errors.extend(attachments.attach(ebpf, program, hooks));
         }
+        errors.extend(attachments.detach_others(Program::FromPod, hooks));
+        self.unsure = true;
+        changes += self.write_udp_ports(desired, &plans.policy.after)?;
+        if changes > 0 || plans.names != *self.names {
+            self.change(plans, counters)?;
+        }
+        self.unsure = false;
         self.took_over = false;
         let (attachments, ebpf) = self.datapath.attaching();
         errors.extend(attachments.attach(ebpf, Program::FromPod, hooks));
-        errors.extend(attachments.detach_others(Program::FromGateway, hooks));
+        for program in RECEIVING.iter().rev() {
+            errors.extend(attachments.detach_others(*program, hooks));
+        }
         let hooks_changed = attachments.attached().symmetric_difference(&before).count();
         if let Err(error) = self
             .reader
@@ -157,31 +252,74 @@ impl Kernel {
         })
     }
 
-    fn change(&mut self, plan: Plan, counters: &Counters) -> anyhow::Result<()> {
+    /// Tells each pod's slot its ports: before a new pod can be found, and before an old one has any new.
+    fn write_udp_ports(
+        &mut self,
+        desired: &DesiredState,
+        after: &KernelState,
+    ) -> anyhow::Result<usize> {
+        let mut written = 0;
+        for (key, slot) in &after.pods {
+            let ports = desired.udp_ports.get(key).map_or(&[][..], Vec::as_slice);
+            let ports = udp_ports(ports);
+            written += usize::from(self.datapath.maps.set_udp_ports(*slot, ports)?);
+        }
+        Ok(written)
+    }
+
+    fn change(&mut self, plans: Plans, counters: &Counters) -> anyhow::Result<()> {
         // A number may carry what a label had that nobody knows any more: it starts from zero.
-        for id in fresh(&self.names, &plan.names) {
+        for id in fresh(&self.names, &plans.names) {
             match id {
                 Number::Member(id) => self.zeroing.clear_member(id)?,
                 Number::Policy(id) => self.zeroing.clear_policy(id)?,
+                Number::Gateway(id) => self.zeroing.clear_gateway(id)?,
             }
         }
         // Both are named until the last packet of the old ones is through.
-        let both = union(&self.names, &plan);
+        let both = union(&self.names, &plans);
         self.state_dir.keep_names(&both)?;
         self.names = Arc::new(both);
         told(counters.adopt(&self.names));
-        for change in &plan.changes {
+        self.translate(&plans.translation.additions)?;
+        for change in &plans.policy.changes {
             self.datapath
                 .maps
                 .carry_out(change)
                 .with_context(|| format!("while changing the maps ({})", describe(change)))?;
         }
-        told(counters.retain(&plan.names));
-        self.state_dir.keep_names(&plan.names)?;
-        self.state = Arc::new(plan.after);
-        self.names = Arc::new(plan.names);
+        self.translate(&plans.translation.removals)?;
+        told(counters.retain(&plans.names));
+        self.state_dir.keep_names(&plans.names)?;
+        self.state = Arc::new(plans.policy.after);
+        self.translation = plans.translation.after;
+        self.names = Arc::new(plans.names);
         Ok(())
     }
+
+    fn translate(&mut self, changes: &[translation::Change]) -> anyhow::Result<()> {
+        changes
+            .iter()
+            .try_for_each(|change| self.datapath.maps.translate(change))
+            .context("while changing the maps of egress addresses and nodes")
+    }
+}
+
+/// What one apply does to the maps, and what their numbers mean afterwards.
+pub(super) struct Plans {
+    policy: Plan,
+    translation: translation::Plan,
+    names: Names,
+}
+
+/// The ports as the maps hold them; what does not fit was refused with the pod.
+fn udp_ports(wanted: &[u16]) -> UdpPorts {
+    let mut ports = UdpPorts::default();
+    for (place, port) in ports.ports.iter_mut().zip(wanted) {
+        *place = WireU16::new(*port);
+        ports.count += 1;
+    }
+    ports
 }
 
 /// What became of an apply whose maps are changed.
@@ -191,6 +329,12 @@ pub(super) struct Brought {
 }
 
 impl Brought {
+    /// Adds what else went wrong.
+    pub(super) fn but(mut self, errors: impl IntoIterator<Item = anyhow::Error>) -> Self {
+        self.errors.extend(errors);
+        self
+    }
+
     /// How many changes it took, if all of it worked.
     pub(super) fn in_full(self) -> anyhow::Result<usize> {
         if let Some(first) = self.errors.first() {
@@ -218,6 +362,7 @@ fn more(count: usize) -> String {
 enum Number {
     Member(u32),
     Policy(u32),
+    Gateway(u32),
 }
 
 /// Numbers that `after` names and `before` did not.
@@ -234,17 +379,27 @@ fn fresh(before: &Names, after: &Names) -> Vec<Number> {
         .values()
         .copied()
         .filter(|id| !known.contains(id));
+    let known: BTreeSet<u32> = before.gateways.values().copied().collect();
+    let gateways = after
+        .gateways
+        .values()
+        .copied()
+        .filter(|id| !known.contains(id));
     members
         .map(Number::Member)
         .chain(policies.map(Number::Policy))
+        .chain(gateways.map(Number::Gateway))
         .collect()
 }
 
-fn union(before: &Names, plan: &Plan) -> Names {
-    let mut both = plan.names.clone();
-    both.members.extend(plan.retired_members.iter().cloned());
+fn union(before: &Names, plans: &Plans) -> Names {
+    let mut both = plans.names.clone();
+    let policy = &plans.policy;
+    both.members.extend(policy.retired_members.iter().cloned());
     both.members.sort();
-    for (policy, id) in &plan.retired_policies {
+    both.gateways
+        .extend(plans.translation.retired_gateways.iter().cloned());
+    for (policy, id) in &policy.retired_policies {
         debug_assert!(
             before.policies.contains_key(policy),
             "only what was named is retired"
@@ -274,12 +429,12 @@ pub(crate) fn describe(change: &Change) -> String {
         }
         Change::InsertPod { key, slot } => format!(
             "add pod {} on interface {} as slot {slot}",
-            std::net::IpAddr::from(key.addr),
+            IpAddr::from(key.addr),
             key.ifindex
         ),
         Change::RemovePod { key } => format!(
             "remove pod {} on interface {}",
-            std::net::IpAddr::from(key.addr),
+            IpAddr::from(key.addr),
             key.ifindex
         ),
         Change::RemovePrefix { prefix } => format!("withdraw {prefix}"),

@@ -1,8 +1,6 @@
 //! Which program belongs where: pure.
 
-use std::collections::BTreeSet;
-
-use egress_common::verdict::Replies;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     kernel::{Hook, Program},
@@ -11,31 +9,72 @@ use crate::{
     state::{DesiredState, VerdictSpec},
 };
 
-/// The hooks that a state needs: source pods' interfaces, and those where recorded replies arrive.
+/// The interfaces that lead to other nodes and to the outside, by index and name.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Outside {
+    /// The uplinks.
+    pub(crate) uplinks: BTreeMap<u32, String>,
+    /// The overlay device.
+    pub(crate) overlay: Option<(u32, String)>,
+}
+
+/// The hooks that a state needs: source pods' interfaces, those where recorded replies arrive, the uplinks of
+/// a node that owns an egress address, and the overlay device.
 #[must_use]
 pub(crate) fn wanted(
     resolved: &Resolved,
     desired: &DesiredState,
     view: &NodeView,
+    outside: &Outside,
 ) -> BTreeSet<Hook> {
-    let gateways = reply_interfaces(desired).into_iter().filter_map(|ifindex| {
+    let hook = |program, ifindex| {
         Some(Hook {
-            program: Program::FromGateway,
+            program,
             ifindex,
             interface: view.links.get(&ifindex)?.name.clone(),
         })
+    };
+    let gateways = reply_interfaces(desired)
+        .into_iter()
+        .filter_map(|ifindex| hook(Program::FromGateway, ifindex));
+    let owned = &desired.translation.addresses;
+    let uplinks = owned
+        .values()
+        .map(|address| address.ifindex)
+        .chain(
+            outside
+                .uplinks
+                .keys()
+                .copied()
+                .filter(|_| !owned.is_empty()),
+        )
+        .filter_map(|ifindex| hook(Program::FromUplink, ifindex));
+    // The device may be newer than the view.
+    let overlay = outside.overlay.iter().map(|(ifindex, name)| Hook {
+        program: Program::FromOverlay,
+        ifindex: *ifindex,
+        interface: name.clone(),
     });
-    of_pods(resolved).chain(gateways).collect()
+    of_pods(resolved)
+        .chain(gateways)
+        .chain(uplinks)
+        .chain(overlay)
+        .collect()
 }
 
 /// Those of source pods' interfaces, which are known before anything is compiled.
 pub(super) fn of_pods(resolved: &Resolved) -> impl Iterator<Item = Hook> {
-    resolved.pods.values().map(|pod| Hook {
-        program: Program::FromPod,
-        ifindex: pod.ifindex,
-        interface: pod.interface.clone(),
+    resolved.pods.values().flat_map(|pod| {
+        OF_PODS.map(|program| Hook {
+            program,
+            ifindex: pod.ifindex,
+            interface: pod.interface.clone(),
+        })
     })
 }
+
+/// The programs of source pods' interfaces.
+pub(super) const OF_PODS: [Program; 2] = [Program::FromPod, Program::ToPod];
 
 fn reply_interfaces(desired: &DesiredState) -> BTreeSet<u32> {
     desired
@@ -47,7 +86,6 @@ fn reply_interfaces(desired: &DesiredState) -> BTreeSet<u32> {
             VerdictSpec::Unmatched | VerdictSpec::Local | VerdictSpec::Drop(_) => None,
         })
         .flatten()
-        .filter(|member| member.replies == Replies::Recorded)
-        .map(|member| member.ifindex)
+        .filter_map(|member| member.way.replies_from())
         .collect()
 }

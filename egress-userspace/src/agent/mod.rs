@@ -2,12 +2,22 @@
 //!
 //! The one place that knows the order of the pipeline.
 
+pub mod addresses;
 mod apply;
 mod hooks;
+mod overlay;
 mod report;
+mod sources;
+pub mod sweep;
 mod takeover;
 
-use std::{collections::BTreeSet, net::IpAddr, os::fd::AsFd, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    os::fd::AsFd,
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Context;
 use arc_swap::ArcSwap;
@@ -17,12 +27,21 @@ use nix::{
 };
 use tokio::{
     net::TcpListener,
+    runtime::Handle,
     signal::unix::{SignalKind, signal},
     sync::mpsc,
     time::{Instant, sleep, sleep_until},
 };
 
-use self::{apply::Kernel, report::Report};
+use self::{
+    addresses::{Addresses, Moved, answered},
+    apply::Kernel,
+    hooks::Outside,
+    overlay::Overlay,
+    report::Report,
+    sources::Sources,
+    sweep::Sweeping,
+};
 use crate::{
     compile::compile,
     counters::Counters,
@@ -34,11 +53,14 @@ use crate::{
     settings::Settings,
     snapshot::{Apply, Snapshot},
     sources::files::{self, Loaded, Loader},
+    state::OtherNode,
     state_dir::StateDir,
+    translation,
 };
 
 pub(crate) use apply::describe;
-pub(crate) use hooks::wanted as wanted_hooks;
+pub(crate) use hooks::{Outside as OutsideLinks, wanted as wanted_hooks};
+pub(crate) use overlay::remove_recorded as remove_overlay_device;
 
 /// The pauses after failed applies: doubled each time, between these.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
@@ -59,14 +81,29 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
             )
         })?;
     let state_dir = StateDir::open(&settings.state_dir)?;
+    let mut settings = settings;
+    settings.resolve.local_ports = node::local_ports()?;
+    if let Some(overlay) = &settings.overlay {
+        settings.resolve.overlay = Some(overlay.with_keys()?);
+    }
+    let addresses = Addresses::taking_over(state_dir.address_book())?;
+    let mut overlay = Overlay::new(settings.overlay.clone(), state_dir.overlay_file());
     let mut kernel = tokio::task::block_in_place(|| Kernel::load(&settings, state_dir))?;
     if let Some(log) = kernel.log()? {
         std::thread::spawn(move || follow(log));
     }
 
+    // Gateways on other nodes are usable from the first apply on only if the device is there and open. What
+    // keeps it from being so is said by that apply.
+    if let Err(error) = begin_overlay(&mut overlay, &mut kernel).await {
+        tracing::debug!("no overlay yet: {error:#}");
+    }
+
     let (changed, mut files_changed) = mpsc::channel(1);
-    let _watching = files::watch(settings.resources.clone(), changed)
-        .context("cannot watch the resources for changes")?;
+    let keys = settings.overlay.iter().map(|overlay| &overlay.key_file);
+    let watched = settings.resources.iter().chain(keys).cloned().collect();
+    let _watching = files::watch(watched, changed)
+        .context("cannot watch the resources and the overlay's keys for changes")?;
     let mut node_changed = node::watch()
         .await
         .context("cannot follow the node's network")?;
@@ -76,7 +113,12 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
 
     let snapshot = Arc::new(ArcSwap::default());
     let counters = kernel.counters();
-    let metrics = Arc::new(Metrics::new(Arc::clone(&snapshot), Arc::clone(&counters)));
+    let connections = sweep::Published::default();
+    let metrics = Arc::new(
+        Metrics::new(Arc::clone(&snapshot), Arc::clone(&counters))
+            .with_connections(Arc::clone(&connections)),
+    );
+    let _sweeping = Sweeping::start(kernel.sweeper()?, connections)?;
     let pages = Pages {
         snapshot: Arc::clone(&snapshot),
         metrics: Arc::clone(&metrics),
@@ -94,7 +136,9 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         "started"
     );
 
-    let mut agent = Agent::new(settings, kernel, counters, metrics, snapshot);
+    let mut agent = Agent::new(
+        settings, kernel, overlay, addresses, counters, metrics, snapshot,
+    );
     agent.read_files();
     loop {
         let view = Arc::clone(&node_changed.borrow_and_update());
@@ -125,6 +169,23 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let _ended = stop.send(());
     server.await.context("the HTTP server failed")?;
     Ok(())
+}
+
+/// Makes the overlay device, attaches its program, and opens it.
+async fn begin_overlay(overlay: &mut Overlay, kernel: &mut Kernel) -> anyhow::Result<()> {
+    let has_pin = |ifindex| kernel.has_pin(Program::FromOverlay, ifindex);
+    let Some(ifindex) = overlay.ensure(has_pin).await? else {
+        return Ok(());
+    };
+    let interface = overlay.options().map_or("", |(name, _)| name).to_owned();
+    tokio::task::block_in_place(|| {
+        kernel.attach(Hook {
+            program: Program::FromOverlay,
+            ifindex,
+            interface,
+        })
+    })?;
+    overlay.settle(true).await
 }
 
 /// Lets the kernel ask for neighbours that bridges have forgotten: a silent pod is found by its answer.
@@ -169,6 +230,9 @@ fn tell_supervisor() {
 struct Agent {
     settings: Settings,
     kernel: Kernel,
+    overlay: Overlay,
+    addresses: Addresses,
+    sources: Sources,
     counters: Arc<Counters>,
     metrics: Arc<Metrics>,
     published: Arc<ArcSwap<Snapshot>>,
@@ -187,6 +251,8 @@ impl Agent {
     fn new(
         settings: Settings,
         kernel: Kernel,
+        overlay: Overlay,
+        addresses: Addresses,
         counters: Arc<Counters>,
         metrics: Arc<Metrics>,
         published: Arc<ArcSwap<Snapshot>>,
@@ -199,6 +265,9 @@ impl Agent {
             loader: Loader::new(settings.resources.clone()),
             settings,
             kernel,
+            overlay,
+            addresses,
+            sources: Sources::default(),
             counters,
             metrics,
             published,
@@ -240,6 +309,12 @@ impl Agent {
 
     fn read_files(&mut self) {
         self.loaded = tokio::task::block_in_place(|| self.loader.load());
+        if let Some(options) = &self.settings.overlay {
+            match options.with_keys() {
+                Ok(overlay) => self.settings.resolve.overlay = Some(overlay),
+                Err(error) => tracing::error!("the overlay's last good keys stay: {error}"),
+            }
+        }
         self.report.diagnostics(&self.loaded.diagnostics);
     }
 
@@ -304,29 +379,127 @@ impl Agent {
             view,
             &self.settings.resolve,
             &before.held(),
+            &self.addresses.assigned(),
         );
-        self.report.warnings(&resolved.warnings);
-        if self.kernel.took_over() {
-            takeover::refuse_to_forget(&before, &self.loaded, &resolved, view)?;
+        let uplinks = view.uplinks(&self.settings.uplinks);
+        if self.kernel.took_over()
+            && let Err(refusal) = takeover::refuse_to_forget(
+                &takeover::Earlier {
+                    pods: &before,
+                    egress: &self.kernel.egress_addresses(),
+                },
+                &self.loaded,
+                &resolved,
+                view,
+                &self.settings.resolve.node_name,
+            )
+        {
+            self.report.warnings(&resolved.warnings);
+            return Err(refusal);
         }
         let desired = match compile(&resolved, &self.settings.limits) {
             Ok(desired) => desired,
             Err(error) => {
+                self.report.warnings(&resolved.warnings);
                 // Where replies arrive is not known then: what was wanted last still is.
-                self.hooks.retain(|hook| hook.program != Program::FromPod);
+                self.hooks
+                    .retain(|hook| !hooks::OF_PODS.contains(&hook.program));
                 self.hooks.extend(hooks::of_pods(&resolved));
                 self.snapshot.programs = self.kernel.programs(&self.hooks);
                 return Err(error.into());
             }
         };
-        self.hooks = hooks::wanted(&resolved, &desired, view);
-        let brought = self.kernel.bring_to(&desired, &self.hooks, &self.counters);
+        let mut warnings = resolved.warnings.clone();
+        if !desired.translation.addresses.is_empty() || !self.settings.uplinks.is_empty() {
+            warnings.extend(uplinks.warnings);
+        }
+        let (overlay, mut errors) = self.ensure_overlay(view);
+        self.hooks = hooks::wanted(
+            &resolved,
+            &desired,
+            view,
+            &Outside {
+                uplinks: uplinks.links,
+                overlay: self.named_overlay(overlay),
+            },
+        );
+        let vni = self.overlay.options().map(|(_, vni)| vni);
+        let settings =
+            translation::settings(&desired.translation, overlay.zip(vni), &self.settings.nat);
+        // Where the datapath does not know an egress address, or sees nothing of its uplink, whatever listens on
+        // all addresses of the node would answer on it: it is off before the maps forget it, which they do not
+        // while it is on, and on after the program of its uplink.
+        let (mut taken_off, mut put_on) = (0, Moved::default());
+        let brought = self.kernel.plan(&desired, &settings).and_then(|plans| {
+            taken_off = self
+                .addresses
+                .take_off(&desired.translation, view)
+                .in_full()
+                .context(
+                    "nothing is changed while an egress address that is let go cannot be taken off",
+                )?;
+            let kernel = &mut self.kernel;
+            let brought = kernel.bring_to(plans, &desired, &self.hooks, &self.counters)?;
+            let answered = answered(&desired.translation, |ifindex| {
+                kernel.is_attached(Program::FromUplink, ifindex)
+            });
+            put_on = self.addresses.bring_to(&answered, view);
+            Ok(brought)
+        });
         self.snapshot.programs = self.kernel.programs(&self.hooks);
-        let brought = brought?;
+        self.snapshot.egress = self.addresses.lines(&desired.translation);
+        self.snapshot.addresses_restored = self.addresses.restored();
+        errors.extend(self.settle_overlay(overlay));
+        errors.extend(self.check_sources(&desired.translation.nodes, view));
+        warnings.extend(self.sources.problems().iter().cloned());
+        self.report.warnings(&warnings);
+        let brought = brought?.but(errors);
         for pod in takeover::let_go(&before, &self.kernel.state(), view) {
             tracing::warn!("no longer steered, though its interface is still there: {pod}");
         }
         self.snapshot.resolved = Arc::new(resolved);
-        brought.in_full()
+        Ok(brought.in_full()? + taken_off + put_on.in_full()?)
+    }
+
+    /// Has the overlay device made if it is missing; what was known of it holds while the kernel cannot tell.
+    fn ensure_overlay(&mut self, view: &NodeView) -> (Option<u32>, Vec<anyhow::Error>) {
+        let kernel = &self.kernel;
+        let has_pin = |ifindex| kernel.has_pin(Program::FromOverlay, ifindex);
+        match Handle::current().block_on(self.overlay.ensure(has_pin)) {
+            Ok(ifindex) => (ifindex, Vec::new()),
+            Err(error) => (self.overlay.index_in(view), vec![error]),
+        }
+    }
+
+    fn named_overlay(&self, ifindex: Option<u32>) -> Option<(u32, String)> {
+        let (name, _) = self.overlay.options()?;
+        Some((ifindex?, name.to_owned()))
+    }
+
+    fn settle_overlay(&self, ifindex: Option<u32>) -> Option<anyhow::Error> {
+        let attached =
+            ifindex.is_some_and(|index| self.kernel.is_attached(Program::FromOverlay, index));
+        let settled = Handle::current().block_on(self.overlay.settle(attached));
+        settled.err()
+    }
+
+    fn check_sources(
+        &mut self,
+        nodes: &BTreeMap<String, OtherNode>,
+        view: &NodeView,
+    ) -> Option<anyhow::Error> {
+        let name = &self.settings.resolve.node_name;
+        let own = self.loaded.model.nodes.get(name);
+        let own = own.map(|node| node.addresses.iter().copied().collect());
+        let nodes = nodes
+            .iter()
+            .map(|(name, node)| (name.clone(), node.address))
+            .collect();
+        let check = self
+            .sources
+            .check(name, own.unwrap_or_default(), nodes, view);
+        let checked = Handle::current().block_on(check);
+        self.snapshot.unreachable = self.sources.problems().clone();
+        checked.err()
     }
 }

@@ -2,10 +2,10 @@
 
 use std::{path::Path, process::ExitCode};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use clap::Args;
 
-use crate::{kernel, settings::Places, state_dir::StateDir};
+use crate::{agent, kernel, node::Netlink, settings::Places, state_dir::StateDir};
 
 /// Arguments of `egress detach`.
 #[derive(Args, Debug)]
@@ -28,6 +28,11 @@ pub fn detach(args: &DetachArgs) -> anyhow::Result<ExitCode> {
     // The locks keep a running agent from attaching again behind our back.
     let pins = paths.root().exists().then(|| paths.lock()).transpose()?;
     let state_dir = StateDir::open(&directory)?;
+    remove_overlay(&state_dir)?;
+    // While the uplink's program still keeps the node from answering on them.
+    for address in agent::addresses::release(&state_dir.address_book())? {
+        println!("took the egress address {address} off");
+    }
     if pins.is_some() {
         let errors = kernel::detach_all(&paths);
         if let Some(first) = errors.first() {
@@ -41,6 +46,26 @@ pub fn detach(args: &DetachArgs) -> anyhow::Result<ExitCode> {
     tell_if_left(&directory, state_dir.remove()?);
     println!("detached: pods' traffic takes the kernel's own routes now");
     Ok(ExitCode::SUCCESS)
+}
+
+/// Removes the overlay device while its program still keeps what arrives there from the kernel.
+fn remove_overlay(state_dir: &StateDir) -> anyhow::Result<()> {
+    let file = state_dir.overlay_file();
+    if !file.exists() {
+        return Ok(());
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start what talks to the kernel")?;
+    let removed = runtime.block_on(async {
+        let netlink = Netlink::connect()?;
+        agent::remove_overlay_device(&netlink, &file).await
+    })?;
+    if let Some(device) = removed {
+        println!("removed the overlay device {device}");
+    }
+    Ok(())
 }
 
 fn tell_if_left(directory: &Path, gone: bool) {

@@ -10,12 +10,12 @@ use crate::{
     compile::compile,
     diff::{self, Change},
     kernel::Maps,
-    node::Netlink,
+    node::{self, Netlink},
     resolve::resolve,
     settings::{Flags, Settings},
     sources::files::Loader,
     state::{KernelState, Names},
-    state_dir::read_names,
+    state_dir::{read_assigned, read_names},
 };
 
 /// Arguments of `egress run`.
@@ -64,13 +64,28 @@ async fn dry_run(settings: &Settings) -> anyhow::Result<bool> {
     }
     let view = Netlink::connect()?.read().await?;
     let (state, names) = current(settings)?;
-    let resolved = resolve(&loaded.model, &view, &settings.resolve, &state.held());
+    let mut settled = settings.resolve.clone();
+    settled.local_ports = node::local_ports()?;
+    if let Some(overlay) = &settings.overlay {
+        settled.overlay = Some(overlay.with_keys()?);
+    }
+    let assigned = read_assigned(&settings.state_dir)?;
+    let resolved = resolve(&loaded.model, &view, &settled, &state.held(), &assigned);
     for warning in &resolved.warnings {
         println!("warning: {warning}");
     }
     let desired = compile(&resolved, &settings.limits)?;
     let plan = diff::plan(&state, &names, &desired, &settings.limits)?;
-    for hook in agent::wanted_hooks(&resolved, &desired, &view) {
+    let device = settings.overlay.as_ref().map(|overlay| &overlay.device);
+    let overlay = view
+        .links
+        .iter()
+        .find(|(_, link)| Some(&link.name) == device);
+    let outside = agent::OutsideLinks {
+        uplinks: view.uplinks(&settings.uplinks).links,
+        overlay: overlay.map(|(index, link)| (*index, link.name.clone())),
+    };
+    for hook in agent::wanted_hooks(&resolved, &desired, &view, &outside) {
         println!(
             "program {} belongs on {}",
             hook.program.name(),

@@ -72,6 +72,30 @@ fn table(status: &Status) -> String {
         ),
     );
     section(
+        "Egress addresses of this node",
+        status.egress.is_empty(),
+        columns(
+            [
+                "ADDRESS",
+                "GATEWAY",
+                "INTERFACE",
+                "PORTS",
+                "HELD BY",
+                "IN PLACE",
+            ],
+            status.egress.iter().map(|e| {
+                [
+                    e.address.to_string(),
+                    format!("{}/{}", e.namespace, e.gateway),
+                    e.interface.clone(),
+                    format!("{}-{}", e.ports.0, e.ports.1),
+                    e.holder.clone(),
+                    yes_no(e.in_place),
+                ]
+            }),
+        ),
+    );
+    section(
         "Programs",
         status.programs.is_empty(),
         columns(

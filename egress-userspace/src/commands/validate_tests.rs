@@ -166,6 +166,40 @@ fn redundancy_heeds_the_cluster() -> Outcome {
 }
 
 #[test]
+fn gateways_that_no_node_takes_are_doubtful() -> Outcome {
+    let gateway = |name: &str, spec: &str| {
+        format!(
+            "---\n{{apiVersion: egress.fastpath/v1alpha1, kind: EgressGateway, metadata: {{name: {name}}}, spec: {spec}}}\n"
+        )
+    };
+    let gateways = gateway("a", "{node: gw-1, egressIPs: [203.0.113.10]}")
+        + &gateway(
+            "b",
+            "{node: gw-1, egressIPs: [203.0.113.10, \"2001:db8::10\"]}",
+        )
+        + &gateway("c", "{node: gw-2, egressIPs: [203.0.113.11]}")
+        + &gateway("d", "{node: gw-1, egressIPs: [192.0.2.1]}")
+        + &gateway(
+            "e",
+            "{node: gw-1, egressIPs: [192.0.2.2], portRange: 40000-49999}",
+        );
+    let nodes = "{apiVersion: v1, kind: Node, metadata: {name: gw-1}, status: {addresses: [{type: InternalIP, \
+                 address: 192.0.2.1}, {type: ExternalIP, address: 192.0.2.2}]}}";
+    let files = [("gateways.yaml", gateways.as_str()), ("nodes.yaml", nodes)];
+    let (accepted, text) = validate(&files, ValidateOutput::Text)?;
+    assert!(accepted);
+    insta::assert_snapshot!("doubtful_gateways", text);
+    // Gateways alone are not wrong for lack of nodes.
+    let alone = gateway("c", "{node: gw-2, egressIPs: [203.0.113.11]}");
+    let (_, text) = validate(&[("gateways.yaml", &alone)], ValidateOutput::Text)?;
+    assert_eq!(
+        text,
+        "0 policies, 1 gateway, 0 pods: 0 errors, 0 warnings\n"
+    );
+    Ok(())
+}
+
+#[test]
 fn a_missing_path_is_an_error() -> Outcome {
     let mut out = Vec::new();
     let args = ValidateArgs {

@@ -9,23 +9,23 @@ pub mod slots;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    net::IpAddr,
-};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use egress_common::{
     DropReason, Family,
     cells::{CELLS_PER_LINE, SLOT_LINES},
     keys::PodKey,
+    maps::capacity,
     verdict::{NUMBER_CLUSTER, NUMBER_FIRST_RULE, NUMBER_UNMATCHED},
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use self::prefixes::{Prefixes, Shape};
 use crate::{
-    resolve::{Action, EffectiveRule, Fate, Resolved, UsableGateway},
-    state::{DesiredState, Extent, Limits, MemberLabel, MemberSpec, Profile, VerdictSpec},
+    resolve::{Action, EffectiveRule, Fate, Resolved, SourcePod, UsableGateway},
+    state::{
+        DesiredState, Extent, Limits, MemberLabel, MemberSpec, Profile, Translation, VerdictSpec,
+    },
 };
 
 /// Numbers that a policy may have.
@@ -169,11 +169,30 @@ pub fn compile(resolved: &Resolved, limits: &Limits) -> Result<DesiredState, Com
         })
         .collect();
     check_capacities(&profiles, limits)?;
+    check_translation(&resolved.translation)?;
     Ok(DesiredState {
         pods,
         profiles,
         rows,
         prefixes: prefixes.into_nets(),
+        translation: resolved.translation.clone(),
+        udp_ports: udp_ports(resolved),
+    })
+}
+
+/// The ports of every pod that names any, under each of its addresses.
+fn udp_ports(resolved: &Resolved) -> BTreeMap<PodKey, Vec<u16>> {
+    let naming = resolved.pods.values().filter(|p| !p.udp_ports.is_empty());
+    naming
+        .flat_map(|pod| pod_keys(pod).map(|key| (key, pod.udp_ports.clone())))
+        .collect()
+}
+
+/// Where packets of a pod are known by.
+fn pod_keys(pod: &SourcePod) -> impl Iterator<Item = PodKey> {
+    pod.addresses.iter().map(|address| PodKey {
+        ifindex: pod.ifindex,
+        addr: (*address).into(),
     })
 }
 
@@ -197,13 +216,7 @@ fn distinct_tellings(resolved: &Resolved) -> (BTreeMap<PodKey, usize>, Vec<Telli
                 .or_insert(telling);
         }
         distinct.entry(telling).or_default();
-        for address in &pod.addresses {
-            let key = PodKey {
-                ifindex: pod.ifindex,
-                addr: (*address).into(),
-            };
-            of_pod.push((key, telling));
-        }
+        of_pod.extend(pod_keys(pod).map(|key| (key, telling)));
     }
     for (place, slot) in distinct.values_mut().enumerate() {
         *slot = place;
@@ -315,11 +328,9 @@ fn group(
     let mut members: Vec<MemberSpec> = gateways
         .iter()
         .filter_map(|gateway| {
-            let way = gateway
-                .ways
-                .iter()
-                .find(|way| family_of(way.next_hop) == family)?;
+            let way = gateway.ways.iter().find(|way| way.family() == family)?;
             Some(MemberSpec {
+                gateway: gateway.id,
                 label: MemberLabel {
                     namespace: gateway.name.namespace.clone(),
                     gateway: gateway.name.name.clone(),
@@ -327,14 +338,12 @@ fn group(
                     rule: rule.label.clone(),
                 },
                 weight: gateway.weight,
-                ifindex: way.ifindex,
-                mtu: way.mtu,
-                next_hop: way.next_hop,
-                replies: gateway.replies,
+                way: way.clone(),
             })
         })
         .collect();
-    members.sort();
+    // By id first: the datapath searches a group for the gateway that a flow is on.
+    members.sort_unstable();
     if members.is_empty() {
         return Ok(VerdictSpec::Drop(DropReason::NoGateway));
     }
@@ -346,13 +355,6 @@ fn group(
         });
     }
     Ok(VerdictSpec::Gateways(members))
-}
-
-const fn family_of(address: IpAddr) -> Family {
-    match address {
-        IpAddr::V4(_) => Family::V4,
-        IpAddr::V6(_) => Family::V6,
-    }
 }
 
 /// Refuses what would not fit the memory that is allowed, before any of it is built.
@@ -423,6 +425,17 @@ fn check_capacities(profiles: &[Profile], limits: &Limits) -> Result<(), Compile
         .collect();
     let members = groups.iter().map(|members| members.len()).sum();
     fits("group members", members, limits.members)
+}
+
+/// Refuses more egress addresses and nodes than their maps hold.
+fn check_translation(translation: &Translation) -> Result<(), CompileError> {
+    let addresses = translation.addresses.len();
+    fits("egress addresses", addresses, capacity::EGRESS)?;
+    let of_nodes = translation.nodes.values().map(|node| node.addresses.len());
+    fits("addresses of other nodes", of_nodes.sum(), capacity::NODES)?;
+    // Index 0 is this node.
+    let nodes = translation.nodes.len() + 1;
+    fits("nodes", nodes, capacity::NODES)
 }
 
 fn fits(what: &'static str, needed: usize, room: u32) -> Result<(), CompileError> {

@@ -40,7 +40,10 @@ impl<'a> Tables<'a> {
     pub fn table(&mut self, group: &[Candidate<'a>]) -> Vec<u16> {
         let mut cells = vec![0; SLOTS as usize];
         let mut best = vec![f64::INFINITY; SLOTS as usize];
-        for (place, gateway) in group.iter().enumerate() {
+        // A tie goes to the first by name, wherever it stands in the group.
+        let mut by_name: Vec<_> = group.iter().enumerate().collect();
+        by_name.sort_by_key(|(_, gateway)| (gateway.namespace, gateway.name));
+        for (place, gateway) in by_name {
             #[expect(clippy::expect_used, reason = "compilation bounds the size of a group")]
             let place = u16::try_from(place).expect("a cell can number every gateway of a group");
             let draws = self
@@ -50,7 +53,6 @@ impl<'a> Tables<'a> {
             let weight = f64::from(gateway.weight.get());
             for ((cell, best), draw) in cells.iter_mut().zip(&mut best).zip(draws.iter()) {
                 let score = draw / weight;
-                // A tie goes to the first by name.
                 if score < *best {
                     *best = score;
                     *cell = place;

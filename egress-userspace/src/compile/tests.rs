@@ -6,13 +6,15 @@ use std::{
     num::NonZeroU32,
 };
 
-use egress_common::DropReason;
+use egress_common::{DropReason, overlay::Tag};
 use proptest::prelude::*;
 
 use super::*;
 use crate::{
+    gateway_id::gateway_id,
     model::{ObjectName, Replies},
-    resolve::{SourcePod, Way},
+    resolve::Way,
+    state::{EgressAddress, Holder, OtherNode},
 };
 
 /// Prefixes that nest in several ways, in both families.
@@ -60,27 +62,43 @@ pub(crate) fn probes() -> Vec<IpAddr> {
     probes.into_iter().collect()
 }
 
+/// A gateway; which way leads to it depends on its number.
 fn gateway(number: u8, v4: bool, v6: bool, weight: u32) -> UsableGateway {
-    let mut ways = Vec::new();
-    if v4 {
-        ways.push(Way {
-            next_hop: IpAddr::from([192, 168, 9, number]),
-            ifindex: 7,
-            mtu: 1500,
-        });
-    }
-    if v6 {
-        ways.push(Way {
-            next_hop: IpAddr::from([0xfe80, 0, 0, 0, 0, 0, 0, u16::from(number)]),
-            ifindex: 7,
-            mtu: 1400,
-        });
-    }
+    let name = ObjectName::new("gateways", format!("gw{number}"));
+    let addresses = [
+        v4.then_some(IpAddr::from([192, 168, 9, number])),
+        v6.then_some(IpAddr::from([0xfd09, 0, 0, 0, 0, 0, 0, u16::from(number)])),
+    ];
+    let ways = addresses.into_iter().flatten().map(|address| {
+        let (ifindex, mtu) = (7, if address.is_ipv4() { 1500 } else { 1400 });
+        match number % 3 {
+            0 => Way::NextHop {
+                next_hop: address,
+                ifindex,
+                mtu,
+                replies: Replies::Recorded,
+            },
+            1 => Way::Here {
+                egress: address,
+                node: "here".to_owned(),
+                ifindex,
+                mtu,
+            },
+            _ => Way::Overlay {
+                egress: address,
+                node: "there".to_owned(),
+                address: IpAddr::from([172, 18, 0, number]),
+                ifindex: 8,
+                mtu: mtu - 50,
+                tag: Tag([2, 4, 6, 8, 10, number]),
+            },
+        }
+    });
     UsableGateway {
-        name: ObjectName::new("gateways", format!("gw{number}")),
+        id: gateway_id(&name),
         weight: NonZeroU32::new(weight).unwrap_or(NonZeroU32::MIN),
-        replies: Replies::Recorded,
-        ways,
+        ways: ways.collect(),
+        name,
     }
 }
 
@@ -139,6 +157,7 @@ fn pod(number: u8, policy: &str, fate: Fate) -> (ObjectName, SourcePod) {
         ],
         policy: policy.to_owned(),
         fate,
+        udp_ports: Vec::new(),
     };
     (ObjectName::new("pods", format!("pod{number}")), pod)
 }
@@ -204,11 +223,12 @@ fn naive(pod: &SourcePod, cluster: &BTreeSet<IpNet>, to: IpAddr) -> VerdictSpec 
     let Action::Gateways(gateways) = &rule.action else {
         return VerdictSpec::Local;
     };
-    let members: Vec<MemberSpec> = gateways
+    let mut members: Vec<MemberSpec> = gateways
         .iter()
         .flat_map(|gateway| gateway.ways.iter().map(move |way| (gateway, way)))
-        .filter(|(_, way)| way.next_hop.is_ipv4() == to.is_ipv4())
+        .filter(|(_, way)| (way.family() == Family::V4) == to.is_ipv4())
         .map(|(gateway, way)| MemberSpec {
+            gateway: gateway.id,
             label: MemberLabel {
                 namespace: gateway.name.namespace.clone(),
                 gateway: gateway.name.name.clone(),
@@ -216,12 +236,10 @@ fn naive(pod: &SourcePod, cluster: &BTreeSet<IpNet>, to: IpAddr) -> VerdictSpec 
                 rule: rule.label.clone(),
             },
             weight: gateway.weight,
-            ifindex: way.ifindex,
-            mtu: way.mtu,
-            next_hop: way.next_hop,
-            replies: gateway.replies,
+            way: way.clone(),
         })
         .collect();
+    members.sort_by_key(|member| member.gateway);
     if members.is_empty() {
         VerdictSpec::Drop(DropReason::NoGateway)
     } else {
@@ -305,15 +323,13 @@ fn render(state: &DesiredState) -> String {
             };
             for member in members {
                 text += &format!(
-                    "  {number}: rule {} -> {}/{} * {} by {} dev {} mtu {} replies {:?}\n",
+                    "  {number}: rule {} -> {}/{} ({:08x}) * {} by {:?}\n",
                     member.label.rule,
                     member.label.namespace,
                     member.label.gateway,
+                    member.gateway.0,
                     member.weight,
-                    member.next_hop,
-                    member.ifindex,
-                    member.mtu,
-                    member.replies
+                    member.way
                 );
             }
         }
@@ -396,6 +412,94 @@ fn what_does_not_fit_is_refused_with_numbers() {
         policies: 3,
     };
     assert_eq!(refused(exact), "compiled");
+}
+
+#[test]
+fn groups_are_in_the_order_of_ids() -> Result<(), CompileError> {
+    let all: Vec<_> = (1..=9).map(|n| gateway(n, true, false, 1)).collect();
+    let fate = fate(vec![(None, Action::Gateways(all.into()))]);
+    let resolved = Resolved {
+        pods: BTreeMap::from([pod(1, "p", fate)]),
+        ..Resolved::default()
+    };
+    let state = compile(&resolved, &Limits::default())?;
+    let VerdictSpec::Gateways(members) = &state.profiles[0].verdicts[2] else {
+        unreachable!("nine gateways: {state:?}");
+    };
+    assert_eq!(members.len(), 9);
+    assert!(members.is_sorted_by(|a, b| a.gateway < b.gateway));
+    assert!(!members.is_sorted_by(|a, b| a.label < b.label));
+    Ok(())
+}
+
+#[test]
+fn ports_that_pods_name_are_under_each_of_their_addresses() -> Result<(), CompileError> {
+    let mut naming = pod(1, "p", fate(vec![(None, Action::Local)]));
+    naming.1.udp_ports = vec![53, 5060];
+    let silent = pod(2, "p", fate(vec![(None, Action::Local)]));
+    let keys: Vec<_> = pod_keys(&naming.1).collect();
+    let resolved = Resolved {
+        pods: BTreeMap::from([naming, silent]),
+        ..Resolved::default()
+    };
+    let state = compile(&resolved, &Limits::default())?;
+    let expected = keys.into_iter().map(|key| (key, vec![53, 5060]));
+    assert_eq!(state.udp_ports, expected.collect());
+    Ok(())
+}
+
+/// A node with so many egress addresses, and so many other nodes with so many addresses each.
+fn translating(addresses: u32, nodes: u32, each: u32) -> Resolved {
+    let ip = |net: u8, n: u32| IpAddr::from((u32::from(net) << 24 | n).to_be_bytes());
+    let address = EgressAddress {
+        gateway: ObjectName::new("gateways", "gw"),
+        id: gateway_id(&ObjectName::new("gateways", "gw")),
+        ifindex: 2,
+        interface: "eth0".to_owned(),
+        mtu: 1500,
+        ports: (1024, 65_535),
+        holder: Holder::Agent,
+        allow_local_services: false,
+    };
+    let node = |n: u32| OtherNode {
+        addresses: (0..each).map(|m| ip(10, n * each + m)).collect(),
+        address: ip(10, n * each),
+        mtu: 1450,
+        send: Tag([1; 6]),
+        accept: [Tag([2; 6]), Tag::ZERO],
+    };
+    Resolved {
+        translation: Translation {
+            addresses: (0..addresses)
+                .map(|n| (ip(11, n), address.clone()))
+                .collect(),
+            nodes: (0..nodes).map(|n| (format!("n{n}"), node(n))).collect(),
+            own: vec![ip(192, 7)],
+        },
+        ..Resolved::default()
+    }
+}
+
+#[test]
+fn egress_addresses_and_nodes_come_along_if_they_fit() -> Result<(), CompileError> {
+    let fits = translating(capacity::EGRESS, capacity::NODES / 2, 2);
+    let state = compile(&fits, &Limits::default())?;
+    assert_eq!(state.translation, fits.translation);
+    for (resolved, what) in [
+        (translating(capacity::EGRESS + 1, 1, 1), "egress addresses"),
+        (
+            translating(1, capacity::NODES / 2, 3),
+            "addresses of other nodes",
+        ),
+        (translating(1, capacity::NODES, 1), "nodes"),
+    ] {
+        let refused = compile(&resolved, &Limits::default());
+        assert!(
+            matches!(refused, Err(CompileError::Full { what: is, .. }) if is == what),
+            "{what}: {refused:?}"
+        );
+    }
+    Ok(())
 }
 
 #[test]

@@ -13,6 +13,9 @@ pub(crate) struct Kernel {
     pub(crate) members: BTreeMap<u32, Count>,
     pub(crate) drops: BTreeMap<(u32, DropReason), Count>,
     pub(crate) passes: BTreeMap<(u32, PassKind), Count>,
+    pub(crate) translated: BTreeMap<(u32, Direction), Count>,
+    pub(crate) gateway_drops: BTreeMap<(u32, DropReason), Count>,
+    pub(crate) answers: BTreeMap<Answer, u64>,
     pub(crate) maps: Vec<MapUse>,
     pub(crate) broken: bool,
 }
@@ -57,6 +60,19 @@ impl CounterSource for Fake {
                 .filter(|((id, _), _)| numbers.policies.contains(id))
                 .map(|((id, kind), count)| (*id, *kind, *count))
                 .collect(),
+            translated: kernel
+                .translated
+                .iter()
+                .filter(|((id, _), _)| numbers.gateways.contains(id))
+                .map(|((id, direction), count)| (*id, *direction, *count))
+                .collect(),
+            gateway_drops: kernel
+                .gateway_drops
+                .iter()
+                .filter(|((id, _), _)| numbers.gateways.contains(id))
+                .map(|((id, reason), count)| (*id, *reason, *count))
+                .collect(),
+            answers: kernel.answers.iter().map(|(a, n)| (*a, *n)).collect(),
             maps: kernel.maps.clone(),
         })
     }
@@ -78,6 +94,7 @@ fn names(members: &[(&str, u32)], policies: &[(&str, u32)]) -> Names {
             .map(|(p, id)| ((*p).to_owned(), *id))
             .collect(),
         members: members.iter().map(|(g, id)| (label(g), *id)).collect(),
+        ..Names::default()
     }
 }
 
@@ -230,6 +247,53 @@ fn a_known_policy_exports_the_reasons_worth_an_alert_from_zero_on() {
             ("p", "NoGateway"),
         ]
     );
+}
+
+#[test]
+fn gateways_counters_survive_what_members_do() {
+    let named = |id| Names {
+        gateways: BTreeMap::from([(ObjectName::new("edge", "red"), id)]),
+        ..Names::default()
+    };
+    let fake = Arc::new(Fake::default());
+    let translate = |id, packets| {
+        fake.with(|k| {
+            let count = k.translated.entry((id, Direction::Out)).or_default();
+            count.packets += packets;
+            let drops = k.gateway_drops.entry((id, DropReason::NatExhausted));
+            drops.or_default().packets += packets * 2;
+        });
+    };
+    translate(4, 7);
+    let source = Arc::clone(&fake) as Arc<dyn CounterSource>;
+    let counters = Counters::taking_over(source, &named(4));
+    let seen = || {
+        let (series, _) = counters.read().unwrap();
+        let red = ObjectName::new("edge", "red");
+        let count = |direction| series.translated[&(red.clone(), direction)].packets;
+        let drops = &series.gateway_drops;
+        (
+            count(Direction::Out),
+            count(Direction::Back),
+            drops[&(red.clone(), DropReason::NatExhausted)].packets,
+            drops[&(red.clone(), DropReason::SourceQuota)].packets,
+        )
+    };
+    assert_eq!(seen(), (7, 0, 14, 0), "of the agent before");
+    counters.retain(&Names::default()).unwrap();
+    translate(4, 100);
+    translate(5, 100);
+    counters.adopt(&named(5)).unwrap();
+    translate(5, 1);
+    assert_eq!(seen(), (8, 0, 16, 0), "under another number");
+}
+
+#[test]
+fn answers_are_what_the_kernel_says() {
+    let (fake, counters) = start(&Names::default());
+    fake.with(|k| k.answers = BTreeMap::from([(Answer::TooBig, 3)]));
+    let (series, _) = counters.read().unwrap();
+    assert_eq!(series.answers, BTreeMap::from([(Answer::TooBig, 3)]));
 }
 
 #[test]

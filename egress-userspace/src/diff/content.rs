@@ -1,6 +1,6 @@
 //! What live ids mean, so that a wanted thing is recognised by its content and left alone.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use egress_common::verdict::{Decision, Member, Verdict};
 
@@ -44,11 +44,6 @@ impl Interner {
         self.ids.insert(Arc::clone(cells), id);
         self.tables.push(Arc::clone(cells));
         id
-    }
-
-    /// How many members a table can choose.
-    pub(super) fn members(&self, id: TableId) -> usize {
-        group_members(0, self.cells(id)).count()
     }
 
     /// The cells of a table.
@@ -96,6 +91,7 @@ impl Index {
                         Some(Decision::Group {
                             lines,
                             first_member,
+                            members: _,
                         }),
                     ) = (&meaning, verdict.decode())
                     {
@@ -145,13 +141,19 @@ fn meaning(verdict: &Verdict, live: &KernelState, interner: &mut Interner) -> Me
         Some(Decision::Group {
             lines,
             first_member,
+            members,
         }) => {
             let Some(cells) = live.slot_tables.get(&lines) else {
                 return Meaning::Broken;
             };
-            let members: Option<Vec<Member>> = group_members(first_member, cells)
-                .map(|id| live.members.get(&id).copied())
-                .collect();
+            let count = usize::from(members);
+            let members = group_members(first_member, members, cells);
+            if members.len() > count {
+                // The table names a member that the group does not have.
+                return Meaning::Broken;
+            }
+            let members: Option<Vec<Member>> =
+                members.map(|id| live.members.get(&id).copied()).collect();
             members.map_or(Meaning::Broken, |members| {
                 Meaning::Many(members, interner.intern(cells))
             })
@@ -159,10 +161,11 @@ fn meaning(verdict: &Verdict, live: &KernelState, interner: &mut Interner) -> Me
     }
 }
 
-/// The members that a slot table can choose, by id.
-pub(super) fn group_members(first: u32, cells: &[u16]) -> impl Iterator<Item = u32> + use<> {
+/// The members of a group, by id: so many, and more if its slot table names more.
+pub(super) fn group_members(first: u32, members: u16, cells: &[u16]) -> Range<u32> {
     let highest = cells.iter().copied().max().unwrap_or(0);
-    (0..=u32::from(highest)).map(move |n| first.saturating_add(n))
+    let count = u32::from(members).max(u32::from(highest) + 1);
+    first..first.saturating_add(count)
 }
 
 /// A hash of cells in order, for finding candidates that are then compared.

@@ -139,6 +139,7 @@ impl RawMaps {
             Some(Decision::Group {
                 lines,
                 first_member,
+                members: _,
             }) => first_member + u32::from(self.cell(lines, flow_hash % SLOTS)),
         };
         match self.members.get(&member) {

@@ -75,6 +75,7 @@ impl<'a> Assigned<'a> {
                 .iter()
                 .map(|(label, id)| ((*label).clone(), *id))
                 .collect(),
+            ..Names::default()
         }
     }
 }

@@ -6,7 +6,6 @@ use std::{
 };
 
 use egress_common::{
-    Addr,
     cells::{CELLS_PER_LINE, Line, SLOT_LINES},
     keys::PodKey,
     verdict::{Decision, Member, PodState, Verdict},
@@ -284,7 +283,7 @@ impl<'a> Planner<'a> {
             VerdictSpec::Local => Meaning::Plain(Decision::Local),
             VerdictSpec::Drop(reason) => Meaning::Plain(Decision::Drop(*reason)),
             VerdictSpec::Gateways(specs) => {
-                let mut members: Vec<Member> =
+                let members: Vec<Member> =
                     specs.iter().map(|spec| self.member_value(spec)).collect();
                 if let [only] = members[..] {
                     return Meaning::One(only);
@@ -299,22 +298,15 @@ impl<'a> Planner<'a> {
                         table
                     }
                 };
-                // A gateway of so little weight that no slot is left for it is as good as not there: a
-                // group is measured by its table.
-                members.truncate(self.interner.members(table));
+                // A gateway of so little weight that no slot is left for it still is a member: flows that began
+                // on it stay there.
                 Meaning::Many(members, table)
             }
         }
     }
 
     fn member_value(&self, spec: &MemberSpec) -> Member {
-        Member::next_hop(
-            self.assigned.members[&spec.label],
-            spec.ifindex,
-            spec.mtu,
-            Addr::from(spec.next_hop),
-            spec.replies,
-        )
+        spec.value(self.assigned.members[&spec.label])
     }
 
     fn block(&mut self, block: BlockMeaning) -> Result<u32, PlanError> {
@@ -363,6 +355,8 @@ impl<'a> Planner<'a> {
                 Decision::Group {
                     lines,
                     first_member,
+                    // A cell could not tell more of them apart.
+                    members: u16::try_from(members.len()).unwrap_or(u16::MAX),
                 }
             }
             // Nothing wanted is broken; a verdict that decodes to nothing drops.

@@ -11,7 +11,8 @@ use std::{
 use egress_common::{
     Addr,
     cells::SLOTS,
-    verdict::{NUMBER_UNMATCHED, Replies},
+    gateway::GatewayId,
+    verdict::{Decision, NUMBER_UNMATCHED, Replies},
 };
 use proptest::prelude::*;
 
@@ -22,7 +23,7 @@ use crate::{
         slots::Tables,
         tests::{arbitrary_resolved, net, probes, told},
     },
-    state::{Extent, MemberSpec, Profile, VerdictSpec},
+    state::{Extent, MemberSpec, Profile, VerdictSpec, Way},
 };
 
 /// Flows whose hashes land in different slots.
@@ -52,13 +53,7 @@ fn expected(state: &DesiredState, names: &Names, pod: PodKey, to: IpAddr, flow: 
             let counter = names.members.iter().find(|(label, _)| *label == spec.label);
             Outcome::Out {
                 policy,
-                member: Member::next_hop(
-                    counter.map_or(u32::MAX, |(_, id)| *id),
-                    spec.ifindex,
-                    spec.mtu,
-                    Addr::from(spec.next_hop),
-                    spec.replies,
-                ),
+                member: spec.value(counter.map_or(u32::MAX, |(_, id)| *id)),
             }
         }
     }
@@ -401,6 +396,7 @@ proptest! {
 
 fn spec(policy: &str, rule: &str, gateway: u8) -> MemberSpec {
     MemberSpec {
+        gateway: GatewayId(u32::from(gateway)),
         label: MemberLabel {
             namespace: "gateways".to_owned(),
             gateway: format!("gw{gateway}"),
@@ -408,10 +404,12 @@ fn spec(policy: &str, rule: &str, gateway: u8) -> MemberSpec {
             rule: rule.to_owned(),
         },
         weight: NonZeroU32::MIN,
-        ifindex: 7,
-        mtu: 1500,
-        next_hop: IpAddr::from([192, 168, 9, gateway]),
-        replies: Replies::Recorded,
+        way: Way::NextHop {
+            next_hop: IpAddr::from([192, 168, 9, gateway]),
+            ifindex: 7,
+            mtu: 1500,
+            replies: Replies::Recorded,
+        },
     }
 }
 
@@ -443,6 +441,7 @@ fn one_policy_each(pods: u8, rules: u8, gateway: u8) -> DesiredState {
         prefixes: (0..rules)
             .map(|rule| net(&format!("192.0.2.{rule}/32")))
             .collect(),
+        ..DesiredState::default()
     }
 }
 
@@ -557,6 +556,79 @@ fn a_gateway_of_next_to_no_weight_does_not_make_plans_restless() {
     world.live = traced(&world.maps);
     assert_eq!(world.plan(&state).changes, vec![]);
     assert_eq!(world.names.members.len(), 2);
+    // No slot names it, and yet a flow that is on it finds it, in whichever place its id puts it.
+    let places: Vec<u16> = world
+        .live
+        .slot_tables
+        .values()
+        .flat_map(|t| t.to_vec())
+        .collect();
+    assert!(places.iter().all(|place| *place == 0));
+    assert_eq!(world.live.members.len(), 2);
+    let groups: Vec<_> = world
+        .live
+        .blocks
+        .values()
+        .flatten()
+        .filter_map(Verdict::decode)
+        .filter_map(|decision| match decision {
+            Decision::Group { members, .. } => Some(members),
+            Decision::Unmatched | Decision::Local | Decision::Member(_) | Decision::Drop(_) => None,
+        })
+        .collect();
+    assert_eq!(groups, [2]);
+}
+
+#[test]
+fn slots_are_drawn_by_name_whatever_the_order_of_ids() {
+    let owners = |ids: [u32; 3]| {
+        let mut group: Vec<MemberSpec> = (1..)
+            .zip(ids)
+            .map(|(n, id)| {
+                let mut member = spec("p", "r", n);
+                member.gateway = GatewayId(id);
+                member
+            })
+            .collect();
+        group.sort();
+        let table = Tables::default().table(&candidates(&group));
+        let names: Vec<String> = table
+            .iter()
+            .map(|place| group[usize::from(*place)].label.gateway.clone())
+            .collect();
+        names
+    };
+    assert_eq!(owners([1, 2, 3]), owners([7, 6, 5]));
+    assert_eq!(owners([1, 2, 3]), owners([9, 1, 4]));
+}
+
+#[test]
+fn a_table_that_names_more_than_its_group_has_is_written_anew() {
+    let mut state = one_policy_each(1, 1, 1);
+    let group = (1..=3).map(|n| spec("p0", "r0", n)).collect();
+    state.profiles[0].verdicts[2] = VerdictSpec::Gateways(group);
+    let mut world = World::to(&state);
+    for verdict in world.maps.verdicts.values_mut() {
+        if let Some(Decision::Group {
+            lines,
+            first_member,
+            ..
+        }) = verdict.decode()
+        {
+            let broken = Decision::Group {
+                lines,
+                first_member,
+                members: 2,
+            };
+            *verdict = Verdict::new(verdict.policy, broken);
+        }
+    }
+    world.live = traced(&world.maps);
+    assert_eq!(world.live.members.len(), 3, "a packet may read all of them");
+    let plan = world.plan(&state);
+    world.go(&plan);
+    assert_shows(&world.maps, &state, &world.names);
+    assert_eq!(world.plan(&state).changes, vec![]);
 }
 
 #[test]

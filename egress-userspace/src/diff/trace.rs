@@ -115,6 +115,7 @@ pub fn trace<R: MapReader>(maps: &R) -> Result<KernelState, R::Error> {
             Some(Decision::Group {
                 lines,
                 first_member,
+                members: count,
             }) => {
                 let cells = match live.slot_tables.entry(lines) {
                     Entry::Occupied(table) => table.into_mut(),
@@ -122,7 +123,7 @@ pub fn trace<R: MapReader>(maps: &R) -> Result<KernelState, R::Error> {
                         table.insert(Arc::new(cells_of(&maps.lines(lines, SLOT_LINES)?)))
                     }
                 };
-                members.extend(group_members(first_member, cells));
+                members.extend(group_members(first_member, count, cells));
             }
             Some(Decision::Unmatched | Decision::Local | Decision::Drop(_)) | None => {}
         }
@@ -143,7 +144,7 @@ pub(super) fn retain_reachable(live: &mut KernelState, keep: Option<PodState>) {
     let bases: BTreeSet<u32> = states.iter().map(|state| state.rule_base()).collect();
     live.blocks.retain(|base, _| bases.contains(base));
     let mut members = BTreeSet::new();
-    let mut tables: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
+    let mut tables: BTreeMap<u32, BTreeSet<(u32, u16)>> = BTreeMap::new();
     for verdict in live.blocks.values().flatten() {
         match verdict.decode() {
             Some(Decision::Member(id)) => {
@@ -152,8 +153,10 @@ pub(super) fn retain_reachable(live: &mut KernelState, keep: Option<PodState>) {
             Some(Decision::Group {
                 lines,
                 first_member,
+                members: count,
             }) => {
-                tables.entry(lines).or_default().insert(first_member);
+                let group = (first_member, count);
+                tables.entry(lines).or_default().insert(group);
             }
             Some(Decision::Unmatched | Decision::Local | Decision::Drop(_)) | None => {}
         }
@@ -162,8 +165,8 @@ pub(super) fn retain_reachable(live: &mut KernelState, keep: Option<PodState>) {
         let Some(groups) = tables.get(first) else {
             return false;
         };
-        for group in groups {
-            members.extend(group_members(*group, cells));
+        for (first, count) in groups {
+            members.extend(group_members(*first, *count, cells));
         }
         true
     });

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use super::{Explanation, KernelDecision, KernelVerdict, Outcome};
+use super::{Explanation, GatewayShare, KernelDecision, KernelVerdict, Outcome, WayKind};
 use crate::state::Names;
 
 /// The share below which a gateway may be left without a slot.
@@ -27,15 +27,11 @@ pub fn disagreements(wanted: &Explanation, kernel: &KernelVerdict, names: &Names
         | (Outcome::Local, KernelDecision::Local) => {}
         (Outcome::Drop(wanted), KernelDecision::Drop(is)) if wanted == is => {}
         (Outcome::Gateway, KernelDecision::Members(members)) => {
-            let is: BTreeSet<(IpAddr, u32, u32)> = members
+            let is: BTreeSet<SeenWay> = members
                 .iter()
-                .map(|m| (m.next_hop, m.ifindex, m.mtu))
+                .map(|m| (m.way, m.address, m.ifindex, m.mtu))
                 .collect();
-            let asked: BTreeSet<_> = wanted
-                .gateways
-                .iter()
-                .map(|g| (g.next_hop, g.ifindex, g.mtu))
-                .collect();
+            let asked: BTreeSet<_> = wanted.gateways.iter().map(seen).collect();
             for way in is.difference(&asked) {
                 found.push(format!(
                     "the kernel uses {}, which the resources do not ask for",
@@ -43,7 +39,7 @@ pub fn disagreements(wanted: &Explanation, kernel: &KernelVerdict, names: &Names
                 ));
             }
             for gateway in &wanted.gateways {
-                let way = (gateway.next_hop, gateway.ifindex, gateway.mtu);
+                let way = seen(gateway);
                 if gateway.share >= LEAST_SHARE && !is.contains(&way) {
                     found.push(format!(
                         "the resources ask for {}, which the kernel does not use",
@@ -61,6 +57,24 @@ pub fn disagreements(wanted: &Explanation, kernel: &KernelVerdict, names: &Names
     found
 }
 
-fn spell((next_hop, ifindex, mtu): &(IpAddr, u32, u32)) -> String {
-    format!("next hop {next_hop} on device #{ifindex} with MTU {mtu}")
+/// Kind, address, device and MTU: what both sides know of a way.
+type SeenWay = (WayKind, IpAddr, u32, u32);
+
+fn seen(gateway: &GatewayShare) -> SeenWay {
+    // Where this node translates, a member does not say by which device: its egress address does.
+    let ifindex = match gateway.way {
+        WayKind::NextHop | WayKind::Overlay => gateway.ifindex,
+        WayKind::Local => 0,
+    };
+    (gateway.way, gateway.address, ifindex, gateway.mtu)
+}
+
+fn spell((way, address, ifindex, mtu): &SeenWay) -> String {
+    match way {
+        WayKind::NextHop => format!("next hop {address} on device #{ifindex} with MTU {mtu}"),
+        WayKind::Overlay => {
+            format!("the overlay to {address} by device #{ifindex} with MTU {mtu}")
+        }
+        WayKind::Local => format!("{address} on this node with MTU {mtu}"),
+    }
 }

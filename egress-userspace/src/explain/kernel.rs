@@ -7,11 +7,12 @@ use egress_common::{
     cells::SLOTS,
     flow::Flow,
     keys::PodKey,
-    verdict::{Decision, NUMBER_UNMATCHED, Verdict},
+    verdict::{Decision, NUMBER_UNMATCHED, Verdict, Way},
 };
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::WayKind;
 use crate::state::KernelState;
 
 /// What the maps say about packets from a pod to an address.
@@ -52,9 +53,11 @@ pub struct KernelMember {
     pub member: u32,
     /// Index of its counter.
     pub counter: u32,
-    /// The next hop.
-    pub next_hop: IpAddr,
-    /// The device's index.
+    /// How packets get to the gateway.
+    pub way: WayKind,
+    /// The next hop, the address of the gateway's node, or the egress address.
+    pub address: IpAddr,
+    /// The device's index; zero where this node translates.
     pub ifindex: u32,
     /// Largest IP packet in bytes.
     pub mtu: u32,
@@ -99,6 +102,7 @@ pub fn choose(state: &KernelState, pod: PodKey, flow: &Flow) -> Option<u32> {
         Decision::Group {
             lines,
             first_member,
+            members: _,
         } => {
             let slot = usize::try_from(flow.hash() % SLOTS).ok()?;
             let number = state.slot_tables.get(&lines)?.get(slot)?;
@@ -122,6 +126,7 @@ fn walk(
         Decision::Group {
             lines,
             first_member,
+            members: _,
         } => KernelDecision::Members(group(state, lines, first_member)?),
     };
     Ok(())
@@ -191,15 +196,20 @@ fn group(state: &KernelState, lines: u32, first: u32) -> Result<Vec<KernelMember
 }
 
 fn way(state: &KernelState, id: u32, share: f64) -> Result<KernelMember, String> {
-    let member = state
+    let (member, way) = state
         .members
         .get(&id)
-        .filter(|m| m.is_set())
+        .and_then(|member| Some((member, member.way()?)))
         .ok_or_else(|| format!("MEMBERS has nothing at {id}"))?;
     Ok(KernelMember {
         member: id,
         counter: member.counter,
-        next_hop: member.next_hop.into(),
+        way: match way {
+            Way::NextHop => WayKind::NextHop,
+            Way::Overlay => WayKind::Overlay,
+            Way::Here => WayKind::Local,
+        },
+        address: member.address.into(),
         ifindex: member.ifindex,
         mtu: member.mtu,
         share,

@@ -6,12 +6,15 @@ use egress_common::{
     WireU16,
     cells::SLOTS,
     flow::Flow,
+    gateway::GatewayId,
+    overlay::Tag,
     verdict::{Decision, Member, Replies, Verdict},
 };
 
 use super::*;
 use crate::{
     compile, diff,
+    gateway_id::gateway_id,
     resolve::GatewayStatus,
     state::{Extent, KernelState, Limits, MemberLabel, Names},
 };
@@ -24,16 +27,18 @@ fn net(text: &str) -> IpNet {
 }
 
 fn gateway(name: &str, weight: u32, hops: &[&str]) -> UsableGateway {
+    let name = ObjectName::new("edge", name);
     UsableGateway {
-        name: ObjectName::new("edge", name),
+        id: gateway_id(&name),
+        name,
         weight: NonZeroU32::new(weight).unwrap(),
-        replies: Replies::Recorded,
         ways: hops
             .iter()
-            .map(|hop| Way {
+            .map(|hop| Way::NextHop {
                 next_hop: hop.parse().unwrap(),
                 ifindex: UPLINK,
                 mtu: 1500,
+                replies: Replies::Recorded,
             })
             .collect(),
     }
@@ -54,6 +59,7 @@ fn pod(policy: &str, fate: Fate) -> SourcePod {
         addresses: vec!["10.1.0.5".parse().unwrap(), "fd00::5".parse().unwrap()],
         policy: policy.to_owned(),
         fate,
+        udp_ports: Vec::new(),
     }
 }
 
@@ -102,6 +108,7 @@ pub(crate) fn node() -> Snapshot {
             (label("blue", "198.51.100.0/24"), 2),
             (label("red", "198.51.100.0/24"), 3),
         ],
+        ..Names::default()
     };
     Snapshot {
         node: "node-a".to_owned(),
@@ -125,7 +132,14 @@ fn maps() -> KernelState {
     };
     let member = |counter, hop: &str| {
         let hop = Addr::from(hop.parse::<IpAddr>().unwrap());
-        Member::next_hop(counter, UPLINK, 1500, hop, Replies::Recorded)
+        Member::next_hop(
+            counter,
+            GatewayId::default(),
+            UPLINK,
+            1500,
+            hop,
+            Replies::Recorded,
+        )
     };
     // Numbers: 0 unmatched, 1 cluster, then the rules by destination and family.
     let decisions = [
@@ -138,6 +152,7 @@ fn maps() -> KernelState {
         Decision::Group {
             lines: 512,
             first_member: 3,
+            members: 2,
         },
         Decision::Drop(DropReason::NoGateway),
         Decision::Drop(DropReason::NoGateway),
@@ -413,6 +428,109 @@ fn for_people() {
     broken.kernel = Arc::new(KernelState::default());
     text += &format!("\n----\n{}", ask(&broken, "8.8.8.8"));
     insta::assert_snapshot!(text);
+}
+
+/// A gateway on this node, one on another, and a next hop.
+fn ways() -> Resolved {
+    let ways = [
+        (
+            "here",
+            Way::Here {
+                egress: "203.0.113.10".parse().unwrap(),
+                node: "node-a".to_owned(),
+                ifindex: UPLINK,
+                mtu: 1500,
+            },
+        ),
+        (
+            "there",
+            Way::Overlay {
+                egress: "203.0.113.11".parse().unwrap(),
+                node: "node-b".to_owned(),
+                address: "2001:db8:18::2".parse().unwrap(),
+                ifindex: 9,
+                mtu: 1430,
+                tag: Tag([1, 2, 3, 4, 5, 6]),
+            },
+        ),
+    ];
+    let mut gateways = vec![gateway("box", 2, &["192.0.2.1"])];
+    gateways.extend(ways.map(|(name, way)| UsableGateway {
+        ways: vec![way],
+        ..gateway(name, 1, &[])
+    }));
+    let rules = [rule(None, Action::Gateways(gateways.into()))];
+    Resolved {
+        pods: BTreeMap::from([(
+            ObjectName::new("shop", "web"),
+            pod("out", Fate::Rules(rules.into_iter().collect())),
+        )]),
+        ..Resolved::default()
+    }
+}
+
+/// An agent that has applied this.
+fn applied(resolved: Resolved) -> Snapshot {
+    let limits = Limits::default();
+    let desired = compile::compile(&resolved, &limits).unwrap();
+    let plan = diff::plan(
+        &KernelState::default(),
+        &Names::default(),
+        &desired,
+        &limits,
+    )
+    .unwrap();
+    Snapshot {
+        resolved: Arc::new(resolved),
+        kernel: Arc::new(plan.after),
+        names: Arc::new(plan.names),
+        interfaces: Arc::new(BTreeMap::from([
+            (VETH, "veth5".to_owned()),
+            (UPLINK, "eth1".to_owned()),
+            (9, "egress.vxlan".to_owned()),
+        ])),
+        ..Snapshot::default()
+    }
+}
+
+#[test]
+fn every_way_is_told_with_its_node_and_address() {
+    let answer = ask(&applied(ways()), "8.8.8.8");
+    assert_eq!(answer.disagreements, [""; 0]);
+    insta::assert_snapshot!(answer);
+    let json = serde_json::to_value(&answer).unwrap();
+    let gateways = json["explanation"]["gateways"].as_array().unwrap();
+    let told: Vec<_> = gateways
+        .iter()
+        .map(|g| ["way", "node", "egress", "address"].map(|key| g[key].as_str().unwrap_or("-")))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            ["next_hop", "-", "-", "192.0.2.1"],
+            ["local", "node-a", "203.0.113.10", "203.0.113.10"],
+            ["overlay", "node-b", "203.0.113.11", "2001:db8:18::2"],
+        ]
+    );
+}
+
+#[test]
+fn another_way_than_asked_for_is_an_error() {
+    let mut node = applied(ways());
+    let mut kernel = (*node.kernel).clone();
+    for member in kernel.members.values_mut() {
+        if member.way() == Some(egress_common::verdict::Way::Overlay) {
+            *member = Member::here(member.counter, member.gateway, member.mtu, member.address);
+        }
+    }
+    node.kernel = Arc::new(kernel);
+    let found = ask(&node, "8.8.8.8").disagreements.join("; ");
+    for part in [
+        "the kernel uses 2001:db8:18::2 on this node with MTU 1430",
+        "the resources ask for the overlay to 2001:db8:18::2 by device #9",
+    ] {
+        assert!(found.contains(part), "{part:?} is not in {found:?}");
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::fmt;
 
 use egress_common::DropReason;
 
-use super::{Answer, KernelDecision, Outcome};
+use super::{Answer, GatewayShare, KernelDecision, Outcome, WayKind};
 
 impl Outcome {
     /// What happens, in a few words.
@@ -16,6 +16,23 @@ impl Outcome {
             Self::Local => "local: routed by the kernel".to_owned(),
             Self::Gateway => "through a gateway".to_owned(),
             Self::Drop(reason) => format!("dropped ({reason})"),
+        }
+    }
+}
+
+impl GatewayShare {
+    /// Where packets go, and as whom they leave.
+    fn route(&self) -> String {
+        let or_unknown = |value: Option<String>| value.unwrap_or_else(|| "?".to_owned());
+        let egress = or_unknown(self.egress.map(|address| address.to_string()));
+        let node = or_unknown(self.node.clone());
+        let (address, device) = (self.address, &self.device);
+        match self.way {
+            WayKind::NextHop => format!("via next hop {address} on {device}"),
+            WayKind::Overlay => {
+                format!("as {egress} on node {node}, via overlay to {address} on {device}")
+            }
+            WayKind::Local => format!("as {egress} on node {node}, local, out of {device}"),
         }
     }
 }
@@ -69,10 +86,9 @@ impl fmt::Display for Answer {
         for gateway in &it.gateways {
             writeln!(
                 f,
-                "gateway    {} via {} on {}, MTU {}, {:.1} % of the flows",
+                "gateway    {} {}, MTU {}, {:.1} % of the flows",
                 gateway.gateway,
-                gateway.next_hop,
-                gateway.device,
+                gateway.route(),
                 gateway.mtu,
                 gateway.share * 100.0
             )?;

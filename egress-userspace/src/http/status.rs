@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     explain::device,
     resolve::GatewayStatus,
-    snapshot::{Apply, AttachedProgram, Degraded, Snapshot},
+    snapshot::{Apply, AttachedProgram, Degraded, OwnedAddress, Snapshot},
 };
 
 /// The node at a glance.
@@ -33,6 +33,9 @@ pub struct Status {
     pub pods: Vec<PodLine>,
     /// Gateways that some selector could match.
     pub gateways: Vec<GatewayLine>,
+    /// The egress addresses that this node owns.
+    #[serde(default)]
+    pub egress: Vec<OwnedAddress>,
     /// The programs that belong on this node's interfaces.
     pub programs: Vec<AttachedProgram>,
     /// Files with errors, and how many.
@@ -82,7 +85,7 @@ pub struct GatewayLine {
     pub up: bool,
     /// Why not.
     pub reason: Option<String>,
-    /// How it is reached: next hop and device.
+    /// How it is reached: next hop, or egress address and node, and device.
     pub ways: Vec<String>,
 }
 
@@ -112,10 +115,7 @@ impl Status {
                 reason,
                 ways: ways
                     .iter()
-                    .map(|w| {
-                        let device = device(&snapshot.interfaces, w.ifindex);
-                        format!("{} on {device}", w.next_hop)
-                    })
+                    .map(|w| w.phrase(&device(&snapshot.interfaces, w.ifindex())))
                     .collect(),
             }
         });
@@ -129,6 +129,7 @@ impl Status {
             last_apply: snapshot.last_apply.as_ref().map(LastApply::of),
             pods: pods.collect(),
             gateways: gateways.collect(),
+            egress: snapshot.egress.clone(),
             programs: snapshot.programs.clone(),
             resource_errors: errors.map(|(f, n)| (f.display().to_string(), *n)).collect(),
             degraded: snapshot.degraded.iter().cloned().collect(),

@@ -1,6 +1,7 @@
 //! Which program is attached where, by TCX where the kernel has it, else by clsact filters.
 
 use std::{
+    cmp::Reverse,
     collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
@@ -25,15 +26,41 @@ use super::{clsact, load::classifier, object::Program, paths::Paths, syscall};
 const fn priority(program: Program) -> u16 {
     match program {
         Program::FromGateway => 1,
-        Program::FromPod => 2,
+        Program::FromUplink => 2,
+        Program::FromPod => 3,
+        // Alone on their hooks, among our own.
+        Program::FromOverlay | Program::ToPod => 1,
     }
 }
 
-/// "eg" and "eh": among filters of one priority, ours.
+/// Whether a program sees what its interface sends, or what it receives.
+const fn direction(program: Program) -> TcAttachType {
+    match program {
+        Program::ToPod => TcAttachType::Egress,
+        Program::FromPod | Program::FromGateway | Program::FromOverlay | Program::FromUplink => {
+            TcAttachType::Ingress
+        }
+    }
+}
+
+/// The filter of a program on an interface.
+fn filter(program: Program, ifindex: u32) -> clsact::Filter {
+    clsact::Filter {
+        ifindex,
+        egress: direction(program) == TcAttachType::Egress,
+        priority: priority(program),
+        handle: handle(program).into(),
+    }
+}
+
+/// "eg" and on: among filters of one priority, ours.
 const fn handle(program: Program) -> TcHandle {
     match program {
         Program::FromPod => TcHandle::new(0, 0x6567),
         Program::FromGateway => TcHandle::new(0, 0x6568),
+        Program::ToPod => TcHandle::new(0, 0x6569),
+        Program::FromOverlay => TcHandle::new(0, 0x656a),
+        Program::FromUplink => TcHandle::new(0, 0x656b),
     }
 }
 
@@ -151,13 +178,9 @@ impl Attachments {
                     return Ok(false);
                 }
                 let own = loaded_id(ebpf, program)?;
-                has_tcx_program(&name_of(ifindex)?, own)
+                has_tcx_program(&name_of(ifindex)?, direction(program), own)
             }
-            AttachMode::Clsact => Ok(clsact::has_filter(
-                ifindex,
-                priority(program),
-                handle(program).into(),
-            )?),
+            AttachMode::Clsact => Ok(clsact::has_filter(filter(program, ifindex))?),
         }
     }
 
@@ -282,7 +305,7 @@ fn attach_tcx(ebpf: &mut Ebpf, hook: &Hook, paths: &Paths) -> anyhow::Result<()>
     }
     let options = TcAttachOptions::TcxOrder(tcx_order(ebpf, hook.program, &interface)?);
     let program = classifier(ebpf, hook.program)?;
-    let id = program.attach_with_options(&interface, TcAttachType::Ingress, options)?;
+    let id = program.attach_with_options(&interface, direction(hook.program), options)?;
     let link: FdLink = program.take_link(id)?.try_into()?;
     pin_over(&path, paths, |new| {
         // Only the descriptor goes.
@@ -293,17 +316,26 @@ fn attach_tcx(ebpf: &mut Ebpf, hook: &Hook, paths: &Paths) -> anyhow::Result<()>
 
 /// Before all others, in the same order as the filters' priorities.
 fn tcx_order(ebpf: &mut Ebpf, program: Program, interface: &str) -> anyhow::Result<LinkOrder> {
-    let gateway = loaded_id(ebpf, Program::FromGateway)?;
-    if program == Program::FromPod && has_tcx_program(interface, gateway)? {
-        let gateway: &SchedClassifier = classifier(ebpf, Program::FromGateway)?;
-        return Ok(LinkOrder::after_program(gateway)?);
+    let mut before: Vec<Program> = Program::ALL
+        .iter()
+        .copied()
+        .filter(|other| direction(*other) == direction(program))
+        .filter(|other| priority(*other) < priority(program))
+        .collect();
+    before.sort_by_key(|other| Reverse(priority(*other)));
+    for other in before {
+        let id = loaded_id(ebpf, other)?;
+        if has_tcx_program(interface, direction(program), id)? {
+            let other: &SchedClassifier = classifier(ebpf, other)?;
+            return Ok(LinkOrder::after_program(other)?);
+        }
     }
     Ok(LinkOrder::first())
 }
 
-/// Whether a program is among those that TCX runs for what an interface receives.
-fn has_tcx_program(interface: &str, id: u32) -> anyhow::Result<bool> {
-    let (_, programs) = SchedClassifier::query_tcx(interface, TcAttachType::Ingress)?;
+/// Whether a program is among those that TCX runs on one side of an interface.
+fn has_tcx_program(interface: &str, side: TcAttachType, id: u32) -> anyhow::Result<bool> {
+    let (_, programs) = SchedClassifier::query_tcx(interface, side)?;
     Ok(programs.iter().any(|info| info.id() == id))
 }
 
@@ -333,7 +365,7 @@ fn attach_clsact(ebpf: &mut Ebpf, hook: &Hook, paths: &Paths) -> anyhow::Result<
     }
     let known = SchedClassifierLink::attached(
         &interface,
-        TcAttachType::Ingress,
+        direction(hook.program),
         priority(hook.program),
         handle(hook.program),
         None,
@@ -342,7 +374,7 @@ fn attach_clsact(ebpf: &mut Ebpf, hook: &Hook, paths: &Paths) -> anyhow::Result<
         Ok(id) => id,
         Err(_missing) => program.attach_with_options(
             &interface,
-            TcAttachType::Ingress,
+            direction(hook.program),
             TcAttachOptions::Netlink(NlOptions {
                 priority: priority(hook.program),
                 handle: handle(hook.program),
@@ -398,16 +430,13 @@ impl Pin {
     /// Takes the program off its hook.
     fn remove(&self, paths: &Paths) -> anyhow::Result<()> {
         if self.clsact {
-            let handle = handle(self.program).into();
-            clsact::remove_filter(self.ifindex, priority(self.program), handle).with_context(
-                || {
-                    format!(
-                        "cannot remove the filter of {} from the interface with index {}",
-                        self.program.name(),
-                        self.ifindex
-                    )
-                },
-            )?;
+            clsact::remove_filter(filter(self.program, self.ifindex)).with_context(|| {
+                format!(
+                    "cannot remove the filter of {} from the interface with index {}",
+                    self.program.name(),
+                    self.ifindex
+                )
+            })?;
             self.remove_own_qdisc(paths)?;
         } else if let Err(error) = syscall::detach_pinned_link(&self.path) {
             // Of an interface that is gone there is nothing to detach from.

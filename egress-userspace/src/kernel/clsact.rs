@@ -60,30 +60,39 @@ pub(super) fn remove_unused_qdisc(ifindex: u32) -> io::Result<()> {
     ))
 }
 
-/// Whether the ingress filter of that priority and handle is there.
-pub(super) fn has_filter(ifindex: u32, priority: u16, handle: u32) -> io::Result<bool> {
-    match ask(
-        &filter(libc::RTM_GETTFILTER, ifindex, priority, handle),
-        &[],
-    ) {
+/// One of our filters.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Filter {
+    /// The interface.
+    pub(super) ifindex: u32,
+    /// Whether it sees what the interface sends, not what it receives.
+    pub(super) egress: bool,
+    /// Lower comes first.
+    pub(super) priority: u16,
+    /// Among those of one priority, which.
+    pub(super) handle: u32,
+}
+
+/// Whether the filter is there.
+pub(super) fn has_filter(filter: Filter) -> io::Result<bool> {
+    match ask(&filter.message(libc::RTM_GETTFILTER), &[]) {
         Ok(_) => Ok(true),
         Err(Errno::ENOENT | Errno::ENODEV | Errno::EINVAL) => Ok(false),
         Err(error) => Err(error.into()),
     }
 }
 
-/// Removes the ingress filter of that priority and handle; one that is gone is as good.
-pub(super) fn remove_filter(ifindex: u32, priority: u16, handle: u32) -> io::Result<()> {
-    absent_is_fine(ask(
-        &filter(libc::RTM_DELTFILTER, ifindex, priority, handle),
-        &[],
-    ))
+/// Removes the filter; one that is gone is as good.
+pub(super) fn remove_filter(filter: Filter) -> io::Result<()> {
+    absent_is_fine(ask(&filter.message(libc::RTM_DELTFILTER), &[]))
 }
 
-/// A message about one ingress filter.
-fn filter(kind: u16, ifindex: u32, priority: u16, handle: u32) -> Vec<u8> {
-    let info = u32::from(priority) << 16 | u32::from(EVERY_PROTOCOL);
-    message(kind, 0, ifindex, handle, INGRESS, info)
+impl Filter {
+    fn message(self, kind: u16) -> Vec<u8> {
+        let list = if self.egress { EGRESS } else { INGRESS };
+        let info = u32::from(self.priority) << 16 | u32::from(EVERY_PROTOCOL);
+        message(kind, 0, self.ifindex, self.handle, list, info)
+    }
 }
 
 /// `EINVAL` is what the kernel says of a filter where there is no qdisc, or no such priority.

@@ -4,9 +4,13 @@ use anyhow::{Context, anyhow};
 use aya::maps::{HashMap, MapData, MapError, MapInfo, PerCpuArray, PerCpuValues};
 use egress_common::{
     DropReason,
-    counter::{Count, PassKind, drop_index, pass_index},
+    counter::{Answer, Count, Direction, PassKind, drop_index, gateway_index, pass_index},
     keys::{FragmentKey, ReplyKey, ReplyPath},
-    maps::{DROP_COUNTS, FRAGMENTS, MEMBER_COUNTS, PASS_COUNTS, REPLIES, REPLY_FRAGMENTS},
+    maps::{
+        ANSWER_COUNTS, DROP_COUNTS, FRAGMENTS, GATEWAY_COUNTS, GATEWAY_DROPS, MEMBER_COUNTS,
+        PASS_COUNTS, REPLIES, REPLY_FRAGMENTS,
+    },
+    pod::Choice,
 };
 
 use super::{maps::open, paths::Paths};
@@ -16,8 +20,11 @@ pub struct CounterMaps {
     members: PerCpuArray<MapData, Count>,
     drops: PerCpuArray<MapData, Count>,
     passes: PerCpuArray<MapData, Count>,
+    translated: PerCpuArray<MapData, Count>,
+    gateway_drops: PerCpuArray<MapData, Count>,
+    answers: PerCpuArray<MapData, u64>,
     replies: HashMap<MapData, ReplyKey, ReplyPath>,
-    fragments: HashMap<MapData, FragmentKey, u32>,
+    fragments: HashMap<MapData, FragmentKey, Choice>,
     reply_fragments: HashMap<MapData, FragmentKey, ReplyPath>,
     capacities: [u64; 3],
     cpus: usize,
@@ -40,6 +47,9 @@ impl CounterMaps {
             members: open(paths, MEMBER_COUNTS)?.try_into()?,
             drops: open(paths, DROP_COUNTS)?.try_into()?,
             passes: open(paths, PASS_COUNTS)?.try_into()?,
+            translated: open(paths, GATEWAY_COUNTS)?.try_into()?,
+            gateway_drops: open(paths, GATEWAY_DROPS)?.try_into()?,
+            answers: open(paths, ANSWER_COUNTS)?.try_into()?,
             replies: open(paths, REPLIES)?.try_into()?,
             fragments: open(paths, FRAGMENTS)?.try_into()?,
             reply_fragments: open(paths, REPLY_FRAGMENTS)?.try_into()?,
@@ -64,6 +74,30 @@ impl CounterMaps {
         sum(&self.passes, index).with_context(|| format!("cannot read {PASS_COUNTS}[{index}]"))
     }
 
+    /// A gateway's count of translated packets.
+    pub fn translated(&self, gateway: u32, direction: Direction) -> anyhow::Result<Count> {
+        let index = gateway_index(gateway, direction);
+        sum(&self.translated, index)
+            .with_context(|| format!("cannot read {GATEWAY_COUNTS}[{index}]"))
+    }
+
+    /// A gateway's count of packets dropped for a reason.
+    pub fn gateway_dropped(&self, gateway: u32, reason: DropReason) -> anyhow::Result<Count> {
+        let index = drop_index(gateway, reason);
+        sum(&self.gateway_drops, index)
+            .with_context(|| format!("cannot read {GATEWAY_DROPS}[{index}]"))
+    }
+
+    /// How many answers of a kind were sent.
+    pub fn answered(&self, answer: Answer) -> anyhow::Result<u64> {
+        let index = answer as u32;
+        let counts = self
+            .answers
+            .get(&index, 0)
+            .with_context(|| format!("cannot read {ANSWER_COUNTS}[{index}]"))?;
+        Ok(counts.iter().fold(0, |sum, n| sum.wrapping_add(*n)))
+    }
+
     /// Sets a member's count to zero, before its id is given to another.
     pub fn clear_member(&mut self, counter: u32) -> anyhow::Result<()> {
         let zeroes = self.zeroes()?;
@@ -76,9 +110,24 @@ impl CounterMaps {
             let zeroes = self.zeroes()?;
             self.drops.set(drop_index(policy, *reason), zeroes, 0)?;
         }
-        for kind in [PassKind::Local, PassKind::Unmatched] {
+        for kind in PassKind::ALL.iter().copied() {
             let zeroes = self.zeroes()?;
             self.passes.set(pass_index(policy, kind), zeroes, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Sets all counts of a gateway to zero, before its id is given to another.
+    pub fn clear_gateway(&mut self, gateway: u32) -> anyhow::Result<()> {
+        for direction in Direction::ALL.iter().copied() {
+            let zeroes = self.zeroes()?;
+            self.translated
+                .set(gateway_index(gateway, direction), zeroes, 0)?;
+        }
+        for reason in DropReason::ALL {
+            let zeroes = self.zeroes()?;
+            self.gateway_drops
+                .set(drop_index(gateway, *reason), zeroes, 0)?;
         }
         Ok(())
     }

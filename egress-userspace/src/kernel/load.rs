@@ -18,7 +18,7 @@ use nix::{
 use super::{
     attach::{AttachMode, Attachments},
     maps::Maps,
-    object::{OBJECT, Program},
+    object::{NAT_SWEEP, OBJECT, Program},
     paths::Paths,
     segments,
 };
@@ -43,6 +43,12 @@ pub struct Capacities {
     pub replies: u32,
     /// Datagrams in fragments.
     pub fragments: u32,
+    /// Connections that this node translates.
+    pub nat_connections: u32,
+    /// Connections that came in to pods.
+    pub inbound: u32,
+    /// Flows that stay on the gateway of a group.
+    pub flows: u32,
 }
 
 impl Default for Capacities {
@@ -55,6 +61,9 @@ impl Default for Capacities {
             policies: capacity::POLICIES,
             replies: capacity::REPLIES,
             fragments: capacity::FRAGMENTS,
+            nat_connections: capacity::NAT,
+            inbound: capacity::INBOUND,
+            flows: capacity::FLOWS,
         }
     }
 }
@@ -70,6 +79,9 @@ impl Capacities {
         Ok(vec![
             (maps::PODS, "--max-pods", self.pods),
             (maps::POD_STATE, "--max-pods", self.pods),
+            (maps::POD_PLACES, "--max-pods", self.pods),
+            (maps::POD_NOTES, "--max-pods", self.pods),
+            (maps::POD_UDP_PORTS, "--max-pods", self.pods),
             (maps::PREFIXES4, "--max-prefixes", self.prefixes),
             (maps::PREFIXES6, "--max-prefixes", self.prefixes),
             (maps::VERDICTS, "--max-verdicts", self.verdicts),
@@ -80,6 +92,11 @@ impl Capacities {
             (maps::REPLIES, "--max-replies", self.replies),
             (maps::FRAGMENTS, "--max-fragments", self.fragments),
             (maps::REPLY_FRAGMENTS, "--max-fragments", self.fragments),
+            (maps::NAT_FRAGMENTS, "--max-fragments", self.fragments),
+            (maps::NAT_OUT, "--nat-connections", self.nat_connections),
+            (maps::NAT_BACK, "--nat-connections", self.nat_connections),
+            (maps::INBOUND, "--max-inbound", self.inbound),
+            (maps::FLOWS, "--max-flows", self.flows),
         ])
     }
 }
@@ -138,13 +155,11 @@ impl Datapath {
             "cannot load the eBPF object: a kernel of 5.10 or later with CONFIG_BPF_SYSCALL and BTF, \
              and CAP_BPF with CAP_NET_ADMIN (or root), are needed",
         )?;
-        for program in Program::ALL {
-            classifier(&mut ebpf, *program)?.load().with_context(|| {
-                format!(
-                    "the kernel's verifier refuses the program {}",
-                    program.name()
-                )
-            })?;
+        let attached = Program::ALL.iter().map(|program| program.name());
+        for name in attached.chain([NAT_SWEEP]) {
+            named(&mut ebpf, name)?
+                .load()
+                .with_context(|| format!("the kernel's verifier refuses the program {name}"))?;
         }
         let mut maps = Maps::open(&options.paths)?;
         maps.repair()?;
@@ -174,6 +189,14 @@ impl Datapath {
         &mut self.ebpf
     }
 
+    /// The program that removes ended connections, to be run with keys of `NAT_BACK`.
+    ///
+    /// # Errors
+    /// The embedded object has none: it is not this version's.
+    pub fn nat_sweep(&mut self) -> anyhow::Result<&mut SchedClassifier> {
+        named(&mut self.ebpf, NAT_SWEEP)
+    }
+
     /// The attachments, together with the programs that they attach.
     pub fn attaching(&mut self) -> (&mut Attachments, &mut Ebpf) {
         (&mut self.attachments, &mut self.ebpf)
@@ -185,10 +208,14 @@ pub(super) fn classifier(
     ebpf: &mut Ebpf,
     program: Program,
 ) -> anyhow::Result<&mut SchedClassifier> {
-    ebpf.program_mut(program.name())
-        .with_context(|| format!("the embedded object has no program {}", program.name()))?
+    named(ebpf, program.name())
+}
+
+fn named<'a>(ebpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut SchedClassifier> {
+    ebpf.program_mut(name)
+        .with_context(|| format!("the embedded object has no program {name}"))?
         .try_into()
-        .with_context(|| format!("{} is not a TC program", program.name()))
+        .with_context(|| format!("{name} is not a TC program"))
 }
 
 fn check_capacities(paths: &Paths, entries: &[(&str, &str, u32)]) -> anyhow::Result<()> {

@@ -8,14 +8,21 @@ use egress_common::{
     cells::Line,
     keys::PodKey,
     maps::{LINES, MEMBERS, POD_STATE, PODS, PREFIXES4, PREFIXES6, VERDICTS},
+    pod::UdpPorts,
     verdict::{Member, PodState, Verdict},
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::{grace, paths::Paths, segments::Segments, slots::Slots};
-use crate::diff::{Change, MapReader};
+use super::{
+    grace, paths::Paths, pods::PodMaps, segments::Segments, slots::Slots,
+    translation::TranslationMaps,
+};
+use crate::{
+    diff::{Change, MapReader},
+    translation,
+};
 
-/// The maps that hold policy, opened from where they are pinned.
+/// The maps that userspace writes, opened from where they are pinned.
 pub struct Maps {
     pods: HashMap<MapData, PodKey, u32>,
     slots: Slots,
@@ -24,6 +31,8 @@ pub struct Maps {
     segments: Segments,
     verdicts: Array<MapData, Verdict>,
     members: Array<MapData, Member>,
+    beside: PodMaps,
+    translation: TranslationMaps,
 }
 
 impl Maps {
@@ -40,6 +49,8 @@ impl Maps {
             segments: Segments::open(open(paths, LINES)?, paths)?,
             verdicts: open(paths, VERDICTS)?.try_into()?,
             members: open(paths, MEMBERS)?.try_into()?,
+            beside: PodMaps::open(paths)?,
+            translation: TranslationMaps::open(paths)?,
         })
     }
 
@@ -51,7 +62,9 @@ impl Maps {
 
     /// Mends what a crash in the middle of a write may have left.
     pub fn repair(&mut self) -> anyhow::Result<()> {
-        self.segments.publish_all()
+        self.segments.publish_all()?;
+        let pods = self.pods()?;
+        self.beside.repair(&pods)
     }
 
     /// Carries out one change of a plan.
@@ -116,18 +129,47 @@ impl Maps {
 
     /// Makes a pod known.
     pub fn insert_pod(&mut self, key: PodKey, slot: u32) -> anyhow::Result<()> {
+        // What was learned of the pod that had the slot before is not this one's.
+        self.beside.clear_notes(slot)?;
         self.pods.insert(key, slot, 0).with_context(|| {
             format!(
                 "cannot insert {} into {PODS}: raise --max-pods if the map is full",
                 IpAddr::from(key.addr)
             )
-        })
+        })?;
+        self.beside.inserted(key, slot)
     }
 
     /// Forgets a pod; one that is not there is as good.
     pub fn remove_pod(&mut self, key: &PodKey) -> anyhow::Result<()> {
         absent_is_fine(self.pods.remove(key))
-            .with_context(|| format!("cannot remove {} from {PODS}", IpAddr::from(key.addr)))
+            .with_context(|| format!("cannot remove {} from {PODS}", IpAddr::from(key.addr)))?;
+        self.beside.removed(key)
+    }
+
+    /// Writes the UDP ports on which connections may come in to the pod with this slot, and says whether
+    /// they differ from what was there.
+    pub fn set_udp_ports(&mut self, slot: u32, ports: UdpPorts) -> anyhow::Result<bool> {
+        self.beside.set_udp_ports(slot, ports)
+    }
+
+    /// What the maps of egress addresses and other nodes say.
+    pub fn translation(&self) -> anyhow::Result<translation::State> {
+        self.translation.read()
+    }
+
+    /// How much those maps hold.
+    #[must_use]
+    pub fn translation_limits(&self) -> translation::Limits {
+        self.translation.limits()
+    }
+
+    /// Carries out one change of a plan for those maps.
+    pub fn translate(&mut self, change: &translation::Change) -> anyhow::Result<()> {
+        if *change == translation::Change::Grace {
+            return self.grace();
+        }
+        self.translation.carry_out(change)
     }
 
     /// Waits until no packet in flight can hold an id that was given back.
@@ -194,7 +236,7 @@ pub(super) fn open(paths: &Paths, name: &str) -> anyhow::Result<Map> {
     Ok(Map::from_map_data(data)?)
 }
 
-fn not_running(path: &Path) -> String {
+pub(super) fn not_running(path: &Path) -> String {
     format!(
         "cannot open the pinned map {}: has `egress run` been started with this --pin-dir, and are you \
          root?",
@@ -202,7 +244,7 @@ fn not_running(path: &Path) -> String {
     )
 }
 
-fn absent_is_fine(result: Result<(), MapError>) -> anyhow::Result<()> {
+pub(super) fn absent_is_fine(result: Result<(), MapError>) -> anyhow::Result<()> {
     match result {
         Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
         Err(MapError::SyscallError(error))

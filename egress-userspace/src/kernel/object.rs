@@ -16,11 +16,23 @@ pub enum Program {
     FromPod,
     /// Ingress of an interface that leads to a next-hop gateway.
     FromGateway,
+    /// Egress of a source pod's host-side interface.
+    ToPod,
+    /// Ingress of the overlay device.
+    FromOverlay,
+    /// Ingress of an uplink.
+    FromUplink,
 }
 
 impl Program {
     /// Every program.
-    pub const ALL: &[Self] = &[Self::FromPod, Self::FromGateway];
+    pub const ALL: &[Self] = &[
+        Self::FromPod,
+        Self::FromGateway,
+        Self::ToPod,
+        Self::FromOverlay,
+        Self::FromUplink,
+    ];
 
     /// Its name in the object, in the kernel and in metrics.
     #[must_use]
@@ -28,6 +40,12 @@ impl Program {
         match self {
             Self::FromPod => "egress_from_pod",
             Self::FromGateway => "egress_from_gateway",
+            Self::ToPod => "egress_to_pod",
+            Self::FromOverlay => "egress_from_overlay",
+            Self::FromUplink => "egress_from_uplink",
         }
     }
 }
+
+/// The program that removes ended connections: it is attached nowhere, but run with keys of `NAT_BACK`.
+pub const NAT_SWEEP: &str = "egress_nat_sweep";

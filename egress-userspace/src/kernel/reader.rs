@@ -6,7 +6,7 @@ use aya::maps::MapInfo;
 use egress_common::{
     DropReason,
     cells::{Line, SLOT_LINES},
-    counter::PassKind,
+    counter::{Answer, Direction, PassKind},
     maps::{LINES, MEMBERS, POD_STATE, PODS, PREFIXES4, PREFIXES6, VERDICTS},
 };
 use ipnet::IpNet;
@@ -69,11 +69,24 @@ impl CounterSource for CounterReader {
                     .drops
                     .push((*policy, *reason, self.maps.dropped(*policy, *reason)?));
             }
-            for kind in [PassKind::Local, PassKind::Unmatched] {
+            for kind in PassKind::ALL.iter().copied() {
                 reading
                     .passes
                     .push((*policy, kind, self.maps.passed(*policy, kind)?));
             }
+        }
+        for gateway in &numbers.gateways {
+            for direction in Direction::ALL.iter().copied() {
+                let count = self.maps.translated(*gateway, direction)?;
+                reading.translated.push((*gateway, direction, count));
+            }
+            for reason in DropReason::ALL {
+                let count = self.maps.gateway_dropped(*gateway, *reason)?;
+                reading.gateway_drops.push((*gateway, *reason, count));
+            }
+        }
+        for answer in Answer::ALL.iter().copied() {
+            reading.answers.push((answer, self.maps.answered(answer)?));
         }
         Ok(reading)
     }

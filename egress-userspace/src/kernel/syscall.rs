@@ -4,17 +4,20 @@ use std::{
     ffi::CString,
     io,
     os::{
-        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
     path::Path,
 };
 
+use aya::Pod;
 use egress_common::maps::LINES;
 
 /// Commands of `enum bpf_cmd`, and a type of `enum bpf_map_type` (`linux/bpf.h`).
 const BPF_MAP_CREATE: libc::c_long = 0;
 const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_PROG_TEST_RUN: libc::c_long = 10;
+const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_LINK_DETACH: libc::c_long = 34;
 const ARRAY_OF_MAPS: u32 = 12;
 
@@ -43,6 +46,32 @@ struct ObjectGet {
 #[repr(C)]
 struct LinkDetach {
     link_fd: u32,
+}
+
+/// The fields of `union bpf_attr` for `BPF_PROG_TEST_RUN`, as far as they are used.
+#[repr(C)]
+struct TestRun {
+    prog_fd: u32,
+    retval: u32,
+    data_size_in: u32,
+    data_size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+}
+
+/// The fields of `union bpf_attr` for `BPF_MAP_LOOKUP_BATCH`.
+#[repr(C)]
+struct LookupBatch {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
 }
 
 /// Makes the outer map of the line store, with the maps like `template` as its values.
@@ -81,17 +110,89 @@ pub(super) fn detach_pinned_link(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<libc::c_long> {
-    // SAFETY: the kernel reads the attributes, which live for the call, and no further than their size;
-    // what they point to lives in the callers' frames.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            command,
-            &raw const *attributes,
-            size_of::<T>(),
-        )
+/// Runs a TC program once over a frame, which it may not change, and gives what it returned.
+pub(super) fn run_classifier(program: impl AsFd, frame: &[u8]) -> io::Result<u32> {
+    let mut attributes = TestRun {
+        prog_fd: number(program.as_fd())?,
+        retval: 0,
+        data_size_in: u32::try_from(frame.len()).map_err(io::Error::other)?,
+        data_size_out: 0,
+        data_in: frame.as_ptr() as u64,
+        data_out: 0,
+        repeat: 1,
+        duration: 0,
     };
+    bpf_mut(BPF_PROG_TEST_RUN, &mut attributes)?;
+    Ok(attributes.retval)
+}
+
+/// Where a batch ends and the next one begins: a bucket, which no change of the map moves.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Bucket(Option<u32>);
+
+/// Reads the next entries of a hash map, whole buckets at a time (kernel commit 057996380a42, 5.6).
+///
+/// The map's keys and values must have the sizes of `K` and `V`. Gives at most `room` entries, and whether they
+/// were the last ones.
+///
+/// # Errors
+/// `ENOSPC` where a bucket has more entries than there is room for.
+pub(super) fn lookup_batch<K: Pod, V: Pod>(
+    map: BorrowedFd<'_>,
+    room: usize,
+    bucket: &mut Bucket,
+) -> io::Result<(Vec<(K, V)>, bool)> {
+    let mut keys = Vec::<K>::with_capacity(room);
+    let mut values = Vec::<V>::with_capacity(room);
+    let mut next = 0_u32;
+    let mut attributes = LookupBatch {
+        in_batch: bucket
+            .0
+            .as_ref()
+            .map_or(0, |bucket| (&raw const *bucket) as u64),
+        out_batch: (&raw mut next) as u64,
+        keys: keys.as_mut_ptr() as u64,
+        values: values.as_mut_ptr() as u64,
+        count: u32::try_from(room).map_err(io::Error::other)?,
+        map_fd: number(map)?,
+        elem_flags: 0,
+        flags: 0,
+    };
+    let last = match bpf_mut(BPF_MAP_LOOKUP_BATCH, &mut attributes) {
+        Ok(_) => false,
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+        Err(error) => return Err(error),
+    };
+    bucket.0 = Some(next);
+    let count = usize::try_from(attributes.count)
+        .map_err(io::Error::other)?
+        .min(room);
+    // SAFETY: the kernel has filled that many of each, of which any bit pattern is a value.
+    unsafe {
+        keys.set_len(count);
+        values.set_len(count);
+    }
+    Ok((keys.into_iter().zip(values).collect(), last))
+}
+
+fn number(fd: BorrowedFd<'_>) -> io::Result<u32> {
+    u32::try_from(fd.as_raw_fd()).map_err(io::Error::other)
+}
+
+fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<libc::c_long> {
+    bpf_at(command, &raw const *attributes)
+}
+
+/// For commands that answer in their attributes.
+fn bpf_mut<T>(command: libc::c_long, attributes: &mut T) -> io::Result<libc::c_long> {
+    bpf_at(command, &raw mut *attributes)
+}
+
+fn bpf_at<T>(command: libc::c_long, attributes: *const T) -> io::Result<libc::c_long> {
+    // SAFETY: the kernel reads the attributes, which live for the call, and no further than their size; it
+    // writes to them only for commands that come here by `bpf_mut`. What they point to lives in the
+    // callers' frames.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, attributes, size_of::<T>()) };
     if result < 0 {
         Err(io::Error::last_os_error())
     } else {

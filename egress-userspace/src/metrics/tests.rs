@@ -2,7 +2,11 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use egress_common::DropReason;
+use egress_common::{
+    Addr, DropReason, WireU16,
+    counter::{Answer, Direction},
+    gateway::GatewayId,
+};
 
 use super::*;
 use crate::{
@@ -10,9 +14,11 @@ use crate::{
         CounterSource,
         tests::{Fake, Kernel, label},
     },
+    gateway_id::gateway_id,
     model::ObjectName,
+    nat::{Load, Remote},
     resolve::Resolved,
-    snapshot::{Apply, AttachedProgram, Degraded},
+    snapshot::{Apply, AttachedProgram, Degraded, OwnedAddress},
     state::Names,
 };
 
@@ -21,6 +27,8 @@ pub(crate) fn node() -> (Arc<Metrics>, Arc<Fake>) {
     let names = Names {
         policies: BTreeMap::from([("to-partners".to_owned(), 1)]),
         members: vec![(label("red"), 0), (label("blue"), 1)],
+        gateways: BTreeMap::from([(red(), 5)]),
+        ..Names::default()
     };
     let fake = Arc::new(Fake::default());
     *fake.kernel.lock().unwrap() = Kernel {
@@ -29,7 +37,19 @@ pub(crate) fn node() -> (Arc<Metrics>, Arc<Fake>) {
             ((0, DropReason::SpoofedSource), count(3, 180)),
             ((1, DropReason::TooBig), count(1, 9000)),
         ]),
-        passes: BTreeMap::from([((1, PassKind::Unmatched), count(2, 96))]),
+        passes: BTreeMap::from([
+            ((1, PassKind::Unmatched), count(2, 96)),
+            ((1, PassKind::Inbound), count(1, 52)),
+        ]),
+        translated: BTreeMap::from([
+            ((5, Direction::Out), count(6, 600)),
+            ((5, Direction::Back), count(4, 4000)),
+        ]),
+        gateway_drops: BTreeMap::from([
+            ((5, DropReason::NatExhausted), count(8, 480)),
+            ((5, DropReason::OverlayForged), count(1, 60)),
+        ]),
+        answers: BTreeMap::from([(Answer::TooBig, 2), (Answer::TimeExceeded, 0)]),
         maps: vec![MapUse {
             name: "PODS".to_owned(),
             entries: 2,
@@ -41,10 +61,42 @@ pub(crate) fn node() -> (Arc<Metrics>, Arc<Fake>) {
     let metrics = Metrics::new(
         Arc::new(ArcSwap::from_pointee(snapshot(names))),
         Arc::new(counters),
-    );
+    )
+    .with_connections(Arc::new(ArcSwap::from_pointee(connections())));
     metrics.observe_apply(Duration::from_millis(4));
     metrics.observe_apply(Duration::from_millis(300));
     (Arc::new(metrics), fake)
+}
+
+fn red() -> ObjectName {
+    ObjectName::new("edge", "red")
+}
+
+fn connections() -> Statistics {
+    let load = |egress: [u8; 4], available| Load {
+        remote: Remote {
+            egress: Addr::v4(egress),
+            remote: Addr::v4([192, 0, 2, 80]),
+            port: WireU16::new(443),
+            protocol: 6,
+        },
+        used: 300,
+        available,
+    };
+    Statistics {
+        connections: BTreeMap::from([
+            ((gateway_id(&red()), 6), 300),
+            ((gateway_id(&red()), 58), 1),
+            ((GatewayId(0xabc), 17), 2),
+        ]),
+        fullest: vec![
+            load([203, 0, 113, 1], Some(400)),
+            load([203, 0, 113, 9], None),
+        ],
+        capacity: 4096,
+        out_entries: 303,
+        back_entries: 304,
+    }
 }
 
 fn count(packets: u64, bytes: u64) -> Count {
@@ -54,7 +106,7 @@ fn count(packets: u64, bytes: u64) -> Count {
 pub(crate) fn snapshot(names: Names) -> Snapshot {
     let resolved = Resolved {
         gateways: BTreeMap::from([
-            (ObjectName::new("edge", "red"), GatewayStatus::Up(vec![])),
+            (red(), GatewayStatus::Up(vec![])),
             (
                 ObjectName::new("edge", "blue"),
                 GatewayStatus::Down("no route to 192.0.2.9".to_owned()),
@@ -95,6 +147,16 @@ pub(crate) fn snapshot(names: Names) -> Snapshot {
             attached: true,
             mode: "tcx".to_owned(),
         }],
+        egress: vec![OwnedAddress {
+            address: [203, 0, 113, 1].into(),
+            namespace: "edge".to_owned(),
+            gateway: "red".to_owned(),
+            interface: "eth0".to_owned(),
+            ports: (1024, 65535),
+            holder: "agent".to_owned(),
+            in_place: true,
+        }],
+        addresses_restored: 1,
         ..Snapshot::default()
     }
 }

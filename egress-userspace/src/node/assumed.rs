@@ -1,32 +1,42 @@
 //! A node as it would be if every pod and gateway were in order: for answers without the node itself.
 
-use std::net::IpAddr;
-
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{Link, NodeView, Route};
-use crate::model::{Model, Phase};
+use crate::model::{Exit, Model, Phase};
 
 const MTU: u32 = 1500;
+const UPLINK: &str = "uplink";
 
 impl NodeView {
-    /// A node on which each pod has an interface of its own, and each next hop is on-link.
+    /// A node on which each pod has an interface of its own, each next hop is on-link, the outside is behind one
+    /// uplink, and the overlay device of that name is there.
     #[must_use]
-    pub fn assumed(model: &Model) -> Self {
+    pub fn assumed(model: &Model, overlay_device: &str) -> Self {
         let mut view = Self::default();
+        let uplink = view.add_link(Some(UPLINK));
+        for destination in [IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::default())] {
+            view.add_route(destination, uplink);
+        }
+        view.add_link(Some(overlay_device));
         for pod in model.pods.values() {
             if pod.host_network || pod.phase == Phase::Finished || pod.addresses.is_empty() {
                 continue;
             }
             let ifindex = view.add_link(pod.interface.as_deref());
             for address in &pod.addresses {
-                view.add_route(*address, ifindex);
+                view.add_route(IpNet::from(*address), ifindex);
             }
         }
         for gateway in model.gateways.values() {
             let ifindex = view.add_link(gateway.interface.as_deref());
-            for next_hop in &gateway.next_hops {
-                view.add_route(*next_hop, ifindex);
+            match &gateway.exit {
+                Exit::NextHops { addresses, .. } => {
+                    for next_hop in addresses {
+                        view.add_route(IpNet::from(*next_hop), ifindex);
+                    }
+                }
+                Exit::Node(_) => {}
             }
         }
         view
@@ -53,9 +63,9 @@ impl NodeView {
         index
     }
 
-    fn add_route(&mut self, address: IpAddr, ifindex: u32) {
+    fn add_route(&mut self, destination: IpNet, ifindex: u32) {
         self.routes.push(Route {
-            destination: IpNet::from(address),
+            destination,
             gateway: None,
             ifindex,
             metric: 0,

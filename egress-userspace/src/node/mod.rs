@@ -2,10 +2,16 @@
 //!
 //! `netlink` reads it, `watch` follows it, and `index` answers questions from it without asking the kernel again.
 
+mod announce;
+mod assign;
 mod assumed;
 mod index;
 mod netlink;
+mod ports;
 mod problem;
+mod towards;
+mod uplinks;
+mod vxlan;
 mod watch;
 
 use std::{
@@ -16,9 +22,14 @@ use std::{
 use egress_common::Mac;
 use ipnet::IpNet;
 
-pub use index::{NodeIndex, PodInterface};
+pub use announce::{Announcer, frames as announcement};
+pub use assign::{Listed, assign, list as list_addresses, withdraw};
+pub use index::{Device, NodeIndex, PodInterface};
 pub use netlink::Netlink;
+pub use ports::local_ports;
 pub use problem::{InterfaceProblem, NoWay};
+pub use uplinks::Uplinks;
+pub use vxlan::{OverlayDevice, OverlayProblem};
 pub use watch::watch;
 
 /// How packets of one family reach a gateway.

@@ -96,6 +96,11 @@ impl Netlink {
             })
     }
 
+    /// For what else is asked of the kernel, or told to it.
+    pub(super) const fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
     async fn read_all(&self) -> Result<NodeView> {
         let mut view = NodeView {
             links: self
@@ -352,7 +357,7 @@ fn router(attribute: &RouteAttribute) -> Option<IpAddr> {
     clippy::wildcard_enum_match_arm,
     reason = "of all kinds of address two are IP"
 )]
-fn ip(address: &RouteAddress) -> Option<IpAddr> {
+pub(super) fn ip(address: &RouteAddress) -> Option<IpAddr> {
     match address {
         RouteAddress::Inet(address) => Some((*address).into()),
         RouteAddress::Inet6(address) => Some((*address).into()),

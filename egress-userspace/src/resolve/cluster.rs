@@ -1,4 +1,8 @@
 //! Prefixes that are local because they are the cluster's own, or nobody's to steer.
+//!
+//! Every node's addresses are, and so are pods', those of gateway pods included. An egress address is not: it is
+//! an address of the outside, and what a policy says of the outside holds for it too, on the node that has it as
+//! on all others. Only one that a node has anyway is local, as that node's.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -7,14 +11,20 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::Settings;
+use super::{Assigned, Settings};
 use crate::{
     model::{Model, Phase},
     node::NodeView,
 };
 
-/// Every cluster prefix. Single addresses that a known prefix covers are left out: they would say nothing new.
-pub(super) fn prefixes(model: &Model, node: &NodeView, settings: &Settings) -> BTreeSet<IpNet> {
+/// Every cluster prefix. Pods' addresses that a known prefix covers are left out, since pods come and go; nodes'
+/// never are, so that no rule for a part of that prefix takes what pods send to a node.
+pub(super) fn prefixes(
+    model: &Model,
+    node: &NodeView,
+    settings: &Settings,
+    assigned: &Assigned,
+) -> BTreeSet<IpNet> {
     let mut cover = Cover::default();
     let configured = model.cluster_prefixes.iter().chain(&settings.local_cidrs);
     let pod_cidrs = model.nodes.values().flat_map(|node| &node.pod_cidrs);
@@ -24,27 +34,28 @@ pub(super) fn prefixes(model: &Model, node: &NodeView, settings: &Settings) -> B
     for net in built_in() {
         cover.insert(net);
     }
-    let nodes = model.nodes.values().flat_map(|node| &node.addresses);
     let pods = model
         .pods
         .values()
         .filter(|pod| pod.phase == Phase::Alive && !pod.host_network)
         .flat_map(|pod| &pod.addresses);
-    let single: Vec<_> = nodes
-        .chain(pods)
+    let single: Vec<_> = pods
         .filter(|&&address| !cover.covers(address))
         .map(|&address| IpNet::from(address))
         .collect();
+    let nodes = model.nodes.values().flat_map(|node| &node.addresses);
     let mut prefixes = cover.prefixes;
     prefixes.extend(single);
-    prefixes.extend(own(node));
+    prefixes.extend(nodes.copied().map(IpNet::from));
+    prefixes.extend(own(node, assigned));
     prefixes
 }
 
-/// Addresses of this node's interfaces, and the broadcast addresses of their subnets.
-fn own(node: &NodeView) -> impl Iterator<Item = IpNet> {
+/// Addresses of this node's interfaces but those that we assigned, and the broadcast addresses of their subnets.
+fn own(node: &NodeView, assigned: &Assigned) -> impl Iterator<Item = IpNet> {
     node.addresses
         .iter()
+        .filter(|(_, net)| !assigned.contains(&net.addr()))
         .filter(|(_, net)| !match net.addr() {
             IpAddr::V4(a) => a.is_loopback() || a.is_link_local(),
             IpAddr::V6(a) => a.is_loopback() || a.is_unicast_link_local(),

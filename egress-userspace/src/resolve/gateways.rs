@@ -1,18 +1,19 @@
-//! Which gateways there are, which of them the selectors in use match, and which can be used from this node.
+//! Which gateways there are, and which of them the selectors in use match.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-    num::NonZeroU32,
     ops::Range,
 };
 
-use super::{GatewayStatus, Settings, UsableGateway, pods::steering};
+use super::{
+    GatewayStatus, Settings, UsableGateway,
+    egress::Owned,
+    pods::steering,
+    usable::{Finder, State},
+};
 use crate::{
-    model::{
-        Gateway, GatewaySelector, Labels, Model, ObjectName, Phase, Pod, Replies, Steering, Target,
-    },
-    node::{NoWay, NodeIndex, Way},
+    model::{Gateway, GatewaySelector, Labels, Model, ObjectName, Phase, Pod, Steering, Target},
+    node::NodeIndex,
     selector::Selector,
 };
 
@@ -54,22 +55,16 @@ impl<'a> GroupKey<'a> {
     }
 }
 
-struct Candidate<'a> {
-    name: &'a ObjectName,
+/// What may be a gateway.
+pub(super) struct Candidate<'a> {
+    pub(super) name: &'a ObjectName,
     labels: &'a Labels,
-    kind: Kind<'a>,
+    pub(super) kind: Kind<'a>,
 }
 
-enum Kind<'a> {
+pub(super) enum Kind<'a> {
     Object(&'a Gateway),
     Pod(&'a Pod),
-}
-
-struct State {
-    status: GatewayStatus,
-    usable: Option<UsableGateway>,
-    /// Whether it runs on this node.
-    local: bool,
 }
 
 impl<'a> Gateways<'a> {
@@ -77,6 +72,7 @@ impl<'a> Gateways<'a> {
         model: &'a Model,
         index: &NodeIndex<'_>,
         settings: &Settings,
+        owned: &mut Owned<'_>,
         warnings: &mut BTreeSet<String>,
     ) -> Self {
         let candidates = candidates(model, warnings);
@@ -86,18 +82,16 @@ impl<'a> Gateways<'a> {
             .map(|key| (key, members(model, &candidates, &ranges, key)))
             .collect();
         let matched: BTreeSet<usize> = groups.values().flatten().copied().collect();
+        let mut finder = Finder::new(index, settings, owned, warnings);
         let states = candidates
             .iter()
             .enumerate()
             .filter_map(|(position, candidate)| {
-                let state = match candidate.kind {
-                    Kind::Object(gateway) => object_state(candidate.name, gateway, index, warnings),
-                    Kind::Pod(pod) if matched.contains(&position) => {
-                        pod_state(candidate.name, pod, index, settings, warnings)
-                    }
-                    Kind::Pod(_) => return None,
+                let matters = match candidate.kind {
+                    Kind::Object(_) => true,
+                    Kind::Pod(_) => matched.contains(&position),
                 };
-                Some((position, state))
+                matters.then(|| (position, finder.state(candidate)))
             })
             .collect();
         Self {
@@ -250,154 +244,4 @@ fn implied_labels(namespace: &str) -> Labels {
     ["projectcalico.org/name", "kubernetes.io/metadata.name"]
         .map(|label| (label.to_owned(), namespace.to_owned()))
         .into()
-}
-
-fn object_state(
-    name: &ObjectName,
-    gateway: &Gateway,
-    index: &NodeIndex<'_>,
-    warnings: &mut BTreeSet<String>,
-) -> State {
-    let ways = gateway
-        .next_hops
-        .iter()
-        .map(|&next_hop| index.way_to(next_hop, gateway.interface.as_deref()));
-    state(
-        name,
-        gateway.weight,
-        gateway.replies,
-        false,
-        ways,
-        "",
-        warnings,
-    )
-}
-
-fn pod_state(
-    name: &ObjectName,
-    pod: &Pod,
-    index: &NodeIndex<'_>,
-    settings: &Settings,
-    warnings: &mut BTreeSet<String>,
-) -> State {
-    let local = match &pod.node {
-        Some(node) => *node == settings.node_name,
-        None => {
-            !pod.addresses.is_empty()
-                && index
-                    .pod_interface(&pod.addresses, pod.interface.as_deref())
-                    .is_ok()
-        }
-    };
-    let down = |reason: &str| State {
-        status: GatewayStatus::Down(reason.to_owned()),
-        usable: None,
-        local,
-    };
-    if pod.host_network {
-        return down(
-            "the pod shares the node's network and has no address of its own: use a pod with its own network, or an \
-             EgressGateway",
-        );
-    }
-    if pod.addresses.is_empty() {
-        return down("the pod has no address yet");
-    }
-    if !pod.ready {
-        return down("the pod is not ready");
-    }
-    let ways = pod
-        .addresses
-        .iter()
-        .map(|&address| way_to_pod(address, pod, local, index));
-    let remote = if local {
-        ""
-    } else {
-        "the pod runs on another node, from where it is a gateway only to nodes of its own network: "
-    };
-    state(
-        name,
-        NonZeroU32::MIN,
-        Replies::Recorded,
-        local,
-        ways,
-        remote,
-        warnings,
-    )
-}
-
-/// The route says how a pod is reached, also over a bridge, whose ports resolve no neighbours. Where it says
-/// nothing, the annotation does.
-fn way_to_pod(
-    address: IpAddr,
-    pod: &Pod,
-    local: bool,
-    index: &NodeIndex<'_>,
-) -> Result<Way, NoWay> {
-    index
-        .way_to(address, None)
-        .or_else(|problem| match &pod.interface {
-            Some(interface) if local && problem != NoWay::OwnAddress(address) => {
-                index.way_over(address, interface)
-            }
-            Some(_) | None => Err(problem),
-        })
-}
-
-/// A gateway is usable if one of its ways is; a family without one is worth a warning.
-fn state(
-    name: &ObjectName,
-    weight: NonZeroU32,
-    replies: Replies,
-    local: bool,
-    ways: impl Iterator<Item = Result<Way, NoWay>>,
-    context: &str,
-    warnings: &mut BTreeSet<String>,
-) -> State {
-    let mut usable: Vec<Way> = Vec::new();
-    let mut problems = Vec::new();
-    for way in ways {
-        match way {
-            Ok(way)
-                if usable
-                    .iter()
-                    .any(|w| w.next_hop.is_ipv4() == way.next_hop.is_ipv4()) =>
-            {
-                warnings.insert(format!(
-                    "gateway {name} has several next hops of one family: {} is not used",
-                    way.next_hop
-                ));
-            }
-            Ok(way) => usable.push(way),
-            Err(problem) => problems.push(problem.to_string()),
-        }
-    }
-    usable.sort_unstable();
-    if usable.is_empty() {
-        let reason = if problems.is_empty() {
-            "it has no next hop: add one to spec.nextHops".to_owned()
-        } else {
-            format!("{context}{}", problems.join("; "))
-        };
-        return State {
-            status: GatewayStatus::Down(reason),
-            usable: None,
-            local,
-        };
-    }
-    for problem in problems {
-        warnings.insert(format!(
-            "gateway {name} is usable for one family only: {problem}"
-        ));
-    }
-    State {
-        status: GatewayStatus::Up(usable.clone()),
-        usable: Some(UsableGateway {
-            name: name.clone(),
-            weight,
-            replies,
-            ways: usable,
-        }),
-        local,
-    }
 }

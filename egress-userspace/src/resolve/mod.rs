@@ -1,15 +1,19 @@
 //! Which pods are steered on this node, by which policy, through which gateways: pure.
 //!
-//! `plan` turns a policy into rules with gateways, `gateways` knows which exist and which are usable, `choose` picks
-//! those that a pod uses, `pods` knows where pods are, and `cluster` which prefixes are the cluster's own.
+//! `plan` turns a policy into rules with gateways, `gateways` knows which exist, `usable` by which ways, `choose`
+//! picks those that a pod uses, `egress` which egress addresses this node owns, `nodes` how it reaches the others, `pods`
+//! knows where pods are, and `cluster` which prefixes are the cluster's own.
 
 mod choose;
 mod cluster;
+mod egress;
 mod gateways;
+mod nodes;
 mod plan;
 mod pods;
 #[cfg(test)]
 mod tests;
+mod usable;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,15 +22,19 @@ use std::{
     sync::Arc,
 };
 
-use egress_common::DropReason;
+use clap::ValueEnum;
+use egress_common::{DropReason, gateway::GatewayId};
 use ipnet::IpNet;
+use serde::Deserialize;
 
 use crate::{
-    model::{Model, ObjectName, Replies},
+    model::{Model, ObjectName},
     node::NodeView,
+    overlay_keys::OverlayKeys,
+    state::Translation,
 };
 
-pub use crate::node::Way;
+pub use crate::state::Way;
 
 /// What the operator settled for this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +45,60 @@ pub struct Settings {
     pub local_cidrs: Vec<IpNet>,
     /// Whether a pod's own annotations count, or only its namespace's.
     pub per_pod_policies: bool,
+    /// What a gateway pod is.
+    pub pod_gateways: PodGateways,
+    /// The interfaces that lead to the outside; none are the devices of the default routes.
+    pub uplinks: Vec<String>,
+    /// The overlay; none without a key.
+    pub overlay: Option<Overlay>,
+    /// The first and the last port that translated connections may be given.
+    pub nat_ports: (u16, u16),
+    /// The first and the last port that the node gives its own connections.
+    pub local_ports: (u16, u16),
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            node_name: String::new(),
+            local_cidrs: Vec::new(),
+            per_pod_policies: true,
+            pod_gateways: PodGateways::default(),
+            uplinks: Vec::new(),
+            overlay: None,
+            nat_ports: NAT_PORTS,
+            local_ports: LOCAL_PORTS,
+        }
+    }
+}
+
+/// Ports that connections are given unless somebody says otherwise: all but those that mean something (RFC 6335, 6).
+pub const NAT_PORTS: (u16, u16) = (1024, u16::MAX);
+/// What Linux gives a node's own connections unless somebody says otherwise (`Documentation/networking/ip-sysctl.rst`).
+pub const LOCAL_PORTS: (u16, u16) = (32_768, 60_999);
+
+/// What a gateway pod is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PodGateways {
+    /// A holder of an egress address: its node translates.
+    #[default]
+    Translate,
+    /// A next hop that translates by itself.
+    Forward,
+}
+
+/// The overlay between nodes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Overlay {
+    /// The name of the VXLAN device.
+    pub device: String,
+    /// Its UDP port.
+    pub port: u16,
+    /// Its network identifier.
+    pub vni: u32,
+    /// The keys that the nodes share.
+    pub keys: OverlayKeys,
 }
 
 /// Interfaces of the addresses that the kernel steers by now.
@@ -45,17 +107,29 @@ pub struct Settings {
 /// route that flaps must not let its packets go, nor a neighbour that claims its address.
 pub type Held = BTreeMap<IpAddr, u32>;
 
+/// Egress addresses that the agent has put on this node's interfaces: the node has them for no other reason.
+pub type Assigned = BTreeSet<IpAddr>;
+
 /// Resolves the model on this node.
 ///
 /// Equal inputs give equal results.
 #[must_use]
-pub fn resolve(model: &Model, node: &NodeView, settings: &Settings, held: &Held) -> Resolved {
+pub fn resolve(
+    model: &Model,
+    node: &NodeView,
+    settings: &Settings,
+    held: &Held,
+    assigned: &Assigned,
+) -> Resolved {
     let index = node.index();
     let mut resolved = Resolved {
-        cluster_prefixes: cluster::prefixes(model, node, settings),
+        cluster_prefixes: cluster::prefixes(model, node, settings, assigned),
         ..Resolved::default()
     };
-    let gateways = gateways::Gateways::new(model, &index, settings, &mut resolved.warnings);
+    let mut owned = egress::Owned::new(model, &index, settings, assigned, &mut resolved.warnings);
+    let gateways =
+        gateways::Gateways::new(model, &index, settings, &mut owned, &mut resolved.warnings);
+    resolved.translation = owned.translation();
     let mut planner = plan::Planner::new(model, &gateways);
     pods::resolve(
         pods::Places::new(model, &index, settings, held),
@@ -77,6 +151,8 @@ pub struct Resolved {
     pub cluster_prefixes: BTreeSet<IpNet>,
     /// Every gateway that some selector could match, usable or not.
     pub gateways: BTreeMap<ObjectName, GatewayStatus>,
+    /// Egress addresses of this node, and other nodes.
+    pub translation: Translation,
     /// State of every annotated pod of this node.
     pub pod_states: BTreeMap<ObjectName, PodState>,
     /// Bridges and pods' addresses on them that nothing is known of yet: to be asked for until the view tells.
@@ -98,6 +174,8 @@ pub struct SourcePod {
     pub policy: String,
     /// What that policy means for this pod.
     pub fate: Fate,
+    /// UDP ports on which connections may come in to it, in order, without repeats.
+    pub udp_ports: Vec<u16>,
 }
 
 /// What a policy means for one pod.
@@ -134,10 +212,10 @@ pub enum Action {
 pub struct UsableGateway {
     /// Its name.
     pub name: ObjectName,
+    /// Its number on every node.
+    pub id: GatewayId,
     /// Its share.
     pub weight: NonZeroU32,
-    /// Who brings replies back.
-    pub replies: Replies,
     /// Its ways, at most one of each family.
     pub ways: Vec<Way>,
 }

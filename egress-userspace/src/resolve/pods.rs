@@ -108,6 +108,7 @@ pub(super) fn resolve<'a>(
                             addresses,
                             policy,
                             fate,
+                            udp_ports: pod.inbound_udp.clone(),
                         },
                     );
                     state

@@ -3,7 +3,9 @@
 //! An annotation that is empty counts as absent: templates leave empty values behind, and Calico reads
 //! them so. One that cannot be understood steers into a drop, never past the gateways.
 
-use std::num::NonZeroU32;
+use std::{collections::BTreeSet, num::NonZeroU32};
+
+use egress_common::pod::UdpPorts;
 
 use super::{
     gateway::interface_fault,
@@ -21,6 +23,7 @@ const SELECTOR: &str = "egress.projectcalico.org/selector";
 const NAMESPACE_SELECTOR: &str = "egress.projectcalico.org/namespaceSelector";
 const MAX_NEXT_HOPS: &str = "egress.projectcalico.org/maxNextHops";
 const INTERFACE: &str = "egress.fastpath/interface";
+const INBOUND_UDP: &str = "egress.fastpath/inbound-udp";
 
 /// What the annotations of a namespace or a pod ask for, and where.
 pub(super) fn read_steering(
@@ -107,6 +110,52 @@ pub(super) fn read_interface(report: &Report<'_>, annotations: &Fields<'_>) -> O
     let help = "write the name of the pod's host-side interface, such as cali0123456789a";
     report.problem(Consequence::Accepted, &value.span, message, help);
     None
+}
+
+/// The UDP ports on which connections may come in to a pod, in order; none if one of them is wrong.
+pub(super) fn read_inbound_udp(report: &Report<'_>, annotations: &Fields<'_>) -> Vec<u16> {
+    let Some((value, Some(text))) = read(report, annotations, INBOUND_UDP) else {
+        return Vec::new();
+    };
+    let mut ports = BTreeSet::new();
+    let mut wrong = false;
+    let mut start = 0;
+    for part in text.split(',') {
+        let trimmed = part.trim();
+        let number = trimmed.bytes().all(|byte| byte.is_ascii_digit());
+        match trimmed
+            .parse::<u16>()
+            .ok()
+            .filter(|port| *port > 0 && number)
+        {
+            Some(port) => {
+                ports.insert(port);
+            }
+            None => {
+                wrong = true;
+                let span = report.place_within(value, text, &(start..start + part.len()));
+                let message = format!("`{INBOUND_UDP}`: {trimmed:?} is not a port");
+                let help = "write ports from 1 to 65535 with commas between, such as \"53,5060\"; until then no \
+                            port is open to connections from outside";
+                report.problem(Consequence::Accepted, &span, message, help);
+            }
+        }
+        start += part.len() + 1;
+    }
+    if ports.len() > UdpPorts::MAX {
+        wrong = true;
+        let message = format!(
+            "`{INBOUND_UDP}` names {} ports, and a pod can have {}",
+            ports.len(),
+            UdpPorts::MAX
+        );
+        let help = "name fewer ports; until then no port is open to connections from outside";
+        report.problem(Consequence::Accepted, &value.span, message, help);
+    }
+    if wrong {
+        return Vec::new();
+    }
+    ports.into_iter().collect()
 }
 
 /// An annotation that is present and not empty; the text is none if it is not a string.

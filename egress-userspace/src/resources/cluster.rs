@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::{
-    annotations::{read_interface, read_steering},
+    annotations::{read_inbound_udp, read_interface, read_steering},
     report::{Fields, Report},
     yaml::Value,
 };
@@ -71,6 +71,10 @@ pub(super) fn pod(
         interface: match metadata.annotations {
             Annotations::Some(annotations) => read_interface(report, &annotations),
             Annotations::None | Annotations::Unreadable => None,
+        },
+        inbound_udp: match metadata.annotations {
+            Annotations::Some(annotations) => read_inbound_udp(report, &annotations),
+            Annotations::None | Annotations::Unreadable => Vec::new(),
         },
         node: text(spec, "nodeName").filter(|name| !name.is_empty()),
         addresses: status

@@ -20,6 +20,7 @@ use crate::{
     model::{Gateway, Namespace, Node, Pod, Policy},
 };
 use cluster::{Annotations, Metadata};
+pub(crate) use gateway::interface_fault;
 use report::{Fields, Report};
 use yaml::{Data, Value};
 

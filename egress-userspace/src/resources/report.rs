@@ -194,7 +194,12 @@ impl<'s> Report<'s> {
     }
 
     /// Where a part of a string stands in the file.
-    fn place_within(&self, value: &Value, text: &str, part: &Range<usize>) -> Range<usize> {
+    pub(super) fn place_within(
+        &self,
+        value: &Value,
+        text: &str,
+        part: &Range<usize>,
+    ) -> Range<usize> {
         let whole = &value.span;
         self.source
             .text()
@@ -424,4 +429,14 @@ pub(super) fn next_hop_fault(address: IpAddr) -> Option<&'static str> {
     let multicast_or_broadcast =
         address.is_multicast() || address == IpAddr::V4(Ipv4Addr::BROADCAST);
     multicast_or_broadcast.then_some("is a multicast or broadcast address")
+}
+
+/// Whether an address can be an egress address, and if not, why.
+pub(super) fn egress_address_fault(address: IpAddr) -> Option<&'static str> {
+    let link_local = match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    };
+    // What must not be a next hop cannot be an egress address either.
+    next_hop_fault(address).or(link_local.then_some("is a link-local address"))
 }

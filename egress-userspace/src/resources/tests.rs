@@ -8,8 +8,8 @@ use super::{Kind, Object, ParsedFile, parse};
 use crate::{
     diagnostic::{Severity, Source},
     model::{
-        Gateway, GatewaySelector, Labels, Namespace, Node, Phase, Pod, Policy, Preference, Replies,
-        Rule, Steering, Target,
+        EgressAddresses, Exit, Gateway, GatewaySelector, Labels, Namespace, Node, Phase, Pod,
+        Policy, Preference, Replies, Rule, Steering, Target,
     },
     selector::Selector,
 };
@@ -197,6 +197,29 @@ fn malformed_objects() {
         ("weight 1001", gateway("{nextHops: [192.0.2.1], weight: 1001}")),
         ("bad replies", gateway("{nextHops: [192.0.2.1], replies: none}")),
         ("unknown field of a gateway", gateway("{nextHop: [192.0.2.1]}")),
+        ("next hops and egress addresses", gateway("{nextHops: [192.0.2.1], node: n, egressIPs: [192.0.2.2]}")),
+        ("next hops and a node", gateway("{nextHops: [192.0.2.1], node: n}")),
+        ("a node without egress addresses", gateway("{node: n}")),
+        ("egress addresses without a node", gateway("{egressIPs: [192.0.2.2]}")),
+        ("empty node", gateway("{node: \"\", egressIPs: [192.0.2.2]}")),
+        ("no egress addresses", gateway("{node: n, egressIPs: []}")),
+        ("two egress addresses of a family", gateway("{node: n, egressIPs: [192.0.2.2, 192.0.2.3]}")),
+        (
+            "addresses that cannot be egress addresses",
+            gateway("{node: n, egressIPs: [0.0.0.0, 127.0.0.1, 169.254.0.1, 224.0.0.1, 255.255.255.255, \"fe80::1\", \"ff02::1\", \"::1\", \"::\"]}"),
+        ),
+        ("replies of a node", gateway("{node: n, egressIPs: [192.0.2.2], replies: kernel}")),
+        (
+            "a node's fields beside next hops",
+            gateway("{nextHops: [192.0.2.1], assign: false, allowLocalServices: true, portRange: 1-2}"),
+        ),
+        ("assign is no boolean", gateway("{node: n, egressIPs: [192.0.2.2], assign: \"no\"}")),
+        ("port range is no range", gateway("{node: n, egressIPs: [192.0.2.2], portRange: 40000}")),
+        ("port range with words", gateway("{node: n, egressIPs: [192.0.2.2], portRange: high-higher}")),
+        ("port range too high", gateway("{node: n, egressIPs: [192.0.2.2], portRange: 60000-70000}")),
+        ("port range backwards", gateway("{node: n, egressIPs: [192.0.2.2], portRange: 4-3}")),
+        ("port range from 0", gateway("{node: n, egressIPs: [192.0.2.2], portRange: 0-3}")),
+        ("port range as a map", gateway("{node: n, egressIPs: [192.0.2.2], portRange: {first: 0, end: 3}}")),
         ("labels not a map", pod("  labels: [a]")),
         ("label not a string", pod("  labels: {app: true, n: 1}")),
         ("annotations not a map", pod("  annotations: none")),
@@ -217,6 +240,13 @@ fn malformed_objects() {
         ),
         ("empty annotation only warns", annotated("egress.projectcalico.org/egressGatewayPolicy: \"\"")),
         ("companion alone only warns", annotated("egress.projectcalico.org/namespaceSelector: all()")),
+        ("inbound UDP ports", annotated("egress.fastpath/inbound-udp: \"53, x,0,70000,+1,\"")),
+        ("inbound UDP port that is a number", annotated("egress.fastpath/inbound-udp: 53")),
+        ("empty inbound UDP ports only warn", annotated("egress.fastpath/inbound-udp: \"\"")),
+        (
+            "too many inbound UDP ports",
+            annotated("egress.fastpath/inbound-udp: \"1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16\""),
+        ),
         ("annotation interface", annotated("egress.fastpath/interface: an-interface-name")),
         ("no name", "apiVersion: v1\nkind: Pod\nmetadata: {}\n".to_owned()),
         ("no kind", "apiVersion: v1\nmetadata: {name: a}\n".to_owned()),
@@ -321,6 +351,59 @@ fn a_policy_means_what_it_says() -> Outcome {
     Ok(())
 }
 
+#[test]
+fn an_egress_gateway_means_what_it_says() -> Outcome {
+    let gateway = |spec: &str| {
+        let text = format!(
+            "apiVersion: egress.fastpath/v1alpha1\nkind: EgressGateway\nmetadata: {{name: g}}\nspec: {spec}\n"
+        );
+        only_object(read(&text))
+    };
+    let expected = |weight, interface: Option<&str>, egress| {
+        Some(Object::Gateway(Gateway {
+            labels: Labels::new(),
+            interface: interface.map(str::to_owned),
+            weight,
+            exit: Exit::Node(egress),
+        }))
+    };
+    let both = vec!["203.0.113.10".parse()?, "2001:db8::10".parse()?];
+    let plain = EgressAddresses {
+        node: "gw-1".to_owned(),
+        addresses: both.clone(),
+        assign: true,
+        allow_local_services: false,
+        ports: None,
+    };
+    assert_eq!(
+        gateway(r#"{node: gw-1, egressIPs: [203.0.113.10, "2001:db8::10"]}"#),
+        expected(NonZeroU32::MIN, None, plain.clone())
+    );
+    let full = EgressAddresses {
+        assign: false,
+        allow_local_services: true,
+        ports: Some((40_000, 49_999)),
+        ..plain
+    };
+    for range in [
+        "\"40000-49999\"",
+        "40000 - 49999",
+        "{first: 40000, last: 49999}",
+    ] {
+        let spec = format!(
+            "{{node: gw-1, egressIPs: [203.0.113.10, \"2001:db8::10\"], interface: eth0, weight: 3, assign: false, \
+             allowLocalServices: true, portRange: {range}}}"
+        );
+        let weight = NonZeroU32::new(3).ok_or("zero")?;
+        assert_eq!(
+            gateway(&spec),
+            expected(weight, Some("eth0"), full.clone()),
+            "{range}"
+        );
+    }
+    Ok(())
+}
+
 fn labels(pairs: &[(&str, &str)]) -> Labels {
     pairs
         .iter()
@@ -343,6 +426,7 @@ metadata:
     egress.projectcalico.org/namespaceSelector: "global()"
     egress.projectcalico.org/maxNextHops: "2"
     egress.fastpath/interface: veth1
+    egress.fastpath/inbound-udp: "5060, 53,53"
     other: x
 spec: {nodeName: n1, serviceAccountName: sa, containers: [{name: a, image: b}], hostNetwork: false}
 status:
@@ -365,6 +449,7 @@ status:
             preference: Preference::None,
         })),
         interface: Some("veth1".to_owned()),
+        inbound_udp: vec![53, 5060],
         node: Some("n1".to_owned()),
         addresses: vec!["10.0.0.1".parse()?, "fd00::1".parse()?],
         host_network: false,
@@ -451,20 +536,24 @@ items:
             "EgressGateway shop/g",
             Object::Gateway(Gateway {
                 labels: labels(&[("a", "b")]),
-                next_hops: vec!["192.0.2.1".parse()?, "2001:db8::1".parse()?],
                 interface: Some("eth1".to_owned()),
                 weight: NonZeroU32::new(1000).ok_or("zero")?,
-                replies: Replies::Kernel,
+                exit: Exit::NextHops {
+                    addresses: vec!["192.0.2.1".parse()?, "2001:db8::1".parse()?],
+                    replies: Replies::Kernel,
+                },
             }),
         ),
         (
             "EgressGateway default/h",
             Object::Gateway(Gateway {
                 labels: Labels::new(),
-                next_hops: vec!["192.0.2.1".parse()?],
                 interface: None,
                 weight: NonZeroU32::MIN,
-                replies: Replies::Recorded,
+                exit: Exit::NextHops {
+                    addresses: vec!["192.0.2.1".parse()?],
+                    replies: Replies::Recorded,
+                },
             }),
         ),
     ];

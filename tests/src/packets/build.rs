@@ -195,6 +195,25 @@ pub fn tcp(source: u16, destination: u16, options: &[u8], length: usize) -> Vec<
     bytes
 }
 
+/// A TCP header with other flags, a sequence number and `length` bytes of payload.
+#[must_use]
+pub fn segment(source: u16, destination: u16, flags: u8, sequence: u32, length: usize) -> Vec<u8> {
+    let mut bytes = tcp(source, destination, &[], length);
+    bytes[4..8].copy_from_slice(&sequence.to_be_bytes());
+    bytes[13] = flags;
+    bytes
+}
+
+/// TCP's flags (RFC 9293, 3.1).
+pub mod flag {
+    #![expect(missing_docs, reason = "the protocol's own names")]
+    pub const FIN: u8 = 0x01;
+    pub const SYN: u8 = 0x02;
+    pub const RST: u8 = 0x04;
+    pub const PSH: u8 = 0x08;
+    pub const ACK: u8 = 0x10;
+}
+
 /// An ICMP message: type, code 0, identifier, then `rest`.
 #[must_use]
 pub fn icmp(kind: u8, id: u16, rest: &[u8]) -> Vec<u8> {

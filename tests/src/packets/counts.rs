@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use egress_common::{
     DropReason,
-    counter::{Count, NO_POLICY, PassKind},
+    counter::{Answer, Count, NO_POLICY, PassKind},
 };
 use egress_userspace::{kernel::CounterMaps, state::Names};
 
@@ -17,6 +17,8 @@ pub enum Slot {
     Drop(String, DropReason),
     /// What was left to the kernel: policy and kind.
     Pass(String, PassKind),
+    /// What senders were told: answers of this kind, without bytes.
+    Answer(Answer),
     /// A counter that nobody has a name for.
     Nameless(&'static str, u32),
 }
@@ -69,7 +71,7 @@ pub(super) fn read(maps: &CounterMaps, names: &Names, members: u32, policies: u3
                 maps.dropped(id, *reason).unwrap(),
             );
         }
-        for kind in [PassKind::Local, PassKind::Unmatched] {
+        for kind in PassKind::ALL.iter().copied() {
             let slot = name.clone().map(|name| Slot::Pass(name, kind));
             note(
                 slot.unwrap_or(Slot::Nameless("pass", id)),

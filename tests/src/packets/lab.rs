@@ -2,22 +2,29 @@
 
 use std::{
     collections::BTreeMap,
-    fs, panic,
+    fs,
+    net::IpAddr,
+    panic,
     path::PathBuf,
     process::{self, Command},
     sync::atomic::{AtomicU32, Ordering},
     thread,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use aya::{
     Pod, TestRun, TestRunOptions,
-    maps::{HashMap, Map, MapData},
-    programs::SchedClassifier,
+    maps::{Array, HashMap, Map, MapData, PerCpuArray},
+    programs::{SchedClassifier, TcAttachType, tc},
 };
 use egress_common::{
-    keys::{FragmentKey, ReplyKey, ReplyPath},
+    WireU16,
+    counter::Answer,
+    gateway::Settings,
+    keys::{FragmentKey, PodKey, ReplyKey, ReplyPath},
     maps,
+    pod::{Choice, FlowKey, Inbound, OwnFlow, OwnFlows, PodNote, UdpPorts},
 };
 use egress_userspace::{
     compile,
@@ -31,9 +38,11 @@ use nix::{
     unistd::geteuid,
 };
 
+use crate::client::Wire;
+
 use super::{
     build::{HOST_MAC, hex},
-    counts::{self, Counts},
+    counts::{self, Counts, Slot},
     seed::{OTHER, POD, UPLINK},
 };
 
@@ -46,10 +55,13 @@ const CAPACITIES: Capacities = Capacities {
     policies: 64,
     replies: 32_768,
     fragments: 256,
+    nat_connections: 4096,
+    inbound: 1024,
+    flows: 1024,
 };
 
 /// Room for a frame: what the kernel takes is less than a page.
-const LARGEST: usize = 4096;
+pub(super) const LARGEST: usize = 4096;
 
 /// What a program returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -75,6 +87,8 @@ pub struct Input {
     pub frame: Vec<u8>,
     /// `gso_size` and `gso_segs`.
     pub gso: (u32, u32),
+    /// The mark that it carries.
+    pub mark: u32,
 }
 
 impl Input {
@@ -86,6 +100,16 @@ impl Input {
             ifindex: POD,
             frame: frame.to_vec(),
             gso: (0, 0),
+            mark: 0,
+        }
+    }
+
+    /// A frame that the node hands to a pod.
+    #[must_use]
+    pub fn to_pod(frame: &[u8]) -> Self {
+        Self {
+            program: Program::ToPod,
+            ..Self::from_pod(frame)
         }
     }
 
@@ -110,15 +134,26 @@ pub struct Seen {
     pub action: Action,
     /// The frame afterwards.
     pub frame: Vec<u8>,
+    /// The mark afterwards.
+    pub mark: u32,
 }
 
 /// The programs, and what their maps should say.
 pub struct Lab {
+    paths: Paths,
     datapath: Datapath,
     counters: CounterMaps,
     replies: HashMap<MapData, ReplyKey, ReplyPath>,
-    fragments: HashMap<MapData, FragmentKey, u32>,
+    fragments: HashMap<MapData, FragmentKey, Choice>,
     reply_fragments: HashMap<MapData, FragmentKey, ReplyPath>,
+    settings: Array<MapData, Settings>,
+    answers: PerCpuArray<MapData, u64>,
+    buckets: Array<MapData, u64>,
+    flows: HashMap<MapData, FlowKey, Choice>,
+    inbound: HashMap<MapData, ReplyKey, Inbound>,
+    own_flows: Array<MapData, OwnFlows>,
+    pod_notes: Array<MapData, PodNote>,
+    udp_ports: Array<MapData, UdpPorts>,
     last: Counts,
     limits: Limits,
     state: KernelState,
@@ -172,7 +207,16 @@ impl Lab {
             replies: open(&paths, maps::REPLIES)?,
             fragments: open(&paths, maps::FRAGMENTS)?,
             reply_fragments: open(&paths, maps::REPLY_FRAGMENTS)?,
+            settings: open_map(&paths, maps::SETTINGS)?.try_into()?,
+            answers: open_map(&paths, maps::ANSWER_COUNTS)?.try_into()?,
+            buckets: open_map(&paths, maps::ANSWER_BUCKETS)?.try_into()?,
+            flows: open(&paths, maps::FLOWS)?,
+            inbound: open(&paths, maps::INBOUND)?,
+            own_flows: open_array(&paths, maps::OWN_FLOWS)?,
+            pod_notes: open_array(&paths, maps::POD_NOTES)?,
+            udp_ports: open_array(&paths, maps::POD_UDP_PORTS)?,
             last: Counts::new(),
+            paths,
             datapath,
             limits: Limits {
                 pods: CAPACITIES.pods,
@@ -186,6 +230,17 @@ impl Lab {
             names: Names::default(),
             _pins: pins,
         })
+    }
+
+    /// Where the maps are pinned.
+    #[must_use]
+    pub fn paths(&self) -> &Paths {
+        &self.paths
+    }
+
+    /// The programs and maps in the kernel.
+    pub fn datapath(&mut self) -> &mut Datapath {
+        &mut self.datapath
     }
 
     /// Brings the live maps to what was resolved, change by change; `between` runs before each change.
@@ -238,10 +293,32 @@ impl Lab {
         &self.names
     }
 
+    /// Has a program see what really arrives on the uplink, and gives the wire's other end.
+    pub fn connect_uplink(&mut self, program: Program) -> Result<Wire> {
+        for name in ["pod", "other", "uplink", "far"] {
+            ip(&format!("link set {name} up"))?;
+        }
+        tc::qdisc_add_clsact("uplink")?;
+        let program: &mut SchedClassifier = self
+            .datapath
+            .ebpf()
+            .program_mut(program.name())
+            .context("no such program")?
+            .try_into()?;
+        program.attach("uplink", TcAttachType::Ingress)?;
+        Wire::open_here("far")
+    }
+
     /// Runs one packet.
     pub fn run(&mut self, input: &Input) -> Result<Seen> {
+        Ok(self.run_often(input, 1)?.0)
+    }
+
+    /// Runs one packet so often, each time as the run before left it, and tells how long a run took.
+    pub fn run_often(&mut self, input: &Input, repeat: u32) -> Result<(Seen, Duration)> {
         let mut context = [0_u8; CONTEXT];
         for (offset, value) in [
+            (MARK, input.mark),
             (IFINDEX, input.ifindex),
             (GSO_SIZE, input.gso.0),
             (GSO_SEGS, input.gso.1),
@@ -249,6 +326,7 @@ impl Lab {
             context[offset..offset + 4].copy_from_slice(&value.to_ne_bytes());
         }
         let mut out = vec![0; LARGEST];
+        let mut context_out = [0_u8; CONTEXT];
         let program: &mut SchedClassifier = self
             .datapath
             .ebpf()
@@ -259,10 +337,12 @@ impl Lab {
             data_in: Some(&input.frame),
             data_out: Some(&mut out),
             ctx_in: Some(&context),
+            ctx_out: Some(&mut context_out),
+            repeat,
             ..TestRunOptions::default()
         })?;
         out.truncate(usize::try_from(result.data_size_out)?);
-        Ok(Seen {
+        let seen = Seen {
             action: match result.return_value {
                 u32::MAX => Action::Pass,
                 2 => Action::Drop,
@@ -270,7 +350,9 @@ impl Lab {
                 other => Action::Other(other),
             },
             frame: out,
-        })
+            mark: u32::from_ne_bytes(context_out[MARK..MARK + 4].try_into()?),
+        };
+        Ok((seen, result.duration))
     }
 
     /// Every counter that moved since the last call.
@@ -285,12 +367,30 @@ impl Lab {
         // Ids are given out from below, so what is beyond the known ones by some is beyond all.
         let members = self.names.members.iter().map(|(_, id)| *id).max();
         let policies = self.names.policies.values().copied().max();
-        counts::read(
+        let mut counts = counts::read(
             &self.counters,
             &self.names,
             (members.unwrap_or(0) + 4).min(CAPACITIES.members),
             (policies.unwrap_or(0) + 4).min(CAPACITIES.policies),
-        )
+        );
+        for answer in Answer::ALL.iter().copied() {
+            let sent = self.answers.get(&(answer as u32), 0).unwrap().iter().sum();
+            if sent != 0 {
+                counts.insert(Slot::Answer(answer), (sent, 0));
+            }
+        }
+        counts
+    }
+
+    /// What the node is told.
+    #[must_use]
+    pub fn settings(&self) -> Settings {
+        self.settings.get(&0, 0).unwrap()
+    }
+
+    /// Tells the node.
+    pub fn set_settings(&mut self, settings: Settings) {
+        self.settings.set(0, settings, 0).unwrap();
     }
 
     /// The recorded connections.
@@ -308,12 +408,107 @@ impl Lab {
         )
     }
 
-    /// Forgets connections and fragments.
+    /// The connections that came in, and whether each is answered.
+    #[must_use]
+    pub fn inbound(&self) -> BTreeMap<ReplyKey, bool> {
+        let entries = self.inbound.iter().map(|entry| entry.unwrap());
+        entries
+            .map(|(key, entry)| (key, entry.answered != 0))
+            .collect()
+    }
+
+    /// The flows that stay on their gateway.
+    #[must_use]
+    pub fn flows(&self) -> BTreeMap<FlowKey, Choice> {
+        self.flows.iter().map(|entry| entry.unwrap()).collect()
+    }
+
+    /// Forgets all flows of groups, as a full table would some.
+    pub fn forget_flows(&mut self) {
+        clear(&mut self.flows);
+    }
+
+    /// Forgets the connections that came in, as a full table would some.
+    pub fn forget_inbound(&mut self) {
+        clear(&mut self.inbound);
+    }
+
+    /// Names UDP ports on which connections may come in to the pod with this address.
+    pub fn name_udp_ports(&mut self, address: IpAddr, ports: &[u16]) {
+        let mut named = UdpPorts {
+            count: ports.len().try_into().unwrap(),
+            ..UdpPorts::default()
+        };
+        for (place, port) in named.ports.iter_mut().zip(ports) {
+            *place = WireU16::new(*port);
+        }
+        let slot = self.slot(address);
+        self.udp_ports.set(slot, named, 0).unwrap();
+    }
+
+    /// Whether a connection ever came in to the pod with this address.
+    #[must_use]
+    pub fn has_inbound(&self, address: IpAddr) -> bool {
+        let slot = self.slot(address);
+        self.pod_notes.get(&slot, 0).unwrap().inbound != 0
+    }
+
+    fn slot(&self, address: IpAddr) -> u32 {
+        let pod = PodKey {
+            ifindex: POD,
+            addr: address.into(),
+        };
+        self.state.pods[&pod]
+    }
+
+    /// Lets so many seconds pass for every connection that came in, and for the flows that pods started, as far
+    /// as `own` has them.
+    pub fn age(&mut self, seconds: u32, own: &[ReplyKey]) {
+        let nanoseconds = u64::from(seconds) * 1_000_000_000;
+        let keys: Vec<ReplyKey> = self.inbound.keys().map(|key| key.unwrap()).collect();
+        for key in keys {
+            let mut entry = self.inbound.get(&key, 0).unwrap();
+            entry.last_seen = entry.last_seen.saturating_sub(nanoseconds);
+            self.inbound.insert(key, entry, 0).unwrap();
+        }
+        for key in own {
+            let flow = OwnFlow::new(key);
+            let mut known = self.own_flows.get(&flow.bucket, 0).unwrap();
+            for word in known.flows.iter_mut().filter(|word| flow.is(**word)) {
+                let [second, _] = halves(*word);
+                *word = flow.word(second.wrapping_sub(seconds));
+            }
+            self.own_flows.set(flow.bucket, known, 0).unwrap();
+        }
+    }
+
+    /// Forgets connections, fragments, how many answers anybody had, and what pods were found to have or were told of ports; but not
+    /// the flows that pods started, of which nobody has a list.
     pub fn forget(&mut self) {
+        for bucket in 0..self.buckets.len() {
+            if self.buckets.get(&bucket, 0).unwrap() != 0 {
+                self.buckets.set(bucket, 0, 0).unwrap();
+            }
+        }
         clear(&mut self.replies);
         clear(&mut self.fragments);
         clear(&mut self.reply_fragments);
+        clear(&mut self.flows);
+        clear(&mut self.inbound);
+        for slot in 0..CAPACITIES.pods {
+            self.pod_notes.set(slot, PodNote::default(), 0).unwrap();
+            self.udp_ports.set(slot, UdpPorts::default(), 0).unwrap();
+        }
     }
+}
+
+/// The lower and the upper half of a word.
+fn halves(word: u64) -> [u32; 2] {
+    let b = word.to_le_bytes();
+    [
+        u32::from_le_bytes([b[0], b[1], b[2], b[3]]),
+        u32::from_le_bytes([b[4], b[5], b[6], b[7]]),
+    ]
 }
 
 /// Whether two states say the same. How much room a row was given beyond what it needs cannot be read back.
@@ -332,10 +527,11 @@ fn same(a: &KernelState, b: &KernelState) -> bool {
 }
 
 /// Offsets within `struct __sk_buff`, and its length (`linux/bpf.h`).
-const IFINDEX: usize = 40;
+const MARK: usize = 8;
+pub(super) const IFINDEX: usize = 40;
 const GSO_SEGS: usize = 164;
 const GSO_SIZE: usize = 176;
-const CONTEXT: usize = 192;
+pub(super) const CONTEXT: usize = 192;
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -357,8 +553,15 @@ impl Drop for Pins {
 }
 
 fn open<K: Pod, V: Pod>(paths: &Paths, name: &str) -> Result<HashMap<MapData, K, V>> {
-    let data = MapData::from_pin(paths.map(name))?;
-    Ok(Map::from_map_data(data)?.try_into()?)
+    Ok(open_map(paths, name)?.try_into()?)
+}
+
+fn open_map(paths: &Paths, name: &str) -> Result<Map> {
+    Ok(Map::from_map_data(MapData::from_pin(paths.map(name))?)?)
+}
+
+fn open_array<V: Pod>(paths: &Paths, name: &str) -> Result<Array<MapData, V>> {
+    Ok(open_map(paths, name)?.try_into()?)
 }
 
 fn clear<K: Pod, V: Pod>(map: &mut HashMap<MapData, K, V>) {

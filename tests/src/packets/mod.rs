@@ -9,9 +9,11 @@
     reason = "helpers of tests fail the test where they are, with the packet at hand"
 )]
 
+pub mod answer;
 pub mod build;
 mod counts;
 mod lab;
+pub mod nat;
 pub mod random;
 mod row;
 pub mod seed;

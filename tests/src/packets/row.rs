@@ -1,14 +1,17 @@
 //! Rows: what a packet is, and everything that becomes of it.
 
+use std::net::IpAddr;
+
 use egress_common::{
     DropReason,
-    counter::PassKind,
+    counter::{Answer, PassKind},
     keys::{ReplyKey, ReplyPath},
 };
 use egress_userspace::kernel::Program;
 
 use super::{
     Action, Counts, Input, Lab, Seen, Slot,
+    answer::answered,
     build::{self, Frame, L3, hex},
     random::Random,
     seed::{OTHER, STEERED, UPLINK},
@@ -23,6 +26,9 @@ pub enum Expect {
     Pass(&'static str, PassKind),
     /// It is dropped as it is, and counted for this policy, or for none.
     Drop(&'static str, DropReason),
+    /// It is dropped and counted likewise, and becomes an answer to the pod: of one that is too big, with
+    /// this MTU.
+    Answered(&'static str, DropReason, u32),
     /// It leaves through this gateway of this rule, its TTL lowered.
     Sent(&'static str, &'static str),
     /// It leaves through one gateway of this rule: the same in every step of the row.
@@ -51,15 +57,30 @@ pub struct Row {
     pub steps: Vec<Step>,
     /// The recorded connections; none asks nothing.
     pub records: Option<Vec<(ReplyKey, ReplyPath)>>,
+    /// The connections that came in, and whether each is answered; none asks nothing.
+    pub inbound: Option<Vec<(ReplyKey, bool)>>,
+    /// The UDP ports that the pods of the row name, by address.
+    pub named: Vec<(IpAddr, Vec<u16>)>,
 }
 
 impl Row {
     /// A row of one packet from a pod.
     pub fn new(name: &str, frame: Frame, expect: Expect) -> Self {
+        Self::empty(name).then(frame, expect)
+    }
+
+    /// A row that begins with a packet that the node hands to the pod.
+    pub fn arrival(name: &str, frame: Frame) -> Self {
+        Self::empty(name).arrives(frame)
+    }
+
+    fn empty(name: &str) -> Self {
         Self {
             name: name.to_owned(),
-            steps: vec![step(Input::from_pod(&frame.bytes), expect)],
+            steps: Vec::new(),
             records: None,
+            inbound: None,
+            named: Vec::new(),
         }
     }
 
@@ -77,6 +98,28 @@ impl Row {
         input.program = Program::FromGateway;
         input.ifindex = UPLINK;
         self.steps.push(step(input, expect));
+        self
+    }
+
+    /// With a packet that the node hands to the pod, which nothing ever changes or counts.
+    #[must_use]
+    pub fn arrives(mut self, frame: Frame) -> Self {
+        self.steps
+            .push(step(Input::to_pod(&frame.bytes), Expect::Untouched));
+        self
+    }
+
+    /// Whose pod with this address names UDP ports on which connections may come in.
+    #[must_use]
+    pub fn naming(mut self, pod: &str, ports: &[u16]) -> Self {
+        self.named.push((build::address(pod), ports.to_vec()));
+        self
+    }
+
+    /// After which exactly these connections have come in; each may be answered.
+    #[must_use]
+    pub fn inbound(mut self, inbound: Vec<(ReplyKey, bool)>) -> Self {
+        self.inbound = Some(inbound);
         self
     }
 
@@ -127,6 +170,9 @@ fn step(input: Input, expect: Expect) -> Step {
 pub fn run(lab: &mut Lab, rows: &[Row]) {
     for row in rows {
         lab.forget();
+        for (pod, ports) in &row.named {
+            lab.name_udp_ports(*pod, ports);
+        }
         let mut gateway = None;
         for (number, step) in row.steps.iter().enumerate() {
             let context = format!("row \"{}\", packet {}", row.name, number + 1);
@@ -138,10 +184,26 @@ pub fn run(lab: &mut Lab, rows: &[Row]) {
             wanted.sort_unstable();
             assert_eq!(seen, wanted, "row \"{}\": recorded connections", row.name);
         }
+        if let Some(inbound) = &row.inbound {
+            let seen: Vec<_> = lab.inbound().into_iter().collect();
+            let mut wanted = inbound.clone();
+            wanted.sort_unstable();
+            assert_eq!(seen, wanted, "row \"{}\": what came in", row.name);
+        }
         for step in &row.steps {
             cut(lab, row, step);
         }
     }
+}
+
+/// What senders are told of packets that are dropped for this reason.
+fn answer_to(reason: DropReason) -> Option<Answer> {
+    [
+        (DropReason::TooBig, Answer::TooBig),
+        (DropReason::TtlExceeded, Answer::TimeExceeded),
+    ]
+    .into_iter()
+    .find_map(|(of, answer)| (of == reason).then_some(answer))
 }
 
 /// The counter of a gateway of the one policy of the rows that has rules.
@@ -164,34 +226,50 @@ fn check(lab: &mut Lab, step: &Step, gateway: &mut Option<String>, context: &str
         )
     };
     let unchanged = step.input.frame.clone();
-    let (action, frame, slot) = match &step.expect {
-        Expect::Untouched => (Action::Pass, unchanged, None),
+    let counted = |slot: Slot| Counts::from([(slot, step.counted)]);
+    let (action, frame, wanted) = match &step.expect {
+        Expect::Untouched => (Action::Pass, unchanged, Counts::new()),
         Expect::Pass(policy, kind) => (
             Action::Pass,
             unchanged,
-            Some(Slot::Pass((*policy).to_owned(), *kind)),
+            counted(Slot::Pass((*policy).to_owned(), *kind)),
         ),
         Expect::Drop(policy, reason) => (
             Action::Drop,
             unchanged,
-            Some(Slot::Drop((*policy).to_owned(), *reason)),
+            counted(Slot::Drop((*policy).to_owned(), *reason)),
         ),
+        Expect::Answered(policy, reason, mtu) => {
+            let answer = answer_to(*reason)
+                .unwrap_or_else(|| panic!("nobody answers {reason:?}: {}", about()));
+            let mut counts = counted(Slot::Drop((*policy).to_owned(), *reason));
+            counts.insert(Slot::Answer(answer), (1, 0));
+            (
+                Action::Redirect,
+                answered(&step.input, answer, *mtu, &lab.settings()),
+                counts,
+            )
+        }
         Expect::Sent(rule, gateway) => (
             Action::Redirect,
             build::forwarded(&unchanged),
-            Some(sent(rule, gateway)),
+            counted(sent(rule, gateway)),
         ),
         Expect::SentByOne(rule) => {
             let used = moved.keys().find_map(|slot| match slot {
                 Slot::Member(_, of, gateway) if of == rule => Some(gateway.clone()),
-                Slot::Member(..) | Slot::Drop(..) | Slot::Pass(..) | Slot::Nameless(..) => None,
+                Slot::Member(..)
+                | Slot::Drop(..)
+                | Slot::Pass(..)
+                | Slot::Answer(..)
+                | Slot::Nameless(..) => None,
             });
             let used = used.unwrap_or_else(|| panic!("no gateway of the rule: {}", about()));
             let used = gateway.get_or_insert(used).clone();
             (
                 Action::Redirect,
                 build::forwarded(&unchanged),
-                Some(sent(rule, &used)),
+                counted(sent(rule, &used)),
             )
         }
         Expect::Delivered => {
@@ -201,7 +279,7 @@ fn check(lab: &mut Lab, step: &Step, gateway: &mut Option<String>, context: &str
             (
                 Action::Redirect,
                 frame.macs(build::POD_MAC, build::HOST_MAC).bytes,
-                None,
+                Counts::new(),
             )
         }
     };
@@ -210,7 +288,6 @@ fn check(lab: &mut Lab, step: &Step, gateway: &mut Option<String>, context: &str
     if action == Action::Redirect {
         assert!(build::checksum_holds(&seen.frame), "checksum: {}", about());
     }
-    let wanted: Counts = slot.into_iter().map(|slot| (slot, step.counted)).collect();
     assert_eq!(moved, wanted, "counters: {}", about());
 }
 
@@ -278,7 +355,8 @@ fn has_mapped_source(frame: &[u8]) -> bool {
 }
 
 /// Runs packets of rows with random bytes changed, and checks what holds for every packet: it is counted
-/// at most once, a drop always, and it leaves only as a whole packet whose TTL alone was lowered.
+/// at most once, a drop always, and it leaves only as a whole packet whose TTL alone was lowered, or goes back
+/// as the answer to itself.
 pub fn mutate(lab: &mut Lab, rows: &[Row], times: usize) {
     let mut random = Random::new();
     let steps: Vec<(&Row, &Step)> = rows
@@ -312,24 +390,48 @@ pub fn mutate(lab: &mut Lab, rows: &[Row], times: usize) {
         let seen = seen
             .as_ref()
             .unwrap_or_else(|error| panic!("{error:#}: {}", about()));
-        assert!(moved.len() <= 1, "counted more than once: {}", about());
-        let slot = moved.keys().next();
-        let fits = match (seen.action, slot) {
-            (Action::Pass, None) => {
-                input.program == Program::FromGateway || may_pass_uncounted(&input)
+        let slots: Vec<&Slot> = moved.keys().collect();
+        let from_pod = input.program == Program::FromPod;
+        let mut answer = None;
+        let fits = match (seen.action, slots.as_slice()) {
+            (Action::Pass, []) => !from_pod || may_pass_uncounted(&input),
+            (Action::Pass, [Slot::Pass(..)]) | (Action::Drop, [Slot::Drop(..)]) => true,
+            (Action::Redirect, []) => !from_pod,
+            (Action::Redirect, [Slot::Member(..)]) => from_pod,
+            (Action::Redirect, [Slot::Drop(_, reason), Slot::Answer(sent)]) => {
+                answer = Some(*sent);
+                from_pod && answer_to(*reason) == answer
             }
-            (Action::Pass, Some(Slot::Pass(..))) | (Action::Drop, Some(Slot::Drop(..))) => true,
-            (Action::Redirect, None) => input.program == Program::FromGateway,
-            (Action::Redirect, Some(Slot::Member(..))) => input.program == Program::FromPod,
             _ => false,
         };
-        assert!(fits, "action and counter do not fit: {}", about());
-        if seen.action == Action::Redirect {
+        assert!(fits, "action and counters do not fit: {}", about());
+        if let Some(answer) = answer {
+            assert!(is_answer(lab, &input, seen, answer), "answer: {}", about());
+        } else if seen.action == Action::Redirect {
             assert!(is_one_hop_on(&input, seen), "shape: {}", about());
         } else {
             assert_eq!(seen.frame, input.frame, "changed: {}", about());
         }
     }
+}
+
+/// Whether all that becomes of a packet is the answer to it, with whatever MTU.
+fn is_answer(lab: &Lab, input: &Input, seen: &Seen, answer: Answer) -> bool {
+    let mtu = match answer {
+        Answer::TimeExceeded => 0,
+        // The lower half of the second word above IP.
+        Answer::TooBig => {
+            let at = if input.frame[12..14] == [8, 0] {
+                L3 + 26
+            } else {
+                L3 + 46
+            };
+            seen.frame.get(at..at + 2).map_or(0, |bytes| {
+                u32::from(u16::from_be_bytes([bytes[0], bytes[1]]))
+            })
+        }
+    };
+    seen.frame == answered(input, answer, mtu, &lab.settings())
 }
 
 /// Whether a frame from a pod is ARP, or comes from no address or a link-local one.

@@ -4,6 +4,7 @@ use std::{net::IpAddr, num::NonZeroU32};
 
 use egress_common::{DropReason, verdict::Replies};
 use egress_userspace::{
+    gateway_id::gateway_id,
     model::ObjectName,
     resolve::{Action, EffectiveRule, Fate, Resolved, SourcePod, UsableGateway, Way},
 };
@@ -39,9 +40,9 @@ pub fn world() -> Resolved {
     let blue = || gateway("blue", 2, 1500, &["192.168.9.2", "fd09::2"]);
     let green = || gateway("green", 1, 1500, &["192.168.9.3", "fd09::3"]);
     let narrow = || gateway("narrow", 1, 1280, &["192.168.9.4", "fd09::4"]);
-    let nat = || UsableGateway {
-        replies: Replies::Kernel,
-        ..gateway("nat", 1, 1500, &["192.168.9.5", "fd09::5"])
+    let nat = || {
+        let hops = &["192.168.9.5", "fd09::5"];
+        next_hops("nat", 1, 1500, hops, Replies::Kernel)
     };
     let old = || gateway("old", 1, 1500, &["192.168.9.6"]);
     let new = || gateway("new", 1, 1500, &["fd09::7"]);
@@ -95,6 +96,7 @@ pub fn resolved<'a>(
                     addresses: addresses(last).into(),
                     policy: policy.to_owned(),
                     fate,
+                    udp_ports: Vec::new(),
                 };
                 (ObjectName::new("default", name), pod)
             })
@@ -116,16 +118,22 @@ pub fn addresses(last: u8) -> [IpAddr; 2] {
 /// A gateway of namespace `edge` behind [`UPLINK`], whose connections are recorded.
 #[must_use]
 pub fn gateway(name: &str, weight: u32, mtu: u32, hops: &[&str]) -> UsableGateway {
+    next_hops(name, weight, mtu, hops, Replies::Recorded)
+}
+
+fn next_hops(name: &str, weight: u32, mtu: u32, hops: &[&str], replies: Replies) -> UsableGateway {
+    let name = ObjectName::new("edge", name);
     UsableGateway {
-        name: ObjectName::new("edge", name),
+        id: gateway_id(&name),
+        name,
         weight: NonZeroU32::new(weight).unwrap(),
-        replies: Replies::Recorded,
         ways: hops
             .iter()
-            .map(|hop| Way {
+            .map(|hop| Way::NextHop {
                 next_hop: super::build::address(hop),
                 ifindex: UPLINK,
                 mtu,
+                replies,
             })
             .collect(),
     }

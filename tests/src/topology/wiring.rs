@@ -5,7 +5,7 @@ use anyhow::Result;
 use crate::{Host, workspace::Workspace};
 
 /// A host with strict checks that does not forward.
-pub(super) fn bare(workspace: &Workspace, role: &str) -> Result<Host> {
+pub(crate) fn bare(workspace: &Workspace, role: &str) -> Result<Host> {
     let host = workspace.host(role)?;
     host.sysctl(&[
         ("ipv4/conf/all/rp_filter", "1"),
@@ -22,7 +22,7 @@ pub(super) fn bare(workspace: &Workspace, role: &str) -> Result<Host> {
     Ok(host)
 }
 
-pub(super) fn router(workspace: &Workspace, role: &str) -> Result<Host> {
+pub(crate) fn router(workspace: &Workspace, role: &str) -> Result<Host> {
     let host = bare(workspace, role)?;
     host.sysctl(&[("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")])?;
     Ok(host)

@@ -7,11 +7,14 @@ use anyhow::{Context as _, Result, bail};
 use crate::command::{self, find_program, say};
 
 /// What tests and the demo start, with the package that has it.
-const TEST_TOOLS: [(&str, &str); 7] = [
+const TEST_TOOLS: [(&str, &str); 10] = [
     ("ip", "iproute2"),
     ("nft", "nftables"),
     ("curl", "curl"),
     ("traceroute", "traceroute"),
+    ("iperf3", "iperf3"),
+    ("sha256sum", "coreutils"),
+    ("getent", "libc-bin"),
     ("nsenter", "util-linux"),
     ("umount", "mount"),
     ("bash", "bash"),

@@ -10,8 +10,11 @@ use ipnet::IpNet;
 
 use super::{InterfaceProblem, Link, NoWay, NodeView, Route, Way};
 
+mod outside;
 #[cfg(test)]
 mod tests;
+
+pub use outside::Device;
 
 /// A [`NodeView`] arranged for questions about many addresses.
 #[derive(Clone, Debug)]

@@ -3,8 +3,9 @@
 use super::*;
 
 #[test]
-fn gateway_pods_are_gateways_when_they_can_be() {
+fn gateway_pods_that_forward_are_next_hops_when_they_can_be() {
     let mut world = World::new();
+    world.settings.pod_gateways = PodGateways::Forward;
     world.steered("apps/web", 2, "p");
     world.policy("p", vec![rule(None, Some(in_egress("code == 'red'")))]);
     let rows: &[(&str, u32, fn(&mut Pod), Result<(), &str>)] = &[
@@ -80,7 +81,7 @@ fn gateway_pods_are_gateways_when_they_can_be() {
     let GatewayStatus::Up(ways) = &resolved.gateways[&name("egress/hinted")] else {
         panic!("down");
     };
-    assert_eq!(ways[0].ifindex, veth(16));
+    assert_eq!(ways[0].ifindex(), veth(16));
 }
 
 #[test]
@@ -125,6 +126,8 @@ fn local_gateways_are_preferred_while_there_is_one() {
     for n in 10..12 {
         world.pod(&format!("egress/local-{n}"), n).labels = labels("code=red");
     }
+    world.with_overlay();
+    world.node_object("there", &["192.0.2.77"]);
     let remote = world.pod("egress/remote", 12);
     remote.labels = labels("code=red");
     remote.node = Some("there".to_owned());

@@ -6,18 +6,21 @@
     reason = "rows say what they are; a test that cannot go on says where"
 )]
 
+mod egress;
 mod gateways;
+mod nodes;
 mod pods;
 mod policies;
 
 use super::*;
 use crate::{
     model::{
-        Gateway, GatewaySelector, Labels, Namespace, Node, Phase, Pod, Policy, Preference, Rule,
-        Steering, Target,
+        EgressAddresses, Exit, Gateway, GatewaySelector, Labels, Namespace, Node, Phase, Pod,
+        Policy, Preference, Replies, Rule, Steering, Target,
     },
     node::{Link, Route},
     selector::Selector,
+    state::{EgressAddress, Holder},
 };
 
 /// What `resolve` is given.
@@ -26,6 +29,7 @@ struct World {
     node: NodeView,
     settings: Settings,
     held: Held,
+    assigned: Assigned,
 }
 
 fn ip(text: &str) -> IpAddr {
@@ -127,10 +131,10 @@ impl World {
             },
             settings: Settings {
                 node_name: "here".to_owned(),
-                local_cidrs: Vec::new(),
-                per_pod_policies: true,
+                ..Settings::default()
             },
             held: Held::new(),
+            assigned: Assigned::new(),
         }
     }
 
@@ -149,6 +153,7 @@ impl World {
             labels: Labels::new(),
             steering: None,
             interface: None,
+            inbound_udp: Vec::new(),
             node: Some("here".to_owned()),
             addresses: vec![address],
             host_network: false,
@@ -174,20 +179,64 @@ impl World {
     fn gateway(&mut self, text: &str, labelled: &str, next_hops: &[&str]) -> &mut Gateway {
         let gateway = Gateway {
             labels: labels(labelled),
-            next_hops: next_hops.iter().map(|hop| ip(hop)).collect(),
             interface: None,
             weight: NonZeroU32::MIN,
-            replies: Replies::Recorded,
+            exit: Exit::NextHops {
+                addresses: next_hops.iter().map(|hop| ip(hop)).collect(),
+                replies: Replies::Recorded,
+            },
         };
         self.model.gateways.entry(name(text)).or_insert(gateway)
     }
 
+    fn gateway_mut(&mut self, text: &str) -> &mut Gateway {
+        self.model.gateways.get_mut(&name(text)).unwrap()
+    }
+
+    /// A gateway with egress addresses that a node owns.
+    fn egress(&mut self, text: &str, node: &str, addresses: &[&str]) -> &mut Gateway {
+        let gateway = self.gateway(text, "", &[]);
+        gateway.exit = Exit::Node(EgressAddresses {
+            node: node.to_owned(),
+            addresses: addresses.iter().map(|address| ip(address)).collect(),
+            assign: true,
+            allow_local_services: false,
+            ports: None,
+        });
+        gateway
+    }
+
+    fn node_object(&mut self, name: &str, addresses: &[&str]) {
+        let node = Node {
+            addresses: addresses.iter().map(|address| ip(address)).collect(),
+            pod_cidrs: Vec::new(),
+        };
+        self.model.nodes.insert(name.to_owned(), node);
+    }
+
+    /// An overlay with one key, whose device is there.
+    fn with_overlay(&mut self) {
+        self.node.links.insert(9, link("egress.vxlan"));
+        self.settings.overlay = Some(Overlay {
+            device: "egress.vxlan".to_owned(),
+            port: 4790,
+            vni: 4097,
+            keys: OverlayKeys::parse(b"0123456789abcdef").unwrap(),
+        });
+    }
+
     fn resolve(&self) -> Resolved {
-        let resolved = resolve(&self.model, &self.node, &self.settings, &self.held);
-        assert_eq!(
-            resolved,
-            resolve(&self.model, &self.node, &self.settings, &self.held)
-        );
+        let resolve = || {
+            resolve(
+                &self.model,
+                &self.node,
+                &self.settings,
+                &self.held,
+                &self.assigned,
+            )
+        };
+        let resolved = resolve();
+        assert_eq!(resolved, resolve());
         resolved
     }
 }
@@ -206,6 +255,17 @@ fn rules(resolved: &Resolved, pod: &str) -> Vec<String> {
                 }
             })
             .collect(),
+    }
+}
+
+#[track_caller]
+fn assert_down(resolved: &Resolved, gateway: &str, parts: &[&str]) {
+    match &resolved.gateways[&name(gateway)] {
+        GatewayStatus::Up(ways) => panic!("{gateway} is up: {ways:?}"),
+        GatewayStatus::Down(why) => {
+            let said = parts.iter().all(|part| why.contains(part));
+            assert!(said, "{gateway}: {parts:?} in {why:?}");
+        }
     }
 }
 

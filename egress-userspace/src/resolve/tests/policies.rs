@@ -37,10 +37,11 @@ fn rules_are_sorted_and_their_gateways_found() {
         (pod.ifindex, pod.interface.as_str(), pod.policy.as_str()),
         (veth(2), "veth2", "p")
     );
-    let way = |next_hop| Way {
+    let way = |next_hop| Way::NextHop {
         next_hop: ip(next_hop),
         ifindex: 2,
         mtu: 1500,
+        replies: Replies::Recorded,
     };
     assert_eq!(
         resolved.gateways[&name("egress/red-1")],
@@ -249,10 +250,11 @@ fn cluster_prefixes_are_what_the_cluster_owns() {
         "172.16.0.0/12",
         "10.0.0.0/24",
         "fd00:1::/64",
-        // Known pods and nodes that nothing covers.
+        // Known pods that nothing covers, and known nodes.
         "10.50.0.1/32",
         "fd00:2::1/128",
         "198.51.100.2/32",
+        "172.16.3.4/32",
         // This node's own.
         "192.0.2.10/32",
         "192.0.2.255/32",
@@ -293,7 +295,7 @@ fn a_large_node_resolves_quickly() {
         world.steered(&format!("apps/pod-{n}"), 1 + n, &format!("p{}", n % 10));
     }
     let begin = Instant::now();
-    let resolved = resolve(&world.model, &world.node, &world.settings, &world.held);
+    let resolved = world.resolve();
     let took = begin.elapsed();
     assert_eq!(resolved.pods.len(), 1000);
     assert!(took.as_secs() < 5, "{took:?}");

@@ -1,20 +1,20 @@
-//! The demo: example policies, real traffic, and which source address each destination saw.
+//! One node with gateways of their own: the example policies.
 
-use std::{env, net::IpAddr, path::PathBuf, process::ExitCode};
+use std::{net::IpAddr, path::Path};
 
-use anyhow::{Result, bail, ensure};
-use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
+use anyhow::{Result, ensure};
 use egress_tests::{
     Agent, Scene,
     agent::Setup,
     client::whoami,
-    resources::examples,
     scrape::Metrics,
     server::Whoami,
     topology::{
         Destination, ELSEWHERE, Gateway, INTERNAL, NODE, NODE_V4, NODE_V6, Pod, RED_NETWORK,
     },
 };
+
+use crate::table;
 
 const INTRODUCTION: &str = "\
 egress demo: which source address does the outside see?
@@ -60,32 +60,13 @@ const ROWS: [(&str, &str, Destination, Expected); 9] = [
     ("lab", "plain", ELSEWHERE, Expected::Node),
 ];
 
-#[expect(clippy::print_stderr, reason = "errors go where errors belong")]
-fn main() -> ExitCode {
-    match demo() {
-        Ok(0) => {
-            println!("\nEvery row is what the policy says. Nothing is left behind.");
-            ExitCode::SUCCESS
-        }
-        Ok(wrong) => {
-            println!("\n{wrong} of the above are not what the policy says.");
-            ExitCode::FAILURE
-        }
-        Err(error) => {
-            eprintln!("egress-demo: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
 /// Shows everything and returns how much of it is wrong.
-fn demo() -> Result<usize> {
-    let resources = resources()?;
+pub(crate) fn demo(resources: &Path) -> Result<usize> {
     println!("{INTRODUCTION}");
     let scene = Scene::new()?;
     let _internal = Whoami::start(&scene.internal)?;
     let _internet = Whoami::start(&scene.internet)?;
-    let setup = Setup::new(&scene, &resources)?;
+    let setup = Setup::new(&scene, resources)?;
     println!("Policies and gateways: {}", resources.display());
     println!("Agent: egress run --node {NODE} … in the node's namespace\n");
     let agent = setup.start()?;
@@ -95,17 +76,6 @@ fn demo() -> Result<usize> {
     agent.terminate()?;
     setup.detach()?;
     Ok(wrong)
-}
-
-fn resources() -> Result<PathBuf> {
-    let arguments: Vec<_> = env::args_os().skip(1).collect();
-    let path = match &arguments[..] {
-        [] => examples(),
-        [flag, path] if flag == "--resources" => path.into(),
-        _ => bail!("usage: egress-demo [--resources DIR]"),
-    };
-    ensure!(path.exists(), "{} does not exist", path.display());
-    Ok(path.canonicalize()?)
 }
 
 fn show_addresses(scene: &Scene) -> Result<usize> {
@@ -192,10 +162,4 @@ fn show_counters(scene: &Scene, agent: &Agent) -> Result<usize> {
 fn packets(gateway: &Gateway, metrics: &Metrics) -> Result<(u64, u64)> {
     let seen = gateway.host.counter("from_pods")?;
     Ok((metrics.through(gateway.name), seen.packets))
-}
-
-fn table(header: &[&str]) -> Table {
-    let mut table = Table::new();
-    table.load_style(UTF8_FULL_CONDENSED).set_header(header);
-    table
 }

@@ -1,0 +1,182 @@
+//! Connections that this node translates: two entries each, one for either direction.
+//!
+//! The entry of replies is made first, with `BPF_NOEXIST`: it is what makes a port taken. Endpoint-dependent
+//! (RFC 4787, 4.1): one egress address carries a port once for each remote address and port.
+
+use crate::{
+    addr::{Addr, WireU16},
+    gateway::GatewayId,
+    map_type,
+};
+
+/// Where a connection stands; each state has a timeout of its own, named as Linux conntrack names them.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum NatState {
+    /// TCP: the pod has sent a packet, and nothing came back.
+    TcpSynSent = 0,
+    /// TCP: a SYN came back.
+    TcpSynRecv = 1,
+    /// TCP: the pod has acknowledged it.
+    TcpEstablished = 2,
+    /// TCP: the pod has sent a FIN.
+    TcpFinWait = 3,
+    /// TCP: the far end has sent a FIN.
+    TcpCloseWait = 4,
+    /// TCP: both have.
+    TcpLastAck = 5,
+    /// TCP: both have, and the last one is acknowledged.
+    TcpTimeWait = 6,
+    /// TCP: one of them has sent a RST.
+    TcpClose = 7,
+    /// UDP: nothing came back yet.
+    Udp = 8,
+    /// UDP: answered.
+    UdpStream = 9,
+    /// ICMP or ICMPv6 echo.
+    Icmp = 10,
+    /// Any other protocol.
+    Generic = 11,
+}
+
+impl NatState {
+    /// How many states there are.
+    pub const COUNT: usize = 12;
+
+    /// Every state, in order of number, with its name and its timeout in seconds unless a flag changes it.
+    ///
+    /// The defaults are those of `nf_conntrack` (Linux, `Documentation/networking/nf_conntrack-sysctl.rst`).
+    pub const ALL: [(Self, &'static str, u32); Self::COUNT] = [
+        (Self::TcpSynSent, "tcp-syn-sent", 120),
+        (Self::TcpSynRecv, "tcp-syn-recv", 60),
+        (Self::TcpEstablished, "tcp-established", 432_000),
+        (Self::TcpFinWait, "tcp-fin-wait", 120),
+        (Self::TcpCloseWait, "tcp-close-wait", 60),
+        (Self::TcpLastAck, "tcp-last-ack", 30),
+        (Self::TcpTimeWait, "tcp-time-wait", 120),
+        (Self::TcpClose, "tcp-close", 10),
+        (Self::Udp, "udp", 30),
+        (Self::UdpStream, "udp-stream", 120),
+        (Self::Icmp, "icmp", 30),
+        (Self::Generic, "generic", 600),
+    ];
+
+    /// The state with this number.
+    #[inline(always)]
+    pub const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            0 => Some(Self::TcpSynSent),
+            1 => Some(Self::TcpSynRecv),
+            2 => Some(Self::TcpEstablished),
+            3 => Some(Self::TcpFinWait),
+            4 => Some(Self::TcpCloseWait),
+            5 => Some(Self::TcpLastAck),
+            6 => Some(Self::TcpTimeWait),
+            7 => Some(Self::TcpClose),
+            8 => Some(Self::Udp),
+            9 => Some(Self::UdpStream),
+            10 => Some(Self::Icmp),
+            11 => Some(Self::Generic),
+            _ => None,
+        }
+    }
+}
+
+const _: () = {
+    let mut i = 0;
+    while i < NatState::COUNT {
+        assert!(NatState::ALL[i].0 as usize == i);
+        i += 1;
+    }
+};
+
+/// A connection as the pod's packets carry it: the key of `NAT_OUT`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NatOutKey {
+    /// The pod.
+    pub pod: Addr,
+    /// The far end.
+    pub remote: Addr,
+    /// The pod's port, or the identifier of an ICMP echo; zero for protocols without either.
+    pub pod_port: WireU16,
+    /// The far end's port; zero for ICMP and protocols without ports.
+    pub remote_port: WireU16,
+    /// The gateway: a pod may reach one remote through two.
+    pub gateway: GatewayId,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Always zero.
+    pub pad: [u8; 3],
+}
+map_type!(NatOutKey, size = 44, align = 4);
+
+/// What the pod's packets become: the value of `NAT_OUT`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NatOut {
+    /// When a packet went out last, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub last_seen: u64,
+    /// The egress address when the connection started.
+    pub egress: Addr,
+    /// The node that the pod is on: an index of `NODE_STATE`.
+    pub origin: u32,
+    /// The port, or identifier, that the outside sees.
+    pub egress_port: WireU16,
+    /// A [`NatState`], the same in both entries.
+    pub state: u8,
+    /// Always zero.
+    pub pad: u8,
+}
+map_type!(NatOut, size = 32, align = 8);
+
+/// A connection as its replies carry it: the key of `NAT_BACK`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NatBackKey {
+    /// The egress address.
+    pub egress: Addr,
+    /// The far end.
+    pub remote: Addr,
+    /// The port, or identifier, that the outside sees.
+    pub egress_port: WireU16,
+    /// The far end's port; zero for ICMP and protocols without ports.
+    pub remote_port: WireU16,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Always zero.
+    pub pad: [u8; 3],
+}
+map_type!(NatBackKey, size = 40, align = 4);
+
+/// Where replies go: the value of `NAT_BACK`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NatBack {
+    /// When a packet came back last, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub last_seen: u64,
+    /// The pod.
+    pub pod: Addr,
+    /// The node that the pod is on: an index of `NODE_STATE`.
+    pub origin: u32,
+    /// The gateway.
+    pub gateway: GatewayId,
+    /// The pod's port, or the identifier of its ICMP echo.
+    pub pod_port: WireU16,
+    /// A [`NatState`], the same in both entries.
+    pub state: u8,
+    /// Always zero.
+    pub pad: [u8; 5],
+}
+map_type!(NatBack, size = 40, align = 8);
+
+/// What later fragments are told of their first: the value of `NAT_FRAGMENTS`, under addresses as on the wire.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NatFragment {
+    /// The address that is put in place of the pod's or the egress address.
+    pub address: Addr,
+    /// Of replies, the node that the pod is on.
+    pub origin: u32,
+}
+map_type!(NatFragment, size = 20, align = 4);

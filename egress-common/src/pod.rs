@@ -1,0 +1,195 @@
+//! What is known of a steered pod beside its policy.
+
+use crate::{
+    addr::{Addr, Mac, WireU16},
+    flow::Flow,
+    gateway::GatewayId,
+    keys::ReplyKey,
+    map_type,
+    maps::capacity,
+};
+
+/// Where a steered address is: the value of `POD_PLACES`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PodPlace {
+    /// The pod's host-side interface.
+    pub ifindex: u32,
+    /// Its slot, as in `PODS`.
+    pub slot: u32,
+}
+map_type!(PodPlace, size = 8, align = 4);
+
+/// What the datapath learns of a pod: an element of `POD_NOTES`, by slot. Zero until it is learned.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PodNote {
+    /// The MAC that the pod sends from, in the lower six bytes in memory.
+    pub pod_mac: u64,
+    /// The MAC that the pod sends to, likewise.
+    pub host_mac: u64,
+    /// Whether a connection came in to the pod, ever.
+    pub inbound: u64,
+    /// Always zero.
+    pub pad: u64,
+}
+map_type!(PodNote, size = 32, align = 8);
+
+/// A MAC in a word that is read and written at once.
+#[inline(always)]
+pub const fn mac_to_word(mac: Mac) -> u64 {
+    let m = mac.0;
+    u64::from_ne_bytes([m[0], m[1], m[2], m[3], m[4], m[5], 0, 0])
+}
+
+/// The MAC in such a word.
+#[inline(always)]
+pub const fn mac_from_word(word: u64) -> Mac {
+    let m = word.to_ne_bytes();
+    Mac([m[0], m[1], m[2], m[3], m[4], m[5]])
+}
+
+/// UDP ports on which connections may come in to a pod: an element of `POD_UDP_PORTS`, by slot.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UdpPorts {
+    /// How many there are.
+    pub count: u16,
+    /// The ports; what follows `count` is zero.
+    pub ports: [WireU16; UdpPorts::MAX],
+}
+map_type!(UdpPorts, size = 32, align = 2);
+
+impl UdpPorts {
+    /// Ports that a pod can name.
+    pub const MAX: usize = 15;
+}
+
+/// A connection that came in to a pod: the value of `INBOUND`, under the key of a recorded reply.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inbound {
+    /// When a packet opened it last, in nanoseconds of `CLOCK_MONOTONIC`: a SYN, or any packet of UDP.
+    pub last_seen: u64,
+    /// Whether the pod has answered: a TCP connection is open from its SYN with ACK on.
+    pub answered: u64,
+}
+map_type!(Inbound, size = 16, align = 8);
+
+/// How many seconds a flow of UDP, or the attempt to open a TCP connection, lives on without a packet.
+///
+/// Longer than any stack waits before it repeats a SYN (Linux: `TCP_RTO_MAX`, 120 s), and than a NAT
+/// should keep UDP at least (RFC 4787, 4.3: 2 minutes).
+pub const FLOW_SECONDS: u32 = 180;
+
+/// Flows that pods started themselves, of one bucket: an element of `OWN_FLOWS`, one cache line.
+///
+/// A bucket that is too small says so instead of forgetting: whoever asks is told that any flow of it may be
+/// a pod's own, until the last one that was pushed out would have ended.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OwnFlows {
+    /// [`OwnFlow::word`]s, each read and written at once; zero where there is none.
+    pub flows: [u64; OwnFlows::FLOWS],
+    /// When a flow was last pushed out before its time, in seconds of `CLOCK_MONOTONIC`; zero is never.
+    pub crowded: u64,
+}
+map_type!(OwnFlows, size = 64, align = 8);
+
+impl OwnFlows {
+    /// Flows that a bucket has room for.
+    pub const FLOWS: usize = 7;
+}
+
+/// A pod's own flow: which bucket it is in, and what tells it from others there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OwnFlow {
+    /// Index into `OWN_FLOWS`.
+    pub bucket: u32,
+    print: u32,
+}
+
+impl OwnFlow {
+    /// The flow whose replies have this key.
+    #[inline(always)]
+    pub fn new(key: &ReplyKey) -> Self {
+        let flow = Flow {
+            source: key.pod,
+            destination: key.remote,
+            source_port: key.pod_port,
+            destination_port: key.remote_port,
+            protocol: key.protocol,
+        };
+        let hash = flow.hash();
+        let [a, b] = key.pod_port.0;
+        let [c, d] = key.remote_port.0;
+        Self {
+            bucket: hash % capacity::OWN_FLOWS,
+            print: hash ^ u32::from_ne_bytes([a, b, c, d]),
+        }
+    }
+
+    /// What stands in the bucket for the flow when it was last used at `second`, which is not zero.
+    #[inline(always)]
+    pub const fn word(self, second: u32) -> u64 {
+        ((self.print as u64) << 32) | second as u64
+    }
+
+    /// Whether the word is this flow's.
+    #[inline(always)]
+    pub const fn is(self, word: u64) -> bool {
+        word != 0 && word >> 32 == self.print as u64
+    }
+
+    /// Whether what the word stands for lives at `now`, in seconds; so for `OwnFlows::crowded`.
+    #[inline(always)]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the lower half is the second"
+    )]
+    pub const fn is_alive(word: u64, now: u32) -> bool {
+        word != 0 && now.wrapping_sub(word as u32) < FLOW_SECONDS
+    }
+}
+
+/// What later packets are told: the value of `FLOWS`, of a flow, and of `FRAGMENTS`, of a datagram.
+///
+/// The member that the flow uses, as long as its group allows it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Choice {
+    /// The gateway.
+    pub gateway: GatewayId,
+    /// The number that it had in its group.
+    pub number: u32,
+}
+map_type!(Choice, size = 8, align = 4);
+
+impl Choice {
+    /// No member at all: the datagram answers a connection that came in, and the kernel routes it.
+    pub const PASSED: Self = Self {
+        gateway: GatewayId(0),
+        number: u32::MAX,
+    };
+}
+
+/// Key of `FLOWS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FlowKey {
+    /// The pod.
+    pub source: Addr,
+    /// The far end.
+    pub destination: Addr,
+    /// The pod's port, or the identifier of an ICMP echo.
+    pub source_port: WireU16,
+    /// The far end's port.
+    pub destination_port: WireU16,
+    /// The pod's host-side interface.
+    pub ifindex: u32,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Always zero.
+    pub pad: [u8; 3],
+}
+map_type!(FlowKey, size = 44, align = 4);

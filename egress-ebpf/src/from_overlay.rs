@@ -1,0 +1,149 @@
+//! What becomes of a frame that arrives on the overlay.
+
+use egress_common::{
+    DropReason,
+    counter::Answer,
+    gateway::{Egress, GatewayId},
+    overlay::FrameKind,
+};
+
+use crate::{
+    answer::{self, Speaker},
+    counters::Shape,
+    deliver, egress, nat,
+    overlay::{self, Sender},
+    packet::Packet,
+    parse::{self, Frame, Ip},
+};
+
+/// What becomes of it.
+pub(crate) enum Emergence {
+    /// Translated, and out of the uplink.
+    Translated { gateway: u32, shape: Shape },
+    /// On its way to a pod of this node.
+    Delivered,
+    /// It ends here, and the pod is told.
+    Answered {
+        gateway: u32,
+        reason: DropReason,
+        answer: Answer,
+        shape: Shape,
+    },
+    /// A gateway of this node does not take it.
+    Refused {
+        gateway: u32,
+        reason: DropReason,
+        shape: Shape,
+    },
+    /// It ends here.
+    Dropped { reason: DropReason, shape: Shape },
+}
+
+/// Decides over a frame from the overlay: nothing of it ever goes to the kernel.
+///
+/// What no node of the cluster has sent is not even parsed: a flood of it costs two look-ups a packet.
+#[inline(always)]
+pub(crate) fn handle(packet: &Packet<'_>) -> Emergence {
+    let mut sender = Sender::unread();
+    let mut ip = Ip::unread();
+    match open(packet, &mut sender, &mut ip) {
+        Ok(FrameKind::Out(gateway)) => out(packet, &ip, gateway, sender.origin),
+        Ok(FrameKind::Back) => match deliver::to_local_pod(packet, &ip, &ip.destination) {
+            Ok(()) => Emergence::Delivered,
+            Err(reason) => Emergence::Dropped {
+                reason,
+                shape: Shape::of(packet, &ip),
+            },
+        },
+        Err(reason) => Emergence::Dropped {
+            reason,
+            shape: Shape::of_frame(packet),
+        },
+    }
+}
+
+/// Whose frame it is, what kind of frame, and which packet is in it.
+#[inline(always)]
+fn open(packet: &Packet<'_>, sender: &mut Sender, ip: &mut Ip) -> Result<FrameKind, DropReason> {
+    overlay::sender(packet, sender)?;
+    let kind = sender.kind().ok_or(DropReason::OverlayMalformed)?;
+    // Its MAC is nobody's, and the kernel sends on only what was for this host.
+    packet.claim()?;
+    match parse::frame(packet, ip) {
+        Ok(Frame::Ip) => Ok(kind),
+        // No node of ours sends these.
+        Ok(Frame::Arp) | Err(DropReason::NotPlainIp) => Err(DropReason::OverlayMalformed),
+        Err(reason) => Err(reason),
+    }
+}
+
+/// Sends a pod's packet out under the address of one of this node's gateways.
+#[inline(always)]
+fn out(packet: &Packet<'_>, ip: &Ip, gateway: GatewayId, origin: u32) -> Emergence {
+    let shape = Shape::of(packet, ip);
+    let Some(egress) = egress::by_id(gateway, ip.family) else {
+        return Emergence::Dropped {
+            reason: DropReason::OverlayUnknownGateway,
+            shape,
+        };
+    };
+    if let Err(reason) = fits(ip, shape, egress) {
+        return answered(packet, ip, egress, origin, reason, shape);
+    }
+    match nat::out(packet, ip, egress, origin) {
+        Ok(()) => Emergence::Translated {
+            gateway: egress.counter,
+            shape,
+        },
+        Err(reason) => Emergence::Refused {
+            gateway: egress.counter,
+            reason,
+            shape,
+        },
+    }
+}
+
+/// Whether the packet may live for another hop, and fits the uplink.
+#[inline(always)]
+fn fits(ip: &Ip, shape: Shape, egress: &Egress) -> Result<(), DropReason> {
+    if ip.ttl <= 1 {
+        return Err(DropReason::TtlExceeded);
+    }
+    if shape.largest > egress.mtu {
+        return Err(DropReason::TooBig);
+    }
+    Ok(())
+}
+
+/// Tells the pod, if it is to be told, why its packet goes no further.
+#[inline(always)]
+fn answered(
+    packet: &Packet<'_>,
+    ip: &Ip,
+    egress: &Egress,
+    origin: u32,
+    reason: DropReason,
+    shape: Shape,
+) -> Emergence {
+    let gateway = egress.counter;
+    if let Ok(answer) = answer::write(packet, ip, reason, egress.mtu, Speaker::Node) {
+        return match overlay::back(packet, origin) {
+            Ok(()) => Emergence::Answered {
+                gateway,
+                reason,
+                answer,
+                shape,
+            },
+            Err(reason) => Emergence::Refused {
+                gateway,
+                reason,
+                shape,
+            },
+        };
+    }
+    Emergence::Refused {
+        gateway,
+        reason,
+        shape,
+    }
+}

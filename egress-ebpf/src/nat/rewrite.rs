@@ -1,0 +1,126 @@
+//! The writes: addresses, ports, and every checksum that covers them.
+
+use aya_ebpf::{
+    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM},
+    helpers::bpf_csum_diff,
+};
+use egress_common::{Addr, DropReason, Family};
+
+use super::scratch::{Edit, SUM_NEVER_ZERO, SUM_PSEUDO};
+use crate::packet::{L3, Packet};
+
+const IPV4_CHECKSUM: u32 = 10;
+pub(super) const IPV4_SOURCE: u32 = 12;
+pub(super) const IPV4_DESTINATION: u32 = 16;
+pub(super) const IPV6_SOURCE: u32 = 8;
+pub(super) const IPV6_DESTINATION: u32 = 24;
+
+/// Where the source address lies in a frame.
+#[inline(always)]
+pub(super) const fn source_at(family: Family) -> u32 {
+    match family {
+        Family::V4 => L3 + IPV4_SOURCE,
+        Family::V6 => L3 + IPV6_SOURCE,
+    }
+}
+
+/// Where the destination address lies in a frame.
+#[inline(always)]
+pub(super) const fn destination_at(family: Family) -> u32 {
+    match family {
+        Family::V4 => L3 + IPV4_DESTINATION,
+        Family::V6 => L3 + IPV6_DESTINATION,
+    }
+}
+
+/// Writes an address and a port, after which the packet may only be sent on or dropped.
+///
+/// The kernel keeps a sum of the packet beside it where the device computed one (`CHECKSUM_COMPLETE`), which
+/// has to stay right. A change that one of the packet's own checksums makes up for leaves it as it is.
+#[inline(never)]
+pub(super) fn write(packet: &Packet<'_>, family: Family, edit: &Edit) -> Result<(), DropReason> {
+    match family {
+        Family::V4 => write_v4(packet, edit),
+        Family::V6 => write_v6(packet, edit),
+    }?;
+    if edit.port_at == 0 {
+        return Ok(());
+    }
+    let flags = if edit.checksum_at == 0 {
+        // Nothing in the packet makes up for it.
+        u64::from(BPF_F_RECOMPUTE_CSUM)
+    } else {
+        let old = u16::from_ne_bytes(edit.old_port.0);
+        let new = u16::from_ne_bytes(edit.new_port.0);
+        mend(packet, edit, old.into(), new.into(), 2)?;
+        0
+    };
+    packet
+        .ctx
+        .store(edit.port_at as usize, &edit.new_port, flags)
+        .map_err(|_| DropReason::RedirectFailed)
+}
+
+#[inline(always)]
+fn write_v4(packet: &Packet<'_>, edit: &Edit) -> Result<(), DropReason> {
+    let (old, new) = (edit.old.words()[3], edit.new.words()[3]);
+    packet
+        .ctx
+        .l3_csum_replace((L3 + IPV4_CHECKSUM) as usize, old.into(), new.into(), 4)
+        .map_err(|_| DropReason::RedirectFailed)?;
+    if edit.checksum_at != 0 && edit.checksum & SUM_PSEUDO != 0 {
+        let flags = 4 | u64::from(BPF_F_PSEUDO_HDR);
+        mend(packet, edit, old.into(), new.into(), flags)?;
+    }
+    packet
+        .ctx
+        .store(edit.address_at as usize, &new, 0)
+        .map_err(|_| DropReason::RedirectFailed)
+}
+
+#[inline(always)]
+fn write_v6(packet: &Packet<'_>, edit: &Edit) -> Result<(), DropReason> {
+    if edit.checksum_at != 0 && edit.checksum & SUM_PSEUDO != 0 {
+        let difference = difference(&edit.old, &edit.new)?;
+        mend(packet, edit, 0, difference, u64::from(BPF_F_PSEUDO_HDR))?;
+    }
+    // The kernel assumed above that an IPv4 header's checksum makes up for the address, and took the
+    // difference off its own sum: recomputing puts it back (`inet_proto_csum_replace_by_diff`).
+    packet
+        .ctx
+        .store(
+            edit.address_at as usize,
+            &edit.new,
+            u64::from(BPF_F_RECOMPUTE_CSUM),
+        )
+        .map_err(|_| DropReason::RedirectFailed)
+}
+
+#[inline(always)]
+fn mend(
+    packet: &Packet<'_>,
+    edit: &Edit,
+    old: u64,
+    new: u64,
+    flags: u64,
+) -> Result<(), DropReason> {
+    let never_zero = if edit.checksum & SUM_NEVER_ZERO == 0 {
+        0
+    } else {
+        u64::from(BPF_F_MARK_MANGLED_0)
+    };
+    packet
+        .ctx
+        .l4_csum_replace(edit.checksum_at as usize, old, new, flags | never_zero)
+        .map_err(|_| DropReason::RedirectFailed)
+}
+
+/// What a sum over all 16 bytes changes by.
+#[inline(always)]
+pub(super) fn difference(old: &Addr, new: &Addr) -> Result<u64, DropReason> {
+    let from = core::ptr::from_ref(old).cast_mut().cast();
+    let to = core::ptr::from_ref(new).cast_mut().cast();
+    // SAFETY: the helper reads 16 bytes at each, and does not write.
+    let sum = unsafe { bpf_csum_diff(from, 16, to, 16, 0) };
+    u64::try_from(sum).map_err(|_| DropReason::RedirectFailed)
+}

@@ -1,0 +1,120 @@
+//! Where a packet's facts, keys and values lie while it is translated: not on the stack.
+
+use aya_ebpf::{btf_maps::PerCpuArray, helpers::bpf_ktime_get_ns, macros::btf_map};
+use egress_common::{
+    Addr, DropReason, WireU16,
+    keys::FragmentKey,
+    nat::{NatBack, NatBackKey, NatFragment, NatOut, NatOutKey},
+};
+
+use crate::parse::Ip;
+
+#[btf_map]
+static NAT_SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+
+/// The scratch of this CPU.
+///
+/// What is read from it the verifier knows nothing of, so that the ways through the parser become one.
+#[repr(C)]
+pub(super) struct Scratch {
+    /// Nanoseconds of `CLOCK_MONOTONIC`.
+    pub(super) now: u64,
+    pub(super) out: NatOut,
+    pub(super) back: NatBack,
+    pub(super) out_key: NatOutKey,
+    pub(super) back_key: NatBackKey,
+    /// The pod's side of a connection whose port a new one asks for.
+    pub(super) occupant: NatOutKey,
+    pub(super) fragment_key: FragmentKey,
+    pub(super) fragment: NatFragment,
+    pub(super) ip: Ip,
+    pub(super) upper: Upper,
+    pub(super) quote: Quote,
+    pub(super) edit: Edit,
+    /// What is to be written into the quoted packet.
+    pub(super) quoted_edit: Edit,
+}
+
+/// What the header above IP is to us.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct Upper {
+    /// The sender's port, or the identifier of an ICMP echo; zero where there is nothing to translate.
+    pub(super) source_port: WireU16,
+    /// The receiver's port, likewise.
+    pub(super) destination_port: WireU16,
+    /// Offset of the source port in the frame, or of the identifier; zero for addresses alone.
+    pub(super) source_at: u32,
+    /// Offset of the destination port, or of the identifier, likewise.
+    pub(super) destination_at: u32,
+    /// Offset of the checksum in the frame; zero if there is none that changes.
+    pub(super) checksum_at: u32,
+    /// A sum of the `SUM_` flags.
+    pub(super) checksum: u32,
+    /// The flags of a TCP header.
+    pub(super) tcp: u8,
+    /// One of the constants of `upper::kind`.
+    pub(super) kind: u8,
+    pub(super) pad: [u8; 2],
+}
+
+/// The checksum covers the addresses too.
+pub(super) const SUM_PSEUDO: u32 = 1;
+/// A zero would mean that there is no checksum (UDP).
+pub(super) const SUM_NEVER_ZERO: u32 = 2;
+
+/// The packet inside an ICMP error.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct Quote {
+    pub(super) source: Addr,
+    pub(super) destination: Addr,
+    pub(super) upper: Upper,
+    /// Where its IP header starts in the frame.
+    pub(super) at: u32,
+    /// Where the header above IP starts in the frame.
+    pub(super) l4: u32,
+    pub(super) protocol: u8,
+    pub(super) pad: [u8; 3],
+}
+
+/// What is to be written into a packet.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct Edit {
+    pub(super) old: Addr,
+    pub(super) new: Addr,
+    /// Where the address lies in the frame.
+    pub(super) address_at: u32,
+    /// Where the port or identifier lies in the frame; zero if none changes.
+    pub(super) port_at: u32,
+    pub(super) old_port: WireU16,
+    pub(super) new_port: WireU16,
+    /// As in `Upper`.
+    pub(super) checksum_at: u32,
+    pub(super) checksum: u32,
+}
+
+/// Takes the scratch of this CPU for a packet.
+#[inline(always)]
+pub(super) fn take(ip: &Ip) -> Result<&'static mut Scratch, DropReason> {
+    let place = NAT_SCRATCH.get_ptr_mut(0).ok_or(DropReason::StateMissing)?;
+    // SAFETY: this CPU's own; TC programs do not preempt each other on one CPU, a packet takes it once,
+    // and the sweep, which a packet may interrupt, does not use it. Every bit pattern that can be there is
+    // zero or what an earlier packet wrote, and both are values of the type.
+    let scratch = unsafe { &mut *place };
+    // Field by field: the whole would be moved byte by byte.
+    scratch.ip.family = ip.family;
+    scratch.ip.source = ip.source;
+    scratch.ip.destination = ip.destination;
+    scratch.ip.ttl = ip.ttl;
+    scratch.ip.protocol = ip.protocol;
+    scratch.ip.ttl_neighbour = ip.ttl_neighbour;
+    scratch.ip.is_authenticated = ip.is_authenticated;
+    scratch.ip.length = ip.length;
+    scratch.ip.l4 = ip.l4;
+    scratch.ip.fragment = ip.fragment;
+    // SAFETY: a helper without arguments.
+    scratch.now = unsafe { bpf_ktime_get_ns() };
+    Ok(scratch)
+}

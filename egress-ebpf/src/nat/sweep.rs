@@ -1,0 +1,63 @@
+//! The sweep: connections that have ended are removed where their numbers are kept right, in the kernel.
+
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+use egress_common::{
+    Addr, WireU16,
+    gateway::GatewayId,
+    nat::{NatBackKey, NatOutKey},
+};
+
+use super::state;
+use crate::packet::{L3, Packet};
+
+/// Keys that a frame may hold.
+const KEYS: u32 = 32;
+const KEY: u32 = 40;
+const _: () = assert!(size_of::<NatBackKey>() == KEY as usize);
+
+/// Removes those connections of a frame's keys that have ended, and gives their number.
+///
+/// The frame is made by userspace: behind an Ethernet header up to 32 keys of `NAT_BACK`.
+#[inline(always)]
+pub(crate) fn handle(packet: &Packet<'_>) -> i32 {
+    // SAFETY: a helper without arguments.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let mut removed = 0;
+    for number in 0..KEYS {
+        match at(packet, L3 + number * KEY, now) {
+            Swept::Removed => removed += 1,
+            Swept::Kept => {}
+            Swept::NoKey => break,
+        }
+    }
+    removed
+}
+
+#[repr(u32)]
+enum Swept {
+    Removed = 0,
+    Kept = 1,
+    NoKey = 2,
+}
+
+/// A function of its own, on a stack of its own: a packet that interrupts it has the scratch.
+#[inline(never)]
+fn at(packet: &Packet<'_>, offset: u32, now: u64) -> Swept {
+    let Some(key) = packet.load::<NatBackKey>(offset) else {
+        return Swept::NoKey;
+    };
+    let mut out_key = NatOutKey {
+        pod: Addr::v6([0; 16]),
+        remote: Addr::v6([0; 16]),
+        pod_port: WireU16([0, 0]),
+        remote_port: WireU16([0, 0]),
+        gateway: GatewayId(0),
+        protocol: 0,
+        pad: [0; 3],
+    };
+    if state::sweep(&key, &mut out_key, now) {
+        Swept::Removed
+    } else {
+        Swept::Kept
+    }
+}

@@ -1,0 +1,129 @@
+//! What is kept of a steered pod beside its policy: where it is, its ports, and what the datapath learned.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use anyhow::Context;
+use aya::maps::{Array, HashMap, MapData};
+use egress_common::{
+    Addr,
+    keys::PodKey,
+    maps::{POD_NOTES, POD_PLACES, POD_UDP_PORTS},
+    pod::{PodNote, PodPlace, UdpPorts},
+};
+
+use super::{
+    maps::{absent_is_fine, open},
+    paths::Paths,
+};
+
+/// The maps beside `PODS`.
+pub(super) struct PodMaps {
+    places: HashMap<MapData, Addr, PodPlace>,
+    notes: Array<MapData, PodNote>,
+    udp_ports: Array<MapData, UdpPorts>,
+    /// `PODS` by address: while a pod moves, its address is on two interfaces.
+    known: BTreeMap<(Addr, u32), u32>,
+    /// `POD_UDP_PORTS` as far as it was read or written.
+    ports: BTreeMap<u32, UdpPorts>,
+}
+
+impl PodMaps {
+    pub(super) fn open(paths: &Paths) -> anyhow::Result<Self> {
+        Ok(Self {
+            places: open(paths, POD_PLACES)?.try_into()?,
+            notes: open(paths, POD_NOTES)?.try_into()?,
+            udp_ports: open(paths, POD_UDP_PORTS)?.try_into()?,
+            known: BTreeMap::new(),
+            ports: BTreeMap::new(),
+        })
+    }
+
+    /// Makes the places say what `PODS` says: a crash between two writes leaves them apart.
+    pub(super) fn repair(&mut self, pods: &[(PodKey, u32)]) -> anyhow::Result<()> {
+        self.known = pods
+            .iter()
+            .map(|(key, slot)| ((key.addr, key.ifindex), *slot))
+            .collect();
+        let read: Result<BTreeMap<Addr, PodPlace>, _> = self.places.iter().collect();
+        let places = read.with_context(|| format!("cannot read {POD_PLACES}"))?;
+        for (addr, place) in &places {
+            // Of a pod that is on two interfaces the place that is written is as good as the other.
+            if self.known.get(&(*addr, place.ifindex)) != Some(&place.slot) {
+                self.place_again(*addr)?;
+            }
+        }
+        let missing: Vec<Addr> = self
+            .known
+            .keys()
+            .map(|(addr, _)| *addr)
+            .filter(|addr| !places.contains_key(addr))
+            .collect();
+        missing
+            .into_iter()
+            .try_for_each(|addr| self.place_again(addr))
+    }
+
+    /// Prepares a slot for a pod that nobody can find yet.
+    pub(super) fn clear_notes(&mut self, slot: u32) -> anyhow::Result<()> {
+        self.notes
+            .set(slot, PodNote::default(), 0)
+            .with_context(|| format!("cannot write {POD_NOTES}[{slot}]"))
+    }
+
+    /// Says where a pod is that can be found now.
+    pub(super) fn inserted(&mut self, key: PodKey, slot: u32) -> anyhow::Result<()> {
+        self.known.insert((key.addr, key.ifindex), slot);
+        self.place(key.addr, key.ifindex, slot)
+    }
+
+    /// Forgets where a pod is that cannot be found any more.
+    pub(super) fn removed(&mut self, key: &PodKey) -> anyhow::Result<()> {
+        self.known.remove(&(key.addr, key.ifindex));
+        self.place_again(key.addr)
+    }
+
+    /// Writes the ports of a slot unless they are there.
+    ///
+    /// Those of a live pod change in place: a packet in between may see some of both.
+    pub(super) fn set_udp_ports(&mut self, slot: u32, wanted: UdpPorts) -> anyhow::Result<bool> {
+        let written = match self.ports.get(&slot) {
+            Some(ports) => *ports,
+            None => self
+                .udp_ports
+                .get(&slot, 0)
+                .with_context(|| format!("cannot read {POD_UDP_PORTS}[{slot}]"))?,
+        };
+        if written != wanted {
+            self.udp_ports
+                .set(slot, wanted, 0)
+                .with_context(|| format!("cannot write {POD_UDP_PORTS}[{slot}]"))?;
+        }
+        self.ports.insert(slot, wanted);
+        Ok(written != wanted)
+    }
+
+    /// Places an address where `PODS` still has it, or nowhere.
+    fn place_again(&mut self, addr: Addr) -> anyhow::Result<()> {
+        let last = self
+            .known
+            .range((addr, 0)..=(addr, u32::MAX))
+            .next_back()
+            .map(|((_, ifindex), slot)| (*ifindex, *slot));
+        match last {
+            Some((ifindex, slot)) => self.place(addr, ifindex, slot),
+            None => absent_is_fine(self.places.remove(&addr))
+                .with_context(|| format!("cannot remove {} from {POD_PLACES}", IpAddr::from(addr))),
+        }
+    }
+
+    fn place(&mut self, addr: Addr, ifindex: u32, slot: u32) -> anyhow::Result<()> {
+        self.places
+            .insert(addr, PodPlace { ifindex, slot }, 0)
+            .with_context(|| {
+                format!(
+                    "cannot insert {} into {POD_PLACES}: raise --max-pods if the map is full",
+                    IpAddr::from(addr)
+                )
+            })
+    }
+}

@@ -1,0 +1,257 @@
+//! A cluster with servers outside, an agent on every node and a sniffer on every uplink.
+
+mod expectations;
+mod permits;
+
+use std::{collections::BTreeMap, fs, net::IpAddr, path::PathBuf, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+
+pub use self::expectations::Seen;
+use super::{
+    BLUE, Cluster, ClusterShape, LOCAL_CIDRS, Node, Outside, RED,
+    resources::{egress_gateway, node_resources, usual},
+};
+use crate::{
+    Agent, Host,
+    agent::Setup,
+    resources::Resources,
+    scrape::Metrics,
+    sniffer::{Forged, Permit, Sniffer},
+    topology::Pod,
+    wait,
+};
+
+/// The overlay's UDP port.
+pub const OVERLAY_PORT: u16 = 4790;
+/// The overlay's network identifier.
+pub const OVERLAY_VNI: u32 = 4097;
+/// The node with the egress addresses of the usual resources.
+pub const GATEWAY_NODE: &str = "gw-1";
+/// The key that agents start with.
+pub const KEY: &str = "a key for tests, the first one";
+
+/// How long agents may take that start all at once.
+const START: Duration = Duration::from_secs(60);
+
+/// A cluster in which the agents are at work.
+#[derive(Debug)]
+pub struct ClusterStage {
+    agents: BTreeMap<&'static str, Agent>,
+    /// How each node's agent is started.
+    pub setups: BTreeMap<&'static str, Setup>,
+    /// What the agents read.
+    pub resources: Resources,
+    /// Servers outside.
+    pub outside: Outside,
+    /// What may leave the uplinks.
+    permits: Vec<Permit>,
+    /// What the test forges.
+    forged: Vec<Forged>,
+    sniffer: Sniffer,
+    /// The hosts.
+    pub cluster: Cluster,
+}
+
+impl ClusterStage {
+    /// The usual cluster with the usual resources.
+    pub fn usual() -> Result<Self> {
+        Self::of(&ClusterShape::default())
+    }
+
+    /// A cluster of this shape with the usual resources and gateways.
+    pub fn of(shape: &ClusterShape) -> Result<Self> {
+        Self::new(
+            shape,
+            |cluster| Ok(usual(cluster) + &usual_gateways()),
+            |_| {},
+        )
+    }
+
+    /// A cluster of this shape with these resources beside its nodes', and agents that are set up further.
+    pub fn new(
+        shape: &ClusterShape,
+        resources: impl FnOnce(&Cluster) -> Result<String>,
+        further: impl Fn(&mut NodeSetup<'_>),
+    ) -> Result<Self> {
+        let cluster = Cluster::build(shape)?;
+        let text = resources(&cluster)?;
+        let resources = Resources::below(&cluster.files())?;
+        resources.write("nodes.yaml", &node_resources(&cluster))?;
+        resources.write("all.yaml", &text)?;
+        let outside = Outside::start(&cluster)?;
+        let sniffer = cluster.sniff(&[])?;
+        let mut stage = Self {
+            agents: BTreeMap::new(),
+            setups: BTreeMap::new(),
+            resources,
+            outside,
+            permits: Vec::new(),
+            forged: Vec::new(),
+            sniffer,
+            cluster,
+        };
+        stage.write_keys(&[KEY])?;
+        for node in stage.cluster.nodes.clone() {
+            let mut setup = stage.setup(&node)?;
+            further(&mut NodeSetup {
+                node: node.name,
+                setup: &mut setup,
+            });
+            stage.setups.insert(node.name, setup);
+        }
+        // All at once: none of them waits for another, but all for the processors.
+        for (name, setup) in &stage.setups {
+            stage.agents.insert(name, setup.spawn()?);
+        }
+        for agent in stage.agents.values_mut() {
+            agent.wait_until_ready_within(START)?;
+        }
+        Ok(stage)
+    }
+
+    fn setup(&self, node: &Node) -> Result<Setup> {
+        let files = self.cluster.files().join(node.name);
+        fs::create_dir_all(&files)?;
+        let bpffs = self.cluster.bpffs().join(node.name);
+        fs::create_dir(&bpffs)?;
+        let mut setup = Setup::on(
+            &node.host,
+            node.name,
+            files,
+            self.resources.directory().to_owned(),
+        )?;
+        setup.bpffs = bpffs;
+        setup.local_cidrs = LOCAL_CIDRS.map(str::to_owned).to_vec();
+        setup.arguments = vec![
+            "--overlay-key-file".to_owned(),
+            self.key_file().display().to_string(),
+        ];
+        Ok(setup)
+    }
+
+    fn key_file(&self) -> PathBuf {
+        self.cluster.files().join("overlay-key")
+    }
+
+    /// Replaces the keys that every agent reads, the one to send with first.
+    pub fn write_keys(&self, keys: &[&str]) -> Result<()> {
+        let file = self.key_file();
+        let whole = file.with_extension("next");
+        fs::write(&whole, keys.join("\n") + "\n")?;
+        Ok(fs::rename(&whole, &file)?)
+    }
+
+    /// Replaces the keys, and waits until every agent has taken them.
+    pub fn change_keys(&self, keys: &[&str]) -> Result<()> {
+        let before = self.applies()?;
+        self.write_keys(keys)?;
+        wait::until("every agent has taken the keys", || {
+            for (name, count) in self.applies()? {
+                ensure!(count > before[name], "{name} has not");
+            }
+            Ok(())
+        })
+    }
+
+    /// How often each agent has brought the kernel up to date.
+    fn applies(&self) -> Result<BTreeMap<&'static str, u64>> {
+        let count = |(name, agent): (&&'static str, &Agent)| {
+            let metrics = agent.metrics()?;
+            Ok((
+                *name,
+                metrics.sum("egress_apply_duration_seconds_count", &[]),
+            ))
+        };
+        self.agents.iter().map(count).collect()
+    }
+
+    /// Does what the test does, and then checks that not one packet left an uplink that should not have.
+    pub fn play(mut self, test: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        test(&mut self)?;
+        self.verify()
+    }
+
+    /// Ends every agent and removes everything of theirs from the kernel.
+    pub fn leave(mut self) -> Result<()> {
+        for (name, agent) in std::mem::take(&mut self.agents) {
+            agent.terminate().with_context(|| format!("on {name}"))?;
+        }
+        for setup in self.setups.values() {
+            setup.detach()?;
+        }
+        Ok(())
+    }
+
+    /// A node by name.
+    pub fn node(&self, name: &str) -> Result<&Node> {
+        self.cluster.node(name)
+    }
+
+    /// A pod by name.
+    pub fn pod(&self, name: &str) -> Result<&Pod> {
+        self.cluster.pod(name)
+    }
+
+    /// A pod's host by name.
+    pub fn host(&self, pod: &str) -> Result<&Host> {
+        Ok(&self.pod(pod)?.host)
+    }
+
+    /// A node's agent.
+    pub fn agent(&self, node: &str) -> Result<&Agent> {
+        let agent = self.agents.get(node);
+        agent.with_context(|| format!("there is no agent on {node}"))
+    }
+
+    /// Scrapes a node's agent.
+    pub fn metrics(&self, node: &str) -> Result<Metrics> {
+        self.agent(node)?.metrics()
+    }
+
+    /// Runs a command of the binary against a node's pins.
+    pub fn command(&self, node: &str, words: &[&str]) -> Result<String> {
+        let setup = self.setups.get(node).context("no such node")?;
+        let (pins, state) = (
+            setup.pin_dir().display().to_string(),
+            setup.state_dir().display().to_string(),
+        );
+        let places = ["--pin-dir", &pins, "--state-dir", &state];
+        setup.command(&[words, &places].concat())
+    }
+
+    /// The addresses that a node has on its uplink.
+    pub fn uplink_addresses(&self, node: &str) -> Result<Vec<IpAddr>> {
+        self.node(node)?.uplink_addresses()
+    }
+}
+
+/// One node's agent, before it starts.
+#[derive(Debug)]
+pub struct NodeSetup<'a> {
+    /// The node.
+    pub node: &'static str,
+    /// How its agent will be started.
+    pub setup: &'a mut Setup,
+}
+
+impl NodeSetup<'_> {
+    /// Adds arguments on every node.
+    pub fn arguments(&mut self, arguments: &[&str]) {
+        let more = arguments.iter().map(|&argument| argument.to_owned());
+        self.setup.arguments.extend(more);
+    }
+
+    /// Adds arguments on one node.
+    pub fn arguments_on(&mut self, node: &str, arguments: &[&str]) {
+        if self.node == node {
+            self.arguments(arguments);
+        }
+    }
+}
+
+/// Red and blue on the usual gateway node.
+#[must_use]
+pub fn usual_gateways() -> String {
+    egress_gateway(RED, GATEWAY_NODE, "") + &egress_gateway(BLUE, GATEWAY_NODE, "")
+}

@@ -1,0 +1,298 @@
+//! A frame on an uplink: what it is, as far as the sniffer tells packets apart.
+
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use egress_common::{
+    addr::Mac,
+    overlay::{FrameKind, Tag},
+};
+
+const ETHERNET: usize = 14;
+const IPV4: u16 = 0x0800;
+const IPV6: u16 = 0x86dd;
+const ARP: u16 = 0x0806;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+/// UDP's header and VXLAN's (RFC 7348, 5).
+const UDP_AND_VXLAN: usize = 16;
+
+/// Which way a frame of the overlay goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// From a pod to a gateway.
+    Out,
+    /// Back to a pod.
+    Back,
+}
+
+/// A packet on an uplink.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Content {
+    /// As it is.
+    Plain {
+        /// Source address.
+        source: IpAddr,
+        /// Destination address.
+        destination: IpAddr,
+        /// IP protocol, or IPv6's first extension header.
+        protocol: u8,
+        /// Its source port, if that is a service's.
+        service: Option<u16>,
+    },
+    /// In a frame of the overlay.
+    Overlay {
+        /// The sending node.
+        from: IpAddr,
+        /// The receiving node.
+        to: IpAddr,
+        /// What proves the sender.
+        tag: Tag,
+        /// Which way it goes.
+        kind: Kind,
+        /// Source address of the packet inside.
+        source: IpAddr,
+        /// Destination address of the packet inside.
+        destination: IpAddr,
+    },
+    /// Neither IP nor ARP, or cut short.
+    Strange(String),
+}
+
+impl fmt::Display for Content {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Plain {
+                source,
+                destination,
+                protocol,
+                service,
+            } => {
+                write!(f, "{source} → {destination} (protocol {protocol}")?;
+                match service {
+                    Some(port) => write!(f, ", from port {port})"),
+                    None => write!(f, ")"),
+                }
+            }
+            Self::Overlay {
+                from,
+                to,
+                tag,
+                kind,
+                source,
+                destination,
+            } => {
+                write!(
+                    f,
+                    "{source} → {destination} ({kind:?}, in the overlay {from} → {to}, tag {:02x?})",
+                    tag.0
+                )
+            }
+            Self::Strange(what) => f.write_str(what),
+        }
+    }
+}
+
+/// What is needed to tell packets apart.
+#[derive(Clone, Debug)]
+pub(super) struct Reader {
+    pub(super) overlay_port: u16,
+    pub(super) services: Vec<u16>,
+}
+
+/// The network layer of a frame.
+struct Network<'a> {
+    source: IpAddr,
+    destination: IpAddr,
+    protocol: u8,
+    /// Whether the payload begins with the protocol's header.
+    first: bool,
+    payload: &'a [u8],
+}
+
+impl Reader {
+    /// What a frame is; `None` is ARP.
+    pub(super) fn read(&self, frame: &[u8]) -> Option<Content> {
+        if ethertype(frame) == Some(ARP) {
+            return None;
+        }
+        let Some(outer) = network(frame) else {
+            return Some(strange("a frame", frame));
+        };
+        let port = |at| {
+            (outer.first && matches!(outer.protocol, TCP | UDP))
+                .then(|| word(outer.payload, at))
+                .flatten()
+        };
+        if outer.protocol == UDP && port(2) == Some(self.overlay_port) {
+            return Some(overlay(&outer));
+        }
+        Some(Content::Plain {
+            source: outer.source,
+            destination: outer.destination,
+            protocol: outer.protocol,
+            service: port(0).filter(|port| self.services.contains(port)),
+        })
+    }
+}
+
+fn overlay(outer: &Network<'_>) -> Content {
+    let Some(inner_frame) = outer.payload.get(UDP_AND_VXLAN..) else {
+        return strange("a frame of the overlay", outer.payload);
+    };
+    let (Some((tag, kind)), Some(inner)) = (labels(inner_frame), network(inner_frame)) else {
+        return strange("a frame of the overlay with this inside", inner_frame);
+    };
+    Content::Overlay {
+        from: outer.source,
+        to: outer.destination,
+        tag,
+        kind,
+        source: inner.source,
+        destination: inner.destination,
+    }
+}
+
+/// What the addresses of an inner frame say, if they are of ours.
+fn labels(frame: &[u8]) -> Option<(Tag, Kind)> {
+    let tag = Tag(frame.get(..6)?.try_into().ok()?);
+    let source: [u8; 6] = frame.get(6..12)?.try_into().ok()?;
+    if tag == Tag::ZERO {
+        return None;
+    }
+    let kind = match FrameKind::from_mac(Mac(source))? {
+        FrameKind::Out(_) => Kind::Out,
+        FrameKind::Back => Kind::Back,
+    };
+    Some((tag, kind))
+}
+
+fn network(frame: &[u8]) -> Option<Network<'_>> {
+    let packet = frame.get(ETHERNET..)?;
+    match ethertype(frame)? {
+        IPV4 => {
+            let header = usize::from(packet.first()? & 0x0f) * 4;
+            let source: [u8; 4] = packet.get(12..16)?.try_into().ok()?;
+            let destination: [u8; 4] = packet.get(16..20)?.try_into().ok()?;
+            Some(Network {
+                source: Ipv4Addr::from(source).into(),
+                destination: Ipv4Addr::from(destination).into(),
+                protocol: *packet.get(9)?,
+                first: word(packet, 6)? & 0x1fff == 0,
+                payload: packet.get(header..)?,
+            })
+        }
+        IPV6 => {
+            let source: [u8; 16] = packet.get(8..24)?.try_into().ok()?;
+            let destination: [u8; 16] = packet.get(24..40)?.try_into().ok()?;
+            Some(Network {
+                source: Ipv6Addr::from(source).into(),
+                destination: Ipv6Addr::from(destination).into(),
+                protocol: *packet.get(6)?,
+                first: true,
+                payload: packet.get(40..)?,
+            })
+        }
+        _ => None,
+    }
+}
+
+fn ethertype(frame: &[u8]) -> Option<u16> {
+    word(frame, 12)
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<u16> {
+    let bytes = bytes.get(at..at + 2)?;
+    Some(u16::from_be_bytes([bytes[0], bytes[1]]))
+}
+
+fn strange(what: &str, bytes: &[u8]) -> Content {
+    let shown = &bytes[..bytes.len().min(48)];
+    Content::Strange(format!("{what} that is not ours: {shown:02x?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Result;
+    use egress_common::gateway::GatewayId;
+    use etherparse::PacketBuilder;
+
+    use super::*;
+
+    const READER: fn() -> Reader = || Reader {
+        overlay_port: 4790,
+        services: vec![80],
+    };
+
+    fn udp(
+        from: [u8; 4],
+        to: [u8; 4],
+        ports: (u16, u16),
+        macs: [[u8; 6]; 2],
+        payload: &[u8],
+    ) -> Result<Vec<u8>> {
+        let mut frame = Vec::new();
+        PacketBuilder::ethernet2(macs[0], macs[1])
+            .ipv4(from, to, 64)
+            .udp(ports.0, ports.1)
+            .write(&mut frame, payload)?;
+        Ok(frame)
+    }
+
+    #[test]
+    fn tells_services_and_frames_of_the_overlay() -> Result<()> {
+        let macs = [[2; 6], [4; 6]];
+        let (pod, remote) = ([10, 65, 0, 10], [192, 0, 2, 80]);
+        let plain = |service| {
+            Some(Content::Plain {
+                source: Ipv4Addr::from(pod).into(),
+                destination: Ipv4Addr::from(remote).into(),
+                protocol: UDP,
+                service,
+            })
+        };
+        assert_eq!(
+            READER().read(&udp(pod, remote, (80, 9), macs, b"")?),
+            plain(Some(80))
+        );
+        assert_eq!(
+            READER().read(&udp(pod, remote, (81, 9), macs, b"")?),
+            plain(None)
+        );
+
+        let out = FrameKind::Out(GatewayId(7)).to_mac().0;
+        for (source, tag, expected) in [
+            (out, [9; 6], Some(Kind::Out)),
+            (FrameKind::Back.to_mac().0, [9; 6], Some(Kind::Back)),
+            (out, [0; 6], None),
+            ([2, 9, 0, 0, 0, 0], [9; 6], None),
+        ] {
+            let inner = udp(pod, remote, (1, 2), [source, tag], b"x")?;
+            let payload = [&[8, 0, 0, 0, 0, 0x10, 1, 0][..], &inner].concat();
+            let frame = udp(
+                [172, 18, 0, 11],
+                [172, 18, 0, 21],
+                (5, 4790),
+                macs,
+                &payload,
+            )?;
+            let found = match READER().read(&frame) {
+                Some(Content::Overlay {
+                    tag: found,
+                    kind,
+                    source,
+                    ..
+                }) => {
+                    assert_eq!((source, found), (IpAddr::from(pod), Tag(tag)));
+                    Some(kind)
+                }
+                Some(Content::Strange(_)) => None,
+                other => anyhow::bail!("{other:?}"),
+            };
+            assert_eq!(found, expected);
+        }
+        Ok(())
+    }
+}
