@@ -23,11 +23,17 @@ use crate::{
 #[btf_map]
 static FLOWS: LruHashMap<FlowKey, Choice, { capacity::FLOWS as usize }> = LruHashMap::new();
 
-/// What an error quotes: not on the stack, of which a chain of calls has 512 bytes.
+/// What would not fit the stack, of which a chain of calls has 512 bytes.
 ///
 /// Softirqs do not interrupt each other on a CPU, and no program runs within another.
 #[btf_map]
-static QUOTED: PerCpuArray<Quoted, 1> = PerCpuArray::new();
+static CHOOSING: PerCpuArray<Choosing, 1> = PerCpuArray::new();
+
+/// The flow that is looked up, and what an error quotes.
+struct Choosing {
+    key: FlowKey,
+    quoted: Quoted,
+}
 
 /// Steps of a search among as many members as 16 bits can count.
 const SEARCH: u32 = 16;
@@ -58,7 +64,10 @@ pub(crate) fn member(packet: &Packet<'_>, ip: &Ip, group: &Group) -> Result<u32,
 /// A function of its own, which fills a place of the caller's, for the reasons that `parse::headers` has.
 #[inline(never)]
 fn choose(packet: &Packet<'_>, ip: &Ip, group: &Group, number: &mut u32) -> Result<(), DropReason> {
-    let mut key = FlowKey {
+    let place = CHOOSING.get_ptr_mut(0).ok_or(DropReason::StateMissing)?;
+    // SAFETY: this CPU's own element, which is used nowhere else.
+    let Choosing { key, quoted } = unsafe { &mut *place };
+    *key = FlowKey {
         source: ip.source,
         destination: ip.destination,
         source_port: WireU16([0, 0]),
@@ -76,11 +85,11 @@ fn choose(packet: &Packet<'_>, ip: &Ip, group: &Group, number: &mut u32) -> Resu
             key.destination_port = transport.destination_port;
             if transport.kind == TransportKind::IcmpError {
                 is_error.set(1);
-                follow_quoted(packet, ip, &mut key);
+                follow_quoted(packet, ip, key, quoted);
             }
             // SAFETY: plain bytes, copied at once; of an entry that is evicted and reused meanwhile, only a
             // member that the group has is used.
-            unsafe { FLOWS.get(&key) }.copied()
+            unsafe { FLOWS.get(&*key) }.copied()
         }
     };
     let known = known.unwrap_or(Choice::PASSED);
@@ -94,7 +103,7 @@ fn choose(packet: &Packet<'_>, ip: &Ip, group: &Group, number: &mut u32) -> Resu
     }
     if *number == NOWHERE {
         // A flow that a full table forgot is placed by its hash again.
-        *number = by_hash(group, &key).ok_or(DropReason::StateMissing)?;
+        *number = by_hash(group, key).ok_or(DropReason::StateMissing)?;
     }
     let choice = Choice {
         gateway: verdicts::gateway(group.first_member.wrapping_add(*number))
@@ -102,10 +111,10 @@ fn choose(packet: &Packet<'_>, ip: &Ip, group: &Group, number: &mut u32) -> Resu
         number: *number,
     };
     if known != choice && is_error.get() == 0 {
-        let _ = FLOWS.insert(&key, &choice, 0);
+        let _ = FLOWS.insert(&*key, &choice, 0);
     }
     if let Fragment::First(id) = ip.fragment {
-        fragments::remember(ip, id, choice);
+        fragments::remember(ip, id, &choice);
     }
     Ok(())
 }
@@ -113,12 +122,7 @@ fn choose(packet: &Packet<'_>, ip: &Ip, group: &Group, number: &mut u32) -> Resu
 /// Makes the key of a pod's ICMP error that of the connection it is about: the gateway that this uses is the
 /// one that knows where the error belongs. What quotes nothing is known by its addresses.
 #[inline(always)]
-fn follow_quoted(packet: &Packet<'_>, ip: &Ip, key: &mut FlowKey) {
-    let Some(quoted) = QUOTED.get_ptr_mut(0) else {
-        return;
-    };
-    // SAFETY: this CPU's own element, which is used nowhere else.
-    let quoted = unsafe { &mut *quoted };
+fn follow_quoted(packet: &Packet<'_>, ip: &Ip, key: &mut FlowKey, quoted: &mut Quoted) {
     if !parse::quoted(packet, ip, quoted) {
         return;
     }

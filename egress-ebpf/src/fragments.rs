@@ -31,10 +31,12 @@ const IPV4_MORE: u8 = 0x20;
 const IPV6_MORE: u8 = 0x01;
 
 /// Remembers what became of a first fragment from a pod.
-#[inline(always)]
-pub(crate) fn remember(ip: &Ip, id: u32, choice: Choice) {
+///
+/// A function of its own, for the sake of its callers' stack.
+#[inline(never)]
+pub(crate) fn remember(ip: &Ip, id: u32, choice: &Choice) {
     // A full table makes room by forgetting the oldest; what fails here is dropped as unknown later.
-    let _ = FRAGMENTS.insert(&key(ip, id), &choice, 0);
+    let _ = FRAGMENTS.insert(&key(ip, id), choice, 0);
 }
 
 /// What became of the first fragment of this datagram from a pod.

@@ -190,7 +190,7 @@ fn judge(packet: &Packet<'_>, ip: &Ip, slot: u32) -> bool {
     };
     if let Fragment::First(id) = ip.fragment {
         if reply {
-            fragments::remember(ip, id, Choice::PASSED);
+            fragments::remember(ip, id, &Choice::PASSED);
         } else {
             fragments::forget(ip, id);
         }
