@@ -45,14 +45,19 @@ pub(crate) enum Emergence {
 #[inline(always)]
 pub(crate) fn handle(packet: &Packet<'_>) -> Emergence {
     let mut sender = Sender::unread();
-    let mut ip = Ip::unread();
-    match open(packet, &mut sender, &mut ip) {
-        Ok(FrameKind::Out(gateway)) => out(packet, &ip, gateway, sender.origin),
-        Ok(FrameKind::Back) => match deliver::to_local_pod(packet, &ip, &ip.destination) {
+    let Some(ip) = parse::place() else {
+        return Emergence::Dropped {
+            reason: DropReason::StateMissing,
+            shape: Shape::of_frame(packet),
+        };
+    };
+    match open(packet, &mut sender, ip) {
+        Ok(FrameKind::Out(gateway)) => out(packet, ip, gateway, sender.origin),
+        Ok(FrameKind::Back) => match deliver::to_local_pod(packet, ip, &ip.destination) {
             Ok(()) => Emergence::Delivered,
             Err(reason) => Emergence::Dropped {
                 reason,
-                shape: Shape::of(packet, &ip),
+                shape: Shape::of(packet, ip),
             },
         },
         Err(reason) => Emergence::Dropped {
