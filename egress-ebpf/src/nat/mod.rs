@@ -326,8 +326,11 @@ fn left_to_kernel(s: &mut Scratch) -> Prepared {
 fn unclaimed(s: &Scratch, egress: &Egress, is_error: bool) -> Prepared {
     let upper = if is_error { &s.quote.upper } else { &s.upper };
     let port = s.back_key.egress_port.get();
-    let in_range =
-        upper.kind != kind::ADDRESSES && port >= egress.first_port && port <= egress.last_port;
+    // The kernel chooses the identifiers of the node's own pings anywhere, and ignores answers to nothing.
+    let in_range = upper.kind != kind::ADDRESSES
+        && (is_error || upper.kind != kind::ECHO_REPLY)
+        && port >= egress.first_port
+        && port <= egress.last_port;
     or_kernel(egress, in_range, DropReason::NatNoState)
 }
 
