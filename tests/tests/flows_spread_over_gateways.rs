@@ -102,6 +102,12 @@ fn a_flow_keeps_its_gateway_and_a_lost_gateway_moves_only_its_own() -> Result<()
         stage
             .resources
             .write("all.yaml", &resources(&stage.scene, [1, 1, 1])?)?;
+        // Flows that are younger than the policy: older ones stay where they are.
+        wait::until("three gateways are in use", || {
+            let taken = gateways_taken(&stage, address, 60)?;
+            ensure!(taken.values().collect::<BTreeSet<_>>().len() == 3);
+            Ok(())
+        })?;
         let to = SocketAddr::new(address, ECHO_PORT);
         let sockets = (0..120)
             .map(|_| datagram_socket(&web.host, to))
@@ -118,11 +124,8 @@ fn a_flow_keeps_its_gateway_and_a_lost_gateway_moves_only_its_own() -> Result<()
                 Ok(seen.iter().map(|datagram| datagram.from.ip()).collect())
             })
         };
-        wait::until("three gateways are in use", || {
-            ensure!(takes()?.iter().collect::<BTreeSet<_>>().len() == 3);
-            Ok(())
-        })?;
         let all = takes()?;
+        assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), 3, "{all:?}");
         assert_eq!(takes()?, all, "a flow changed its gateway by itself");
 
         stage
