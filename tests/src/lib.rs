@@ -4,6 +4,7 @@ pub mod agent;
 pub mod client;
 pub mod cluster;
 pub mod host;
+pub mod paced;
 pub mod packets;
 pub mod ping;
 pub mod resources;

@@ -41,7 +41,7 @@ fn perform(task: Task) -> Result<()> {
             multi_node,
             arguments,
         } => demo::run(&workspace, multi_node, &arguments),
-        Task::Test { filters } => test::run(&workspace, &filters),
+        Task::Test { soak, filters } => test::run(&workspace, soak, &filters),
         Task::Lint => lint::run(&workspace),
     }
 }
@@ -80,6 +80,9 @@ enum Task {
     },
     /// Run every test; those that need root are elevated
     Test {
+        /// Only the tests that run for a minute and longer
+        #[arg(long)]
+        soak: bool,
         /// Only tests whose names contain one of these
         filters: Vec<String>,
     },

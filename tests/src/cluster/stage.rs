@@ -104,9 +104,7 @@ impl ClusterStage {
         for (name, setup) in &stage.setups {
             stage.agents.insert(name, setup.spawn()?);
         }
-        for agent in stage.agents.values_mut() {
-            agent.wait_until_ready_within(START)?;
-        }
+        stage.wait_until_ready()?;
         Ok(stage)
     }
 
@@ -170,6 +168,28 @@ impl ClusterStage {
     pub fn play(mut self, test: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
         test(&mut self)?;
         self.verify()
+    }
+
+    /// Kills a node's agent without a chance to do anything.
+    pub fn kill(&mut self, node: &'static str) -> Result<()> {
+        let agent = self.agents.remove(node);
+        agent
+            .with_context(|| format!("there is no agent on {node}"))?
+            .kill()
+    }
+
+    /// Starts a node's agent, and does not wait for it.
+    pub fn spawn(&mut self, node: &'static str) -> Result<()> {
+        let setup = self.setups.get(node).context("no such node")?;
+        self.agents.insert(node, setup.spawn()?);
+        Ok(())
+    }
+
+    /// Waits until every agent that was started is ready.
+    pub fn wait_until_ready(&mut self) -> Result<()> {
+        self.agents
+            .values_mut()
+            .try_for_each(|agent| agent.wait_until_ready_within(START))
     }
 
     /// Ends every agent and removes everything of theirs from the kernel.
