@@ -242,6 +242,12 @@ impl Scrape {
             "Programs put back after something else removed them",
             self.snapshot.reattached,
         )?;
+        counter(
+            e,
+            "egress_pins_restored",
+            "Pins of maps and links put back after something else removed them",
+            self.snapshot.pins_restored,
+        )?;
         let connections = self.connection_tables();
         let maps = || self.maps.iter().chain(&connections);
         gauges(

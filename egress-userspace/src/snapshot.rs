@@ -46,6 +46,8 @@ pub struct Snapshot {
     pub programs: Vec<AttachedProgram>,
     /// Times that something else removed a program or its qdisc, and it was put back.
     pub reattached: u64,
+    /// Pins of maps, links and filters that something else removed, and that were put back.
+    pub pins_restored: u64,
     /// What would make other nodes drop frames of the overlay from here, one sentence each.
     pub unreachable: BTreeSet<String>,
     /// The egress addresses that this node owns.

@@ -143,8 +143,12 @@ impl Kernel {
 
     /// Makes hooks that something else took away be attached again by the next apply, and counts them.
     pub(super) fn forget_lost_hooks(&mut self) -> anyhow::Result<usize> {
-        let (attachments, ebpf) = self.datapath.attaching();
-        attachments.forget_lost(ebpf)
+        self.datapath.attachments.forget_lost()
+    }
+
+    /// Pins again what something else has unpinned, and says how many those were.
+    pub(super) fn restore_pins(&mut self) -> anyhow::Result<usize> {
+        self.datapath.restore_pins()
     }
 
     /// Whether a program is attached to an interface.

@@ -301,6 +301,15 @@ impl Agent {
         loop {
             sleep_until(self.look_at).await;
             self.look_at = Instant::now() + LOOK_AT_HOOKS;
+            let restored = tokio::task::block_in_place(|| self.kernel.restore_pins());
+            match restored {
+                Ok(0) => {}
+                Ok(restored) => {
+                    self.snapshot.pins_restored += restored as u64;
+                    self.published.store(Arc::new(self.snapshot.clone()));
+                }
+                Err(error) => tracing::warn!("cannot look at the pins: {error:#}"),
+            }
             match tokio::task::block_in_place(|| self.kernel.forget_lost_hooks()) {
                 Ok(0) => {}
                 Ok(lost) => {

@@ -17,7 +17,7 @@ use aya::{
     },
 };
 
-use super::{clsact, load::classifier, object::Program, paths::Paths, syscall};
+use super::{clsact, load::classifier, object::Program, paths::Paths, pins::Pins, syscall};
 
 /// Fixed, so that a filter is found again by the next run; 1 is before everything else on the hook.
 ///
@@ -109,6 +109,10 @@ pub struct Attachments {
     mode: AttachMode,
     paths: Paths,
     attached: BTreeSet<(Program, u32)>,
+    /// Their links, or their filters' marks: without its pin a link would let go of its program.
+    pins: Pins,
+    /// Interfaces with a clsact qdisc of our making.
+    own_qdiscs: BTreeSet<u32>,
 }
 
 impl Attachments {
@@ -130,6 +134,8 @@ impl Attachments {
             mode,
             paths,
             attached: BTreeSet::new(),
+            pins: Pins::default(),
+            own_qdiscs: BTreeSet::new(),
         })
     }
 
@@ -149,14 +155,14 @@ impl Attachments {
     ///
     /// # Errors
     /// The kernel cannot be asked.
-    pub fn forget_lost(&mut self, ebpf: &Ebpf) -> anyhow::Result<usize> {
+    pub fn forget_lost(&mut self) -> anyhow::Result<usize> {
         let mut lost = Vec::new();
         for &(program, ifindex) in &self.attached {
             // The node's links tell of an interface that is gone; there is nothing to attach to.
             let Ok(interface) = name_of(ifindex) else {
                 continue;
             };
-            if !self.is_there(ebpf, program, ifindex)? {
+            if !self.is_there(program, ifindex)? {
                 tracing::warn!(
                     interface,
                     program = program.name(),
@@ -165,23 +171,36 @@ impl Attachments {
                 lost.push((program, ifindex));
             }
         }
-        for key in &lost {
-            self.attached.remove(key);
+        for (program, ifindex) in &lost {
+            self.attached.remove(&(*program, *ifindex));
+            self.pins.let_go(&self.pin(*program, *ifindex));
         }
         Ok(lost.len())
     }
 
-    fn is_there(&self, ebpf: &Ebpf, program: Program, ifindex: u32) -> anyhow::Result<bool> {
+    fn is_there(&self, program: Program, ifindex: u32) -> anyhow::Result<bool> {
         match self.mode {
-            AttachMode::Tcx => {
-                if !self.paths.link(program, ifindex).exists() {
-                    return Ok(false);
-                }
-                let own = loaded_id(ebpf, program)?;
-                has_tcx_program(&name_of(ifindex)?, direction(program), own)
-            }
+            AttachMode::Tcx => match self.pins.get(&self.paths.link(program, ifindex)) {
+                Some(link) => Ok(syscall::tcx_link_is_attached(link)?),
+                None => Ok(false),
+            },
             AttachMode::Clsact => Ok(clsact::has_filter(filter(program, ifindex))?),
         }
+    }
+
+    fn pin(&self, program: Program, ifindex: u32) -> PathBuf {
+        match self.mode {
+            AttachMode::Tcx => self.paths.link(program, ifindex),
+            AttachMode::Clsact => self.paths.clsact_marker(program, ifindex),
+        }
+    }
+
+    /// Pins links and marks again that something else has unpinned, and says how many those were.
+    pub(super) fn restore_pins(&self) -> anyhow::Result<usize> {
+        for &ifindex in &self.own_qdiscs {
+            mark_own_qdisc(&self.paths, ifindex)?;
+        }
+        self.pins.restore()
     }
 
     /// Detaches `program`, of this run or an earlier one, from where it is not wanted.
@@ -199,8 +218,19 @@ impl Attachments {
             .map(|hook| hook.ifindex)
             .collect();
         let others = |of: Program, ifindex: &u32| of == program && !keep.contains(ifindex);
-        self.attached
-            .retain(|(program, ifindex)| !others(*program, ifindex));
+        let gone: Vec<_> = self
+            .attached
+            .iter()
+            .copied()
+            .filter(|(program, ifindex)| others(*program, ifindex))
+            .collect();
+        for (program, ifindex) in gone {
+            self.attached.remove(&(program, ifindex));
+            self.pins.let_go(&self.pin(program, ifindex));
+        }
+        let attached = &self.attached;
+        self.own_qdiscs
+            .retain(|ifindex| attached.iter().any(|(_, used)| used == ifindex));
         match pins(&self.paths) {
             Ok(pins) => pins
                 .iter()
@@ -244,10 +274,14 @@ impl Attachments {
 
     /// Attaches, and then takes away what an earlier run has attached by the other mechanism: with both,
     /// packets would be counted twice.
-    fn attach_one(&self, ebpf: &mut Ebpf, hook: &Hook) -> anyhow::Result<()> {
+    fn attach_one(&mut self, ebpf: &mut Ebpf, hook: &Hook) -> anyhow::Result<()> {
         match self.mode {
             AttachMode::Tcx => attach_tcx(ebpf, hook, &self.paths)?,
             AttachMode::Clsact => attach_clsact(ebpf, hook, &self.paths)?,
+        }
+        self.pins.hold(&self.pin(hook.program, hook.ifindex))?;
+        if self.paths.own_qdisc(hook.ifindex).exists() {
+            self.own_qdiscs.insert(hook.ifindex);
         }
         let other = Pin::new(&self.paths, self.mode.other(), hook);
         if other.path.exists() {
@@ -293,7 +327,7 @@ fn attach_tcx(ebpf: &mut Ebpf, hook: &Hook, paths: &Paths) -> anyhow::Result<()>
             .and_then(|link| Ok(program.attach_to_link(link)?));
         match swapped {
             Ok(id) => {
-                // The pin holds the link; only our descriptor goes.
+                // The pin holds the link; only this descriptor goes.
                 drop(program.take_link(id)?);
                 return Ok(());
             }
@@ -354,14 +388,7 @@ fn attach_clsact(ebpf: &mut Ebpf, hook: &Hook, paths: &Paths) -> anyhow::Result<
     pin_over(&marker, paths, |new| Ok(program.pin(new)?))?;
     if clsact::add_qdisc(hook.ifindex).context("cannot add the clsact qdisc")? {
         tracing::debug!(interface, "added the clsact qdisc");
-        let own = paths.own_qdisc(hook.ifindex);
-        // One that is left from a qdisc that something else removed is as good.
-        match fs::create_dir(&own) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(error).with_context(|| format!("cannot make {}", own.display()));
-            }
-            Ok(()) | Err(_) => {}
-        }
+        mark_own_qdisc(paths, hook.ifindex)?;
     }
     let known = SchedClassifierLink::attached(
         &interface,
@@ -385,6 +412,17 @@ fn attach_clsact(ebpf: &mut Ebpf, hook: &Hook, paths: &Paths) -> anyhow::Result<
     // Dropping the link would take the filter away.
     std::mem::forget(program.take_link(id)?);
     Ok(())
+}
+
+/// Says that an interface's qdisc is of our making; a mark that is left of an earlier one is as good.
+fn mark_own_qdisc(paths: &Paths, ifindex: u32) -> anyhow::Result<()> {
+    let own = paths.own_qdisc(ifindex);
+    match fs::create_dir(&own) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(error).with_context(|| format!("cannot make {}", own.display()))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 /// Pins something new, and only then lets it take the place of what an earlier run has pinned.

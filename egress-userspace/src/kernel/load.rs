@@ -20,6 +20,7 @@ use super::{
     maps::Maps,
     object::{NAT_SWEEP, OBJECT, Program},
     paths::Paths,
+    pins::Pins,
     segments,
 };
 
@@ -125,8 +126,11 @@ pub struct Datapath {
     pub attachments: Attachments,
     ebpf: Ebpf,
     debug_log: bool,
+    paths: Paths,
+    /// The maps, however long their pins last.
+    pins: Pins,
     /// Whoever else would pin in the same place, or remove what is pinned, has to wait.
-    _lock: Flock<File>,
+    lock: Flock<File>,
 }
 
 impl Datapath {
@@ -164,13 +168,43 @@ impl Datapath {
         let mut maps = Maps::open(&options.paths)?;
         maps.repair()?;
         let attachments = Attachments::new(&mut ebpf, options.paths.clone(), options.attach_mode)?;
-        Ok(Self {
+        let mut pins = Pins::default();
+        for map in maps::ALL {
+            pins.hold(&options.paths.map(map))?;
+        }
+        let mut datapath = Self {
             maps,
             attachments,
             ebpf,
             debug_log: options.debug_log,
-            _lock: lock,
-        })
+            paths: options.paths.clone(),
+            pins,
+            lock,
+        };
+        datapath.hold_segments()?;
+        Ok(datapath)
+    }
+
+    /// Holds the segments of the line store that are new.
+    fn hold_segments(&mut self) -> anyhow::Result<()> {
+        for index in 0..self.maps.segments() {
+            let path = self.paths.segment(index);
+            if !self.pins.holds(&path) {
+                self.pins.hold(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Pins again what something else has unpinned, maps and links alike, and says how many those were.
+    ///
+    /// # Errors
+    /// The kernel refuses, or another agent has taken the place of the directory.
+    pub fn restore_pins(&mut self) -> anyhow::Result<usize> {
+        self.paths.make_again(&mut self.lock)?;
+        // Before a new segment can lose its pin.
+        self.hold_segments()?;
+        Ok(self.pins.restore()? + self.attachments.restore_pins()?)
     }
 
     /// The log of the programs, if they were loaded to write one.

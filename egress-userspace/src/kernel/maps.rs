@@ -60,6 +60,12 @@ impl Maps {
         self.segments.bytes()
     }
 
+    /// How many segments the line store has.
+    #[must_use]
+    pub fn segments(&self) -> u32 {
+        self.segments.count()
+    }
+
     /// Mends what a crash in the middle of a write may have left.
     pub fn repair(&mut self) -> anyhow::Result<()> {
         self.segments.publish_all()?;

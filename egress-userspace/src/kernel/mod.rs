@@ -13,6 +13,7 @@ mod maps;
 mod nat;
 mod object;
 mod paths;
+mod pins;
 mod pods;
 mod reader;
 mod segments;

@@ -126,6 +126,22 @@ impl Paths {
         Ok(lock)
     }
 
+    /// Makes the directories again that something else removed, and takes the new pin directory.
+    ///
+    /// # Errors
+    /// Another agent was there first.
+    pub fn make_again(&self, lock: &mut Flock<File>) -> anyhow::Result<()> {
+        let taken = lock.metadata()?;
+        let is_there = fs::metadata(&self.root)
+            .is_ok_and(|there| (there.dev(), there.ino()) == (taken.dev(), taken.ino()));
+        if !is_there {
+            *lock = self.prepare()?;
+            return Ok(());
+        }
+        make(&self.maps())?;
+        make(&self.links())
+    }
+
     /// Takes the pin directory, which exists, for as long as the lock lives.
     ///
     /// # Errors

@@ -50,6 +50,11 @@ impl Segments {
         Ok(())
     }
 
+    /// How many there are: they are numbered without gaps.
+    pub(super) fn count(&self) -> u32 {
+        self.open.last_key_value().map_or(0, |(last, _)| last + 1)
+    }
+
     /// Bytes of kernel memory that the segments take.
     pub(super) fn bytes(&self) -> u64 {
         self.open.len() as u64 * u64::from(SEGMENT_LINES) * size_of::<Line>() as u64

@@ -15,8 +15,10 @@ use egress_common::maps::LINES;
 
 /// Commands of `enum bpf_cmd`, and a type of `enum bpf_map_type` (`linux/bpf.h`).
 const BPF_MAP_CREATE: libc::c_long = 0;
+const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_PROG_TEST_RUN: libc::c_long = 10;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_LINK_DETACH: libc::c_long = 34;
 const ARRAY_OF_MAPS: u32 = 12;
@@ -34,12 +36,32 @@ struct MapCreate {
     map_name: [u8; 16],
 }
 
-/// The fields of `union bpf_attr` for `BPF_OBJ_GET`.
+/// The fields of `union bpf_attr` for `BPF_OBJ_GET` and `BPF_OBJ_PIN`.
 #[repr(C)]
-struct ObjectGet {
+struct Object {
     pathname: u64,
     bpf_fd: u32,
     file_flags: u32,
+}
+
+/// The fields of `union bpf_attr` for `BPF_OBJ_GET_INFO_BY_FD`.
+#[repr(C)]
+struct InfoByFd {
+    bpf_fd: u32,
+    info_len: u32,
+    info: u64,
+}
+
+/// The first fields of `struct bpf_link_info`, as a TCX link fills them.
+#[repr(C)]
+#[derive(Default)]
+struct TcxLinkInfo {
+    kind: u32,
+    id: u32,
+    prog_id: u32,
+    pad: u32,
+    ifindex: u32,
+    attach_type: u32,
 }
 
 /// The fields of `union bpf_attr` for `BPF_LINK_DETACH`.
@@ -91,6 +113,48 @@ pub(super) fn create_lines(entries: u32, template: BorrowedFd<'_>) -> io::Result
     owned(bpf(BPF_MAP_CREATE, &attributes)?)
 }
 
+/// Opens what is pinned at `path`, whatever it is.
+///
+/// # Errors
+/// `ENOENT` where nothing is.
+pub(super) fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let attributes = Object {
+        pathname: path.as_ptr() as u64,
+        bpf_fd: 0,
+        file_flags: 0,
+    };
+    owned(bpf(BPF_OBJ_GET, &attributes)?)
+}
+
+/// Pins a map, a program or a link.
+///
+/// # Errors
+/// `EEXIST` where something is pinned already.
+pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let attributes = Object {
+        pathname: path.as_ptr() as u64,
+        bpf_fd: number(object)?,
+        file_flags: 0,
+    };
+    bpf(BPF_OBJ_PIN, &attributes)?;
+    Ok(())
+}
+
+/// Whether a TCX link is still on its interface: the kernel says interface 0 of one that was detached, or whose
+/// interface is gone (kernel commit e420bed02507, 6.6).
+pub(super) fn tcx_link_is_attached(link: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut info = TcxLinkInfo::default();
+    let attributes = InfoByFd {
+        bpf_fd: number(link)?,
+        info_len: u32::try_from(size_of::<TcxLinkInfo>()).map_err(io::Error::other)?,
+        info: (&raw mut info) as u64,
+    };
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &attributes)?;
+    Ok(info.ifindex != 0)
+}
+
 /// Detaches the link that is pinned at `path`; when this returns no packet meets its program any more.
 ///
 /// Removing the pin alone lets go of the link some time later, by a work queue after a grace period.
@@ -98,14 +162,8 @@ pub(super) fn create_lines(entries: u32, template: BorrowedFd<'_>) -> io::Result
 /// # Errors
 /// `ENOLINK` and the like from a link whose interface is gone.
 pub(super) fn detach_pinned_link(path: &Path) -> io::Result<()> {
-    let path = CString::new(path.as_os_str().as_bytes())?;
-    let attributes = ObjectGet {
-        pathname: path.as_ptr() as u64,
-        bpf_fd: 0,
-        file_flags: 0,
-    };
-    let link = owned(bpf(BPF_OBJ_GET, &attributes)?)?;
-    let link_fd = u32::try_from(link.as_raw_fd()).map_err(io::Error::other)?;
+    let link = open_pinned(path)?;
+    let link_fd = number(link.as_fd())?;
     bpf(BPF_LINK_DETACH, &LinkDetach { link_fd })?;
     Ok(())
 }
