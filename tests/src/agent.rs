@@ -46,6 +46,8 @@ pub struct Setup {
     pub local_cidrs: Vec<String>,
     /// Further arguments of `egress run`.
     pub arguments: Vec<String>,
+    /// A file that tells the agent at which step of an apply to die or fail.
+    pub faults: Option<PathBuf>,
 }
 
 impl Setup {
@@ -71,6 +73,7 @@ impl Setup {
             resources: vec![resources],
             local_cidrs: Vec::new(),
             arguments: Vec::new(),
+            faults: None,
         })
     }
 
@@ -143,6 +146,9 @@ impl Setup {
             command.args(["--local-cidr", cidr]);
         }
         command.args(&self.arguments);
+        if let Some(file) = &self.faults {
+            command.env("EGRESS_TEST_FAULTS", file);
+        }
         command
     }
 
@@ -258,6 +264,18 @@ impl Agent {
     pub fn kill(mut self) -> Result<()> {
         self.child.kill()?;
         let status = self.child.wait()?;
+        ensure!(
+            status.signal() == Some(9),
+            "it was not the signal that ended the agent: {status}"
+        );
+        Ok(())
+    }
+
+    /// Waits until it was killed, by whomever.
+    pub fn wait_until_killed(mut self) -> Result<()> {
+        let status = wait::until("the agent is killed", || {
+            self.child.try_wait()?.context("it is still running")
+        })?;
         ensure!(
             status.signal() == Some(9),
             "it was not the signal that ended the agent: {status}"

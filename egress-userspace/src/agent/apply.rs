@@ -15,7 +15,7 @@ use crate::{
     http::ReadMaps,
     kernel::{
         CounterMaps, CounterReader, Datapath, Hook, Maps, NatMaps, NatSweep, Paths, Program,
-        ProgramLog,
+        ProgramLog, fault,
     },
     settings::Settings,
     snapshot::AttachedProgram,
@@ -226,6 +226,19 @@ impl Kernel {
         hooks: &BTreeSet<Hook>,
         counters: &Counters,
     ) -> anyhow::Result<Brought> {
+        fault::begin();
+        let brought = self.bring_in_steps(plans, desired, hooks, counters);
+        fault::end();
+        brought
+    }
+
+    fn bring_in_steps(
+        &mut self,
+        plans: Plans,
+        desired: &DesiredState,
+        hooks: &BTreeSet<Hook>,
+        counters: &Counters,
+    ) -> anyhow::Result<Brought> {
         let mut changes = plans.policy.changes.len() + plans.translation.changes();
         let (attachments, ebpf) = self.datapath.attaching();
         let before = attachments.attached().clone();
@@ -284,6 +297,7 @@ impl Kernel {
         }
         // Both are named until the last packet of the old ones is through.
         let both = union(&self.names, &plans);
+        fault::step("keep both names")?;
         self.state_dir.keep_names(&both)?;
         self.names = Arc::new(both);
         told(counters.adopt(&self.names));
@@ -296,6 +310,7 @@ impl Kernel {
         }
         self.translate(&plans.translation.removals)?;
         told(counters.retain(&plans.names));
+        fault::step("keep the new names")?;
         self.state_dir.keep_names(&plans.names)?;
         self.state = Arc::new(plans.policy.after);
         self.translation = plans.translation.after;

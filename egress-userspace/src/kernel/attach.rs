@@ -17,7 +17,7 @@ use aya::{
     },
 };
 
-use super::{clsact, load::classifier, object::Program, paths::Paths, pins::Pins, syscall};
+use super::{clsact, fault, load::classifier, object::Program, paths::Paths, pins::Pins, syscall};
 
 /// Fixed, so that a filter is found again by the next run; 1 is before everything else on the hook.
 ///
@@ -275,6 +275,7 @@ impl Attachments {
     /// Attaches, and then takes away what an earlier run has attached by the other mechanism: with both,
     /// packets would be counted twice.
     fn attach_one(&mut self, ebpf: &mut Ebpf, hook: &Hook) -> anyhow::Result<()> {
+        fault::step("attach")?;
         match self.mode {
             AttachMode::Tcx => attach_tcx(ebpf, hook, &self.paths)?,
             AttachMode::Clsact => attach_clsact(ebpf, hook, &self.paths)?,
@@ -397,6 +398,7 @@ fn attach_clsact(ebpf: &mut Ebpf, hook: &Hook, paths: &Paths) -> anyhow::Result<
         handle(hook.program),
         None,
     )?;
+    fault::step("attach the filter")?;
     let id = match program.attach_to_link(known) {
         Ok(id) => id,
         Err(_missing) => program.attach_with_options(
@@ -436,6 +438,7 @@ fn pin_over(
         remove_file(&new)?;
     }
     pin(&new).with_context(|| format!("cannot pin {}", new.display()))?;
+    fault::step("move a pin to its place")?;
     fs::rename(&new, place).with_context(|| {
         // Unfinished, it is found and removed by the next one; a link would work until then.
         let _removed = fs::remove_file(&new);
@@ -467,6 +470,7 @@ impl Pin {
 
     /// Takes the program off its hook.
     fn remove(&self, paths: &Paths) -> anyhow::Result<()> {
+        fault::step("detach")?;
         if self.clsact {
             clsact::remove_filter(filter(self.program, self.ifindex)).with_context(|| {
                 format!(
@@ -480,6 +484,7 @@ impl Pin {
             // Of an interface that is gone there is nothing to detach from.
             tracing::debug!(path = %self.path.display(), %error, "removing a dead link");
         }
+        fault::step("remove a pin")?;
         remove_file(&self.path)
     }
 

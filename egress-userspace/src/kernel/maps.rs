@@ -14,7 +14,7 @@ use egress_common::{
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{
-    grace, paths::Paths, pods::PodMaps, segments::Segments, slots::Slots,
+    fault, grace, paths::Paths, pods::PodMaps, segments::Segments, slots::Slots,
     translation::TranslationMaps,
 };
 use crate::{
@@ -75,6 +75,7 @@ impl Maps {
 
     /// Carries out one change of a plan.
     pub fn carry_out(&mut self, change: &Change) -> anyhow::Result<()> {
+        fault::step(change.name())?;
         match change {
             Change::WriteLines { first_line, lines } => self.write_lines(*first_line, lines),
             Change::WriteMember { id, member } => self.write_member(*id, member),
@@ -137,12 +138,14 @@ impl Maps {
     pub fn insert_pod(&mut self, key: PodKey, slot: u32) -> anyhow::Result<()> {
         // What was learned of the pod that had the slot before is not this one's.
         self.beside.clear_notes(slot)?;
+        fault::step("enter the pod")?;
         self.pods.insert(key, slot, 0).with_context(|| {
             format!(
                 "cannot insert {} into {PODS}: raise --max-pods if the map is full",
                 IpAddr::from(key.addr)
             )
         })?;
+        fault::step("place the pod")?;
         self.beside.inserted(key, slot)
     }
 
@@ -150,6 +153,7 @@ impl Maps {
     pub fn remove_pod(&mut self, key: &PodKey) -> anyhow::Result<()> {
         absent_is_fine(self.pods.remove(key))
             .with_context(|| format!("cannot remove {} from {PODS}", IpAddr::from(key.addr)))?;
+        fault::step("place the pod no more")?;
         self.beside.removed(key)
     }
 
@@ -174,6 +178,7 @@ impl Maps {
         if *change == translation::Change::Grace {
             return self.grace();
         }
+        fault::step("change egress addresses or nodes")?;
         self.translation.carry_out(change)
     }
 

@@ -7,6 +7,7 @@
 mod attach;
 mod clsact;
 mod counters;
+pub(crate) mod fault;
 mod grace;
 mod load;
 mod maps;

@@ -9,7 +9,7 @@ use egress_common::{
     maps::LINES,
 };
 
-use super::{paths::Paths, syscall};
+use super::{fault, paths::Paths, syscall};
 
 /// The open segments.
 pub(super) struct Segments {
@@ -100,6 +100,7 @@ impl Segments {
 
     fn add(&mut self, index: u32) -> anyhow::Result<()> {
         let map = Array::try_from(Map::from_map_data(pinned(&self.paths, index)?)?)?;
+        fault::step("publish a segment")?;
         self.outer
             .set(index, &map, 0)
             .with_context(|| format!("cannot add segment {index} to {LINES}"))?;
@@ -145,6 +146,7 @@ pub(super) fn make_outer(paths: &Paths) -> anyhow::Result<()> {
 fn pinned(paths: &Paths, index: u32) -> anyhow::Result<MapData> {
     let path = paths.segment(index);
     if !path.exists() {
+        fault::step("make a segment")?;
         Array::<MapData, Line>::create(SEGMENT_LINES, 0)
             .with_context(|| format!("cannot make segment {index} of {LINES} (1 MiB)"))?
             .pin(&path)
