@@ -293,6 +293,20 @@ impl Cluster {
         pod.with_context(|| format!("the cluster has no pod {name}"))
     }
 
+    /// Everything that agents could have left on the nodes, and their pins.
+    pub fn inventory(&self) -> Result<Vec<String>> {
+        let mut found = Vec::new();
+        for node in &self.nodes {
+            let of_node = node.host.inventory()?.into_iter();
+            found.extend(of_node.map(|line| format!("{}: {line}", node.name)));
+            let directory = self.bpffs().join(node.name);
+            if directory.exists() {
+                crate::topology::pins(&directory, &mut found)?;
+            }
+        }
+        Ok(found)
+    }
+
     /// Every host.
     pub fn hosts(&self) -> impl Iterator<Item = &Host> {
         [&self.fabric, &self.transit, &self.internet]

@@ -269,19 +269,9 @@ impl Scene {
         self.workspace.bpffs()
     }
 
-    /// Everything that an agent could have left on the node: links, programs, qdiscs, pins.
+    /// Everything that an agent could have left on the node, and its pins.
     pub fn inventory(&self) -> Result<Vec<String>> {
-        let mut found = Vec::new();
-        let links: serde_json::Value =
-            serde_json::from_str(&self.node.run(&["ip", "-j", "link"])?)?;
-        for link in links.as_array().context("ip printed no list")? {
-            let name = link["ifname"].as_str().context("a link without name")?;
-            found.push(name.to_owned());
-            for program in self.node.programs_on(name)? {
-                found.push(format!("{name}: {program}"));
-            }
-        }
-        found.push(self.node.run(&["tc", "qdisc", "show"])?);
+        let mut found = self.node.inventory()?;
         pins(&self.bpffs(), &mut found)?;
         Ok(found)
     }
@@ -395,7 +385,7 @@ impl Scene {
     }
 }
 
-fn pins(directory: &Path, found: &mut Vec<String>) -> Result<()> {
+pub(crate) fn pins(directory: &Path, found: &mut Vec<String>) -> Result<()> {
     for entry in std::fs::read_dir(directory)? {
         let path = entry?.path();
         found.push(path.display().to_string());

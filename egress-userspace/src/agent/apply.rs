@@ -302,7 +302,13 @@ impl Kernel {
         self.names = Arc::new(both);
         told(counters.adopt(&self.names));
         self.translate(&plans.translation.additions)?;
+        let mut turning = false;
         for change in &plans.policy.changes {
+            let turns = matches!(change, Change::TurnPod { .. });
+            if turns && !turning {
+                fault::step("turn pods")?;
+            }
+            turning = turns;
             self.datapath
                 .maps
                 .carry_out(change)

@@ -74,7 +74,15 @@ impl ClusterStage {
         resources: impl FnOnce(&Cluster) -> Result<String>,
         further: impl Fn(&mut NodeSetup<'_>),
     ) -> Result<Self> {
-        let cluster = Cluster::build(shape)?;
+        Self::on(Cluster::build(shape)?, resources, further)
+    }
+
+    /// The same in a cluster that is there.
+    pub fn on(
+        cluster: Cluster,
+        resources: impl FnOnce(&Cluster) -> Result<String>,
+        further: impl Fn(&mut NodeSetup<'_>),
+    ) -> Result<Self> {
         let text = resources(&cluster)?;
         let resources = Resources::below(&cluster.files())?;
         resources.write("nodes.yaml", &node_resources(&cluster))?;
@@ -192,11 +200,22 @@ impl ClusterStage {
             .try_for_each(|agent| agent.wait_until_ready_within(START))
     }
 
-    /// Ends every agent and removes everything of theirs from the kernel.
-    pub fn leave(mut self) -> Result<()> {
+    /// Everything that agents could have left on the nodes, and their pins.
+    pub fn inventory(&self) -> Result<Vec<String>> {
+        self.cluster.inventory()
+    }
+
+    /// Ends every agent, which leaves everything in the kernel.
+    pub fn terminate(&mut self) -> Result<()> {
         for (name, agent) in std::mem::take(&mut self.agents) {
             agent.terminate().with_context(|| format!("on {name}"))?;
         }
+        Ok(())
+    }
+
+    /// Ends every agent and removes everything of theirs from the kernel.
+    pub fn leave(&mut self) -> Result<()> {
+        self.terminate()?;
         for setup in self.setups.values() {
             setup.detach()?;
         }
