@@ -271,16 +271,19 @@ impl Agent {
         Ok(())
     }
 
-    /// Waits until it was killed, by whomever.
-    pub fn wait_until_killed(mut self) -> Result<()> {
-        let status = wait::until("the agent is killed", || {
-            self.child.try_wait()?.context("it is still running")
-        })?;
+    /// Whether it is gone because it was killed, by whomever.
+    ///
+    /// # Errors
+    /// It ended in another way.
+    pub fn was_killed(&mut self) -> Result<bool> {
+        let Some(status) = self.child.try_wait()? else {
+            return Ok(false);
+        };
         ensure!(
             status.signal() == Some(9),
             "it was not the signal that ended the agent: {status}"
         );
-        Ok(())
+        Ok(true)
     }
 
     /// All that it said so far.

@@ -211,6 +211,7 @@ impl Breaking {
 
     fn write(&mut self, state: State) -> Result<()> {
         self.state = state;
+        drop(fs::remove_file(self.faults.with_extension("steps")));
         let text = state.resources(&self.stage.scene)?;
         self.stage.resources.write("all.yaml", &text)
     }
@@ -234,9 +235,22 @@ impl Breaking {
         let before = self.state;
         fs::write(&self.faults, format!("abort {step}"))?;
         self.write(before.other())?;
-        let agent = self.stage.agent.take().context("no agent")?;
-        agent.wait_until_killed()?;
+        let agent = self.stage.agent.as_mut().context("no agent")?;
+        let died = wait::until("the agent is killed, or has no such step", || {
+            if agent.was_killed()? {
+                return Ok(true);
+            }
+            let done = fs::read_to_string(self.faults.with_extension("steps"))?;
+            ensure!(done.lines().count() < step, "it has, and lives");
+            Ok(false)
+        })?;
         fs::remove_file(&self.faults)?;
+        if !died {
+            // What an earlier change has left there makes a list a little shorter now and then.
+            wait::until("the change is in the kernel", || self.expect(self.state))?;
+            return self.settled();
+        }
+        self.stage.agent = None;
         self.no_mixture(before)?;
         self.stage.agent = Some(self.stage.setup.start()?);
         self.expect(self.state)?;
@@ -245,14 +259,18 @@ impl Breaking {
 
     fn fail(&mut self, step: usize, errno: i32) -> Result<()> {
         let before = self.state;
+        let log = self.stage.agent()?.log().len();
         fs::write(&self.faults, format!("fail {step} {errno}"))?;
         self.write(before.other())?;
-        self.stage
-            .agent()?
-            .wait_for_metrics("the apply has failed", |metrics| {
-                ensure!(metrics.sum("egress_last_apply_success", &[]) == 0);
-                Ok(())
-            })?;
+        let said = format!("(os error {errno})");
+        wait::until("the apply has failed, or has no such step", || {
+            if self.stage.agent()?.log()[log..].contains(&said) {
+                return Ok(());
+            }
+            let done = fs::read_to_string(self.faults.with_extension("steps"))?;
+            ensure!(done.lines().count() < step, "it has, and did not fail");
+            Ok(())
+        })?;
         self.no_mixture(before)?;
         fs::remove_file(&self.faults)?;
         wait::until("the retry completes it", || self.expect(self.state))?;

@@ -438,8 +438,8 @@ fn pin_over(
         remove_file(&new)?;
     }
     pin(&new).with_context(|| format!("cannot pin {}", new.display()))?;
-    fault::step("move a pin to its place")?;
-    fs::rename(&new, place).with_context(|| {
+    let moved = fault::step("move a pin to its place").and_then(|()| fs::rename(&new, place));
+    moved.with_context(|| {
         // Unfinished, it is found and removed by the next one; a link would work until then.
         let _removed = fs::remove_file(&new);
         format!("cannot pin {}", place.display())
