@@ -64,7 +64,7 @@ impl Setup {
     /// An agent for the node called `name`, with its files and, once `bpffs` is set, its pins in directories of its own.
     pub(crate) fn on(node: &Host, name: &str, files: PathBuf, resources: PathBuf) -> Result<Self> {
         Ok(Self {
-            binary: binary()?,
+            binary: binary("egress", "EGRESS_BIN")?,
             node: node.clone(),
             name: name.to_owned(),
             bpffs: files.clone(),
@@ -74,6 +74,14 @@ impl Setup {
             local_cidrs: Vec::new(),
             arguments: Vec::new(),
             faults: None,
+        })
+    }
+
+    /// The same with a build whose maps have another layout.
+    pub fn of_other_layout(&self) -> Result<Self> {
+        Ok(Self {
+            binary: binary("egress-other-layout", "EGRESS_OTHER_LAYOUT_BIN")?,
+            ..self.clone()
         })
     }
 
@@ -318,26 +326,27 @@ impl Drop for Agent {
     }
 }
 
-/// The agent's binary: `EGRESS_BIN`, or what cargo built beside this program.
-fn binary() -> Result<PathBuf> {
-    if let Some(path) = env::var_os("EGRESS_BIN") {
+/// A binary: what the variable names, or what lies beside this program.
+fn binary(name: &str, variable: &str) -> Result<PathBuf> {
+    if let Some(path) = env::var_os(variable) {
         let path = PathBuf::from(path);
         ensure!(
             path.is_file(),
-            "EGRESS_BIN names {}, which is no file",
+            "{variable} names {}, which is no file",
             path.display()
         );
         return Ok(path.canonicalize()?);
     }
     let own = env::current_exe()?;
     for directory in own.ancestors().skip(1).take(2) {
-        let path = Path::new(directory).join("egress");
+        let path = Path::new(directory).join(name);
         if path.is_file() {
             return Ok(path);
         }
     }
     bail!(
-        "there is no agent to run: set EGRESS_BIN, or build it beside {} with cargo build -p egress-userspace",
+        "there is no {name} to run: `cargo xtask test` builds it; else set {variable}, or put it beside {} (see \
+         xtask/src/build.rs)",
         own.display()
     )
 }

@@ -1,8 +1,8 @@
 //! `cargo xtask build`: the one file that a node needs.
 
-use std::path::PathBuf;
+use std::{fs, path::PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::{
     command::{self, say},
@@ -45,13 +45,29 @@ pub(crate) struct TestBinaries {
 /// All packages at once, as the tests are built: cargo unites the features of what it builds together,
 /// and another choice of packages would build most dependencies twice.
 pub(crate) fn test_binaries(workspace: &Workspace) -> Result<TestBinaries> {
-    command::run(
-        command::cargo()
-            .current_dir(workspace.root())
-            .args(["build", "--bins"]),
-    )?;
+    every_binary(workspace, &[])?;
     Ok(TestBinaries {
         egress: workspace.binary(Profile::Dev, "egress"),
         demo: workspace.binary(Profile::Dev, "egress-demo"),
     })
+}
+
+/// Builds an agent whose maps have another layout, for upgrades and downgrades; the usual one has to be built after
+/// it, for both are left in the same place by cargo.
+pub(crate) fn other_layout(workspace: &Workspace) -> Result<PathBuf> {
+    every_binary(workspace, &["--features", "egress-userspace/other-layout"])?;
+    let built = workspace.binary(Profile::Dev, "egress");
+    let binary = workspace.binary(Profile::Dev, "egress-other-layout");
+    fs::copy(&built, &binary)
+        .with_context(|| format!("cannot copy {} to {}", built.display(), binary.display()))?;
+    Ok(binary)
+}
+
+fn every_binary(workspace: &Workspace, more: &[&str]) -> Result<()> {
+    command::run(
+        command::cargo()
+            .current_dir(workspace.root())
+            .args(["build", "--bins"])
+            .args(more),
+    )
 }

@@ -22,6 +22,7 @@ const NOTHING_RUN: i32 = 4;
 /// Sets up, builds the binary, and runs the tests whose names match the filters: the long ones, or the others.
 pub(crate) fn run(workspace: &Workspace, soak: bool, filters: &[String]) -> Result<()> {
     setup::everything(workspace)?;
+    let other_layout = build::other_layout(workspace)?;
     let egress = build::test_binaries(workspace)?.egress;
     let runner = Runner::find();
 
@@ -44,7 +45,9 @@ pub(crate) fn run(workspace: &Workspace, soak: bool, filters: &[String]) -> Resu
     for stage in [Stage::User, Stage::Root] {
         say(format_args!("{}", stage.title()));
         let mut command = runner.command(workspace, stage, soak, filters)?;
-        command.env("EGRESS_BIN", &egress);
+        command
+            .env("EGRESS_BIN", &egress)
+            .env("EGRESS_OTHER_LAYOUT_BIN", &other_layout);
         let status = command::status(&mut command)?;
         if status.success() {
             ran_any = true;

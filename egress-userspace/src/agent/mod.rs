@@ -387,7 +387,7 @@ impl Agent {
     }
 
     fn try_sync(&mut self, view: &NodeView) -> anyhow::Result<usize> {
-        let before = self.kernel.state();
+        let before = self.kernel.steered();
         let resolved = resolve(
             &self.loaded.model,
             view,

@@ -6,8 +6,9 @@ use anyhow::{Context, bail, ensure};
 use aya::{Ebpf, EbpfLoader, maps::MapInfo, programs::SchedClassifier};
 use aya_log::EbpfLogger;
 use egress_common::{
-    DropReason,
+    Addr, DropReason,
     counter::PASS_KINDS,
+    keys::PodKey,
     maps::{self, capacity},
 };
 use nix::{
@@ -17,6 +18,7 @@ use nix::{
 
 use super::{
     attach::{AttachMode, Attachments},
+    generation::{self, Old},
     maps::Maps,
     object::{NAT_SWEEP, OBJECT, Program},
     paths::Paths,
@@ -129,6 +131,8 @@ pub struct Datapath {
     paths: Paths,
     /// The maps, however long their pins last.
     pins: Pins,
+    /// The generation of maps whose programs are still at work.
+    old: Option<Old>,
     /// Whoever else would pin in the same place, or remove what is pinned, has to wait.
     lock: Flock<File>,
 }
@@ -141,6 +145,7 @@ impl Datapath {
         let lock = options.paths.prepare()?;
         let entries = options.capacities.entries()?;
         check_capacities(&options.paths, &entries)?;
+        let old = generation::begin(&options.paths, &entries)?;
         // Before 5.11 maps are charged to this limit (kernel commit 755e5d55367a).
         if let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, u64::MAX, u64::MAX) {
             tracing::debug!(%error, "cannot raise RLIMIT_MEMLOCK; only kernels before 5.11 need it");
@@ -179,6 +184,7 @@ impl Datapath {
             debug_log: options.debug_log,
             paths: options.paths.clone(),
             pins,
+            old,
             lock,
         };
         datapath.hold_segments()?;
@@ -194,6 +200,44 @@ impl Datapath {
             }
         }
         Ok(())
+    }
+
+    /// Whether programs of an earlier run are at work with maps of their own, until the new ones are filled.
+    #[must_use]
+    pub fn is_switching(&self) -> bool {
+        self.old.is_some()
+    }
+
+    /// The pods and the egress addresses of the programs that are still at work with maps of their own.
+    #[must_use]
+    pub fn earlier(&self) -> Option<(Vec<(PodKey, u32)>, Vec<Addr>)> {
+        let old = self.old.as_ref()?;
+        Some((old.pods(), old.egress_addresses()))
+    }
+
+    /// Prepares the maps, which are filled, for programs that are swapped from now on.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn begin_switch(&self) -> anyhow::Result<()> {
+        let Some(old) = &self.old else {
+            return Ok(());
+        };
+        old.carry_notes(&self.paths)?;
+        old.begin_switch(&self.paths)
+    }
+
+    /// Lets go of the maps of programs that have been swapped; what these learned meanwhile is carried over.
+    ///
+    /// # Errors
+    /// The kernel refuses: they are let go by the next start.
+    pub fn end_switch(&mut self) -> anyhow::Result<()> {
+        let Some(old) = self.old.take() else {
+            return Ok(());
+        };
+        self.maps.grace()?;
+        old.carry_notes(&self.paths)?;
+        old.end_switch(&self.paths)
     }
 
     /// Pins again what something else has unpinned, maps and links alike, and says how many those were.
@@ -259,7 +303,8 @@ fn check_capacities(paths: &Paths, entries: &[(&str, &str, u32)]) -> anyhow::Res
             "{flag} makes {count} entries of the map {map}: it must have between 1 and {LARGEST}"
         );
         let path = paths.map(map);
-        if !path.exists() {
+        // What is filled from the desired state can be filled anew in another size.
+        if !path.exists() || maps::FILLED.contains(map) {
             continue;
         }
         let pinned = MapInfo::from_pin(&path)

@@ -8,6 +8,7 @@ mod attach;
 mod clsact;
 mod counters;
 pub(crate) mod fault;
+mod generation;
 mod grace;
 mod load;
 mod maps;
