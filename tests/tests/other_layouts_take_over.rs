@@ -248,6 +248,37 @@ fn a_switch_that_broke_off_is_finished_or_undone() -> Result<()> {
     Ok(())
 }
 
+/// A version that cannot know yet what to do leaves the other one's programs at work.
+#[test]
+fn nothing_is_switched_before_the_resources_can_be_read() -> Result<()> {
+    let mut stage = Stage::of_examples()?;
+    let addresses = ELSEWHERE.addresses();
+    let server = PacedServer::start(&stage.scene.internet, &addresses)?;
+    let traffic = Traffic::start(&stage.pod("web")?.host, &addresses)?;
+    let pods = fs::read_to_string(stage.resources.directory().join("pods.yaml"))?;
+    let [other, _] = versions(&stage.setup)?;
+    stage.agent.take().context("no agent")?.terminate()?;
+    stage.resources.write("pods.yaml", "{")?;
+    for _ in 0..2 {
+        let mut agent = other.spawn()?;
+        wait::until("the agent refuses to forget", || {
+            ensure!(agent.log().contains("stays as it is until"));
+            Ok(())
+        })?;
+        stage.expect("web", ELSEWHERE, From::Gateway("blue"))?;
+        stage.expect("batch", ELSEWHERE, From::Gateway("red"))?;
+        ensure!(other.pin_dir().join("old").exists());
+        ensure!(!agent.was_killed()?);
+        agent.kill()?;
+    }
+    stage.resources.write("pods.yaml", &pods)?;
+    stage.agent = Some(other.start()?);
+    expect_layout(&other, true)?;
+    stage.expect("batch", ELSEWHERE, From::Gateway("red"))?;
+    let blue = stage.gateway("blue")?;
+    traffic.end(&server, |address| blue.egress_like(address))
+}
+
 /// A pin that goes while no agent holds the map: its content is made anew, and nobody meets the half of it.
 #[test]
 fn maps_unpinned_while_the_agent_was_away_are_made_anew() -> Result<()> {

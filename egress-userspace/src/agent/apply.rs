@@ -69,12 +69,16 @@ impl Kernel {
         let state = diff::trace(&datapath.maps).context("cannot read the maps of the last run")?;
         let translation = datapath.maps.translation()?;
         let names = state_dir.names();
-        let earlier = datapath.earlier().map(|(pods, addresses)| Earlier {
+        let earlier = datapath.earlier_pods().map(|pods| Earlier {
             state: Arc::new(KernelState {
                 pods: pods.into_iter().collect(),
                 ..KernelState::default()
             }),
-            egress: addresses.into_iter().map(IpAddr::from).collect(),
+            egress: datapath
+                .earlier_egress_addresses()
+                .into_iter()
+                .map(IpAddr::from)
+                .collect(),
         });
         if let Some(earlier) = &earlier {
             tracing::info!(

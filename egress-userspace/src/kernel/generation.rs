@@ -174,8 +174,8 @@ pub(super) fn begin(paths: &Paths, entries: &[(&str, &str, u32)]) -> anyhow::Res
         .with_context(|| format!("cannot put {} aside", paths.maps().display()))?;
     paths.make_maps()?;
     for name in maps::ALL {
-        let shared = !other.contains(name) && !(refilled && maps::FILLED.contains(name));
-        if shared {
+        let made_anew = other.contains(name) || (refilled && maps::FILLED.contains(name));
+        if !made_anew {
             share(&old.map(name), &paths.map(name))?;
         }
     }

@@ -208,11 +208,19 @@ impl Datapath {
         self.old.is_some()
     }
 
-    /// The pods and the egress addresses of the programs that are still at work with maps of their own.
+    /// The pods of the programs that are still at work with maps of their own, if there are any.
     #[must_use]
-    pub fn earlier(&self) -> Option<(Vec<(PodKey, u32)>, Vec<Addr>)> {
-        let old = self.old.as_ref()?;
-        Some((old.pods(), old.egress_addresses()))
+    pub fn earlier_pods(&self) -> Option<Vec<(PodKey, u32)>> {
+        self.old.as_ref().map(Old::pods)
+    }
+
+    /// The egress addresses of such programs.
+    #[must_use]
+    pub fn earlier_egress_addresses(&self) -> Vec<Addr> {
+        self.old
+            .as_ref()
+            .map(Old::egress_addresses)
+            .unwrap_or_default()
     }
 
     /// Prepares the maps, which are filled, for programs that are swapped from now on.
