@@ -271,7 +271,7 @@ impl Breaking {
             ensure!(done.lines().count() < step, "it has, and did not fail");
             Ok(())
         })?;
-        self.no_mixture(before)?;
+        // What is seen between is the same as after a death there; here the next try is under way already.
         fs::remove_file(&self.faults)?;
         wait::until("the retry completes it", || self.expect(self.state))?;
         self.settled()

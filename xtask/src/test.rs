@@ -147,7 +147,11 @@ impl Runner {
             // The same packages for both stages, so that nothing is built twice.
             Self::Nextest => command
                 .args(["nextest", "run", "--no-fail-fast", "-E", &stage.filterset()])
-                .args(soak.then_some("--run-ignored=only"))
+                .args(if soak {
+                    &["--profile=soak", "--run-ignored=only"][..]
+                } else {
+                    &[]
+                })
                 .args(elevation)
                 .args(filters),
             Self::Cargo => command

@@ -186,6 +186,14 @@ impl ClusterStage {
             .kill()
     }
 
+    /// Whether a node's agent was killed, by whomever.
+    pub fn was_killed(&mut self, node: &'static str) -> Result<bool> {
+        let agent = self.agents.get_mut(node);
+        agent
+            .with_context(|| format!("there is no agent on {node}"))?
+            .was_killed()
+    }
+
     /// Starts a node's agent, and does not wait for it.
     pub fn spawn(&mut self, node: &'static str) -> Result<()> {
         let setup = self.setups.get(node).context("no such node")?;
