@@ -1,7 +1,7 @@
 //! A gateway node's apply that dies at any step, while an egress address becomes another: nothing leaves with a third
 //! address, and the next start completes it.
 
-use std::{collections::BTreeSet, fs, net::Ipv4Addr, net::Ipv6Addr, path::PathBuf};
+use std::{collections::BTreeSet, fs, net::Ipv4Addr, net::Ipv6Addr, path::Path};
 
 use anyhow::{Context, Result, ensure};
 use egress_tests::{
@@ -102,7 +102,7 @@ fn other(egress: Egress) -> Egress {
     if egress == BLUE { OTHER } else { BLUE }
 }
 
-fn write(stage: &ClusterStage, faults: &PathBuf, blue: Egress) -> Result<()> {
+fn write(stage: &ClusterStage, faults: &Path, blue: Egress) -> Result<()> {
     drop(fs::remove_file(faults.with_extension("steps")));
     let gateways = egress_gateway(RED, GATEWAY_NODE, "") + &egress_gateway(blue, GATEWAY_NODE, "");
     let text = usual(&stage.cluster) + &gateways;
