@@ -17,7 +17,7 @@ use aya::{
     },
 };
 
-use super::{clsact, fault, load::classifier, object::Program, paths::Paths, pins::Pins, syscall};
+use super::{clsact, fault, held::Held, load::classifier, object::Program, paths::Paths, syscall};
 
 /// Fixed, so that a filter is found again by the next run; 1 is before everything else on the hook.
 ///
@@ -110,7 +110,7 @@ pub struct Attachments {
     paths: Paths,
     attached: BTreeSet<(Program, u32)>,
     /// Their links, or their filters' marks: without its pin a link would let go of its program.
-    pins: Pins,
+    held: Held,
     /// Interfaces with a clsact qdisc of our making.
     own_qdiscs: BTreeSet<u32>,
 }
@@ -134,7 +134,7 @@ impl Attachments {
             mode,
             paths,
             attached: BTreeSet::new(),
-            pins: Pins::default(),
+            held: Held::default(),
             own_qdiscs: BTreeSet::new(),
         })
     }
@@ -173,14 +173,14 @@ impl Attachments {
         }
         for (program, ifindex) in &lost {
             self.attached.remove(&(*program, *ifindex));
-            self.pins.let_go(&self.pin(*program, *ifindex));
+            self.held.let_go(&self.pin(*program, *ifindex));
         }
         Ok(lost.len())
     }
 
     fn is_there(&self, program: Program, ifindex: u32) -> anyhow::Result<bool> {
         match self.mode {
-            AttachMode::Tcx => match self.pins.get(&self.paths.link(program, ifindex)) {
+            AttachMode::Tcx => match self.held.get(&self.paths.link(program, ifindex)) {
                 Some(link) => Ok(syscall::tcx_link_is_attached(link)?),
                 None => Ok(false),
             },
@@ -200,7 +200,7 @@ impl Attachments {
         for &ifindex in &self.own_qdiscs {
             mark_own_qdisc(&self.paths, ifindex)?;
         }
-        self.pins.restore()
+        self.held.restore()
     }
 
     /// Detaches `program`, of this run or an earlier one, from where it is not wanted.
@@ -226,7 +226,7 @@ impl Attachments {
             .collect();
         for (program, ifindex) in gone {
             self.attached.remove(&(program, ifindex));
-            self.pins.let_go(&self.pin(program, ifindex));
+            self.held.let_go(&self.pin(program, ifindex));
         }
         let attached = &self.attached;
         self.own_qdiscs
@@ -280,7 +280,7 @@ impl Attachments {
             AttachMode::Tcx => attach_tcx(ebpf, hook, &self.paths)?,
             AttachMode::Clsact => attach_clsact(ebpf, hook, &self.paths)?,
         }
-        self.pins.hold(&self.pin(hook.program, hook.ifindex))?;
+        self.held.hold(&self.pin(hook.program, hook.ifindex))?;
         if self.paths.own_qdisc(hook.ifindex).exists() {
             self.own_qdiscs.insert(hook.ifindex);
         }

@@ -19,10 +19,10 @@ use nix::{
 use super::{
     attach::{AttachMode, Attachments},
     generation::{self, Old},
+    held::Held,
     maps::Maps,
     object::{NAT_SWEEP, OBJECT, Program},
     paths::Paths,
-    pins::Pins,
     segments,
 };
 
@@ -130,7 +130,7 @@ pub struct Datapath {
     debug_log: bool,
     paths: Paths,
     /// The maps, however long their pins last.
-    pins: Pins,
+    held: Held,
     /// The generation of maps whose programs are still at work.
     old: Option<Old>,
     /// Whoever else would pin in the same place, or remove what is pinned, has to wait.
@@ -173,9 +173,9 @@ impl Datapath {
         let mut maps = Maps::open(&options.paths)?;
         maps.repair()?;
         let attachments = Attachments::new(&mut ebpf, options.paths.clone(), options.attach_mode)?;
-        let mut pins = Pins::default();
+        let mut held = Held::default();
         for map in maps::ALL {
-            pins.hold(&options.paths.map(map))?;
+            held.hold(&options.paths.map(map))?;
         }
         let mut datapath = Self {
             maps,
@@ -183,7 +183,7 @@ impl Datapath {
             ebpf,
             debug_log: options.debug_log,
             paths: options.paths.clone(),
-            pins,
+            held,
             old,
             lock,
         };
@@ -195,8 +195,8 @@ impl Datapath {
     fn hold_segments(&mut self) -> anyhow::Result<()> {
         for index in 0..self.maps.segments() {
             let path = self.paths.segment(index);
-            if !self.pins.holds(&path) {
-                self.pins.hold(&path)?;
+            if !self.held.holds(&path) {
+                self.held.hold(&path)?;
             }
         }
         Ok(())
@@ -256,7 +256,7 @@ impl Datapath {
         self.paths.make_again(&mut self.lock)?;
         // Before a new segment can lose its pin.
         self.hold_segments()?;
-        Ok(self.pins.restore()? + self.attachments.restore_pins()?)
+        Ok(self.held.restore()? + self.attachments.restore_pins()?)
     }
 
     /// The log of the programs, if they were loaded to write one.

@@ -13,11 +13,11 @@ use super::syscall;
 
 /// What is pinned, open, so that it outlives its pin.
 #[derive(Debug, Default)]
-pub(super) struct Pins {
-    held: BTreeMap<PathBuf, OwnedFd>,
+pub(super) struct Held {
+    open: BTreeMap<PathBuf, OwnedFd>,
 }
 
-impl Pins {
+impl Held {
     /// Holds what is pinned there, instead of what was held under that path before.
     ///
     /// # Errors
@@ -25,23 +25,23 @@ impl Pins {
     pub(super) fn hold(&mut self, path: &Path) -> anyhow::Result<()> {
         let object = syscall::open_pinned(path)
             .with_context(|| format!("cannot open the pin {}", path.display()))?;
-        self.held.insert(path.to_owned(), object);
+        self.open.insert(path.to_owned(), object);
         Ok(())
     }
 
     /// Whether anything is held under that path.
     pub(super) fn holds(&self, path: &Path) -> bool {
-        self.held.contains_key(path)
+        self.open.contains_key(path)
     }
 
     /// What is held under that path.
     pub(super) fn get(&self, path: &Path) -> Option<BorrowedFd<'_>> {
-        self.held.get(path).map(AsFd::as_fd)
+        self.open.get(path).map(AsFd::as_fd)
     }
 
     /// Lets go of what is held under that path.
     pub(super) fn let_go(&mut self, path: &Path) {
-        self.held.remove(path);
+        self.open.remove(path);
     }
 
     /// Pins again what has lost its pin. Says how many those were.
@@ -51,7 +51,7 @@ impl Pins {
     pub(super) fn restore(&self) -> anyhow::Result<usize> {
         let mut restored = 0;
         let mut first = Ok(());
-        for (path, object) in &self.held {
+        for (path, object) in &self.open {
             match restore(object.as_fd(), path) {
                 Ok(false) => {}
                 Ok(true) => restored += 1,
