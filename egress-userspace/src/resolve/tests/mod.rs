@@ -6,6 +6,7 @@
     reason = "rows say what they are; a test that cannot go on says where"
 )]
 
+mod claims;
 mod egress;
 mod gateways;
 mod nodes;
