@@ -1,7 +1,8 @@
 //! Packets through the kernel's test-run of the real programs, and rows that say what becomes of them.
 //!
 //! `build` makes frames, `seed` says what pods and policies there are, `lab` loads the programs in a
-//! network namespace of its own and runs one packet, `counts` reads every counter, and `row` compares.
+//! network namespace of its own and runs one packet, `counts` reads every counter, and `row` compares;
+//! `nat` is a lab that owns egress addresses.
 //! What the test-run cannot show: the device and neighbour of a redirect, and VLAN tags beside a frame.
 #![expect(
     clippy::panic,
@@ -14,6 +15,7 @@ pub mod build;
 mod counts;
 mod lab;
 pub mod nat;
+mod pinned;
 pub mod random;
 mod row;
 pub mod seed;
