@@ -8,6 +8,7 @@ pub mod packets;
 pub mod ping;
 pub mod resources;
 pub mod scrape;
+pub mod segment;
 pub mod server;
 pub mod services;
 pub mod sniffer;
