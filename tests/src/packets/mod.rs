@@ -16,9 +16,11 @@ mod counts;
 mod lab;
 pub mod nat;
 mod pinned;
+pub mod places;
 pub mod random;
 mod row;
 pub mod seed;
+pub mod talk;
 
 pub use counts::{Counts, Slot};
 pub use lab::{Action, Input, Lab, Seen, with_lab};
