@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod client;
 pub mod cluster;
+pub mod field;
 pub mod host;
 pub mod packets;
 pub mod ping;

@@ -14,6 +14,7 @@ pub mod answer;
 pub mod build;
 mod counts;
 mod lab;
+pub mod narrow;
 pub mod nat;
 mod pinned;
 pub mod places;
