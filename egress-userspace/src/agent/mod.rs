@@ -115,6 +115,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         settings, kernel, overlay, addresses, counters, metrics, snapshot,
     );
     agent.read_files();
+    let mut unasked = BTreeSet::new();
     loop {
         let view = Arc::clone(&node_changed.borrow_and_update());
         tokio::task::block_in_place(|| agent.sync(&view));
@@ -122,7 +123,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
             tell_supervisor();
         }
         let retry = agent.retry_at();
-        let ask_again = solicit(&agent.snapshot.resolved.to_solicit).await;
+        let ask_again = solicit(&agent.snapshot.resolved.to_solicit, &mut unasked).await;
         tokio::select! {
             told = files_changed.recv() => {
                 told.context("the resources are not watched any more: start the agent again")?;
@@ -165,17 +166,22 @@ async fn begin_overlay(overlay: &mut Overlay, kernel: &mut Kernel) -> anyhow::Re
 
 /// Lets the kernel ask for neighbours that bridges have forgotten: a silent pod is found by its answer.
 ///
-/// Says whether there is anybody to ask for.
-async fn solicit(neighbours: &BTreeSet<(u32, IpAddr)>) -> bool {
+/// Says whether there is anybody to ask for. `unasked` is what could not be asked the last time, and was logged.
+async fn solicit(neighbours: &BTreeSet<(u32, IpAddr)>, unasked: &mut BTreeSet<String>) -> bool {
+    let mut failed = BTreeSet::new();
     for (ifindex, address) in neighbours {
         let asked = match Netlink::connect() {
             Ok(netlink) => netlink.solicit(*ifindex, *address).await,
             Err(error) => Err(error),
         };
         if let Err(error) = asked {
-            tracing::warn!("cannot ask for the neighbour {address}: {error:#}");
+            failed.insert(format!("cannot ask for the neighbour {address}: {error:#}"));
         }
     }
+    for problem in failed.difference(unasked) {
+        tracing::warn!("{problem}");
+    }
+    *unasked = failed;
     !neighbours.is_empty()
 }
 

@@ -61,6 +61,8 @@ pub(super) struct Agent {
     failures: u32,
     /// When hooks are looked at next, however often something else wakes the loop.
     look_at: Instant,
+    /// Why they could not be looked at the last time.
+    unseen: Option<String>,
 }
 
 impl Agent {
@@ -93,6 +95,7 @@ impl Agent {
             hooks: BTreeSet::new(),
             failures: 0,
             look_at: Instant::now() + LOOK_AT_HOOKS,
+            unseen: None,
         }
     }
 
@@ -113,12 +116,19 @@ impl Agent {
             sleep_until(self.look_at).await;
             self.look_at = Instant::now() + LOOK_AT_HOOKS;
             match tokio::task::block_in_place(|| self.kernel.forget_lost_hooks()) {
-                Ok(0) => {}
+                Ok(0) => self.unseen = None,
                 Ok(lost) => {
+                    self.unseen = None;
                     self.snapshot.reattached += lost as u64;
                     return;
                 }
-                Err(error) => tracing::warn!("cannot look at the hooks: {error:#}"),
+                Err(error) => {
+                    let why = format!("{error:#}");
+                    if self.unseen.as_ref() != Some(&why) {
+                        tracing::warn!("cannot look at the hooks: {why}");
+                    }
+                    self.unseen = Some(why);
+                }
             }
         }
     }
