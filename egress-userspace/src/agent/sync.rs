@@ -207,7 +207,7 @@ impl Agent {
             &before.held(),
             &self.addresses.assigned(),
         );
-        let uplinks = view.uplinks(&self.settings.uplinks);
+        let uplinks = view.uplinks(&self.settings.resolve.uplinks);
         if self.kernel.took_over()
             && let Err(refusal) = takeover::refuse_to_forget(
                 &takeover::Earlier {
@@ -236,7 +236,7 @@ impl Agent {
             }
         };
         let mut warnings = resolved.warnings.clone();
-        if !desired.translation.addresses.is_empty() || !self.settings.uplinks.is_empty() {
+        if !desired.translation.addresses.is_empty() || !self.settings.resolve.uplinks.is_empty() {
             warnings.extend(uplinks.warnings);
         }
         let (overlay, mut errors) = self.ensure_overlay(view);
