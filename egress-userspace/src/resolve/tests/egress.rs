@@ -125,7 +125,7 @@ fn the_uplink_is_found() {
             7,
             Link {
                 mtu: 9000,
-                ..link("eth7")
+                ..Link::ethernet("eth7")
             },
         );
         world.egress("egress/red", "here", &["203.0.113.10"]);

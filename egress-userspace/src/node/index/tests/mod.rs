@@ -24,22 +24,10 @@ const PORT2: u32 = 8;
 const TUN: u32 = 9;
 const DOWN: u32 = 10;
 
-fn link(name: &str) -> Link {
-    Link {
-        name: name.to_owned(),
-        mtu: 1500,
-        up: true,
-        bridge: false,
-        loopback: false,
-        ethernet: true,
-        master: None,
-    }
-}
-
 fn port(name: &str) -> Link {
     Link {
         master: Some(BRIDGE),
-        ..link(name)
+        ..Link::ethernet(name)
     }
 }
 
@@ -75,24 +63,24 @@ fn node() -> NodeView {
                     loopback: true,
                     ethernet: false,
                     mtu: 65536,
-                    ..link("lo")
+                    ..Link::ethernet("lo")
                 },
             ),
-            (ETH0, link("eth0")),
+            (ETH0, Link::ethernet("eth0")),
             (
                 ETH1,
                 Link {
                     mtu: 9000,
-                    ..link("eth1")
+                    ..Link::ethernet("eth1")
                 },
             ),
-            (VETH, link("veth1")),
-            (VETH2, link("veth2")),
+            (VETH, Link::ethernet("veth1")),
+            (VETH2, Link::ethernet("veth2")),
             (
                 BRIDGE,
                 Link {
                     bridge: true,
-                    ..link("br0")
+                    ..Link::ethernet("br0")
                 },
             ),
             (PORT, port("port1")),
@@ -101,14 +89,14 @@ fn node() -> NodeView {
                 TUN,
                 Link {
                     ethernet: false,
-                    ..link("tun0")
+                    ..Link::ethernet("tun0")
                 },
             ),
             (
                 DOWN,
                 Link {
                     up: false,
-                    ..link("down0")
+                    ..Link::ethernet("down0")
                 },
             ),
         ]
