@@ -9,29 +9,19 @@ use egress_tests::packets::{
         proto::{ICMP, TCP, UDP},
         tcp, udp,
     },
-    mutate,
+    check_all,
     places::{V4, V6, in_both},
-    run,
-    seed::{STEERED, world},
+    seed::STEERED,
     talk::{datagram, record},
-    with_lab,
 };
 
 const MAIN: &str = STEERED;
 const LOCAL: PassKind = PassKind::Local;
 const UNMATCHED: PassKind = PassKind::Unmatched;
 
-fn check(rows: &[Row]) {
-    with_lab(|lab| {
-        lab.bring_to(&world());
-        run(lab, rows);
-        mutate(lab, rows, 4000);
-    });
-}
-
 #[test]
 fn every_verdict() {
-    check(&in_both(|f| {
+    check_all(&in_both(|f| {
         let record_of_red = record(f.web, f.red.0, UDP, 40_000, 53);
         vec![
             Row::new(
@@ -119,7 +109,7 @@ fn every_verdict() {
 
 #[test]
 fn a_rule_as_specific_as_the_cluster_wins() {
-    check(&[Row::new(
+    check_all(&[Row::new(
         "10.112.0.0/12 is the cluster's and a rule's",
         datagram(V4.web, "10.113.0.1"),
         Sent("10.112.0.0/12", "red"),
@@ -136,7 +126,7 @@ fn addresses_that_nobody_steers_to() {
         };
         Row::new(name, datagram(source, destination), Pass(MAIN, LOCAL))
     };
-    check(&[
+    check_all(&[
         pass("link-local", "169.254.169.254"),
         pass("multicast", "224.0.0.251"),
         pass("broadcast", "255.255.255.255"),
@@ -152,7 +142,7 @@ fn addresses_that_nobody_steers_to() {
 
 #[test]
 fn hop_limits_and_sizes() {
-    check(&in_both(|f| {
+    check_all(&in_both(|f| {
         let header = if f.icmp == ICMP { 20 } else { 40 };
         let of_size =
             |to: &str, size: usize| Frame::ip(f.web, to, UDP, &udp(40_000, 53, size - header - 8));

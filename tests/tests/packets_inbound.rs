@@ -1,5 +1,7 @@
 //! Connections that come in to a pod are answered the way they came, and nothing that is forged opens a way
 //! around the gateway for what the pod started itself.
+//!
+//! Rows use ports of their own each: what a pod has started is remembered beyond its row.
 #![expect(
     clippy::unwrap_used,
     reason = "a test fails where it is, with the packet at hand"
@@ -16,29 +18,18 @@ use egress_tests::packets::{
         proto::{DESTINATION, FRAGMENT, TCP, UDP},
         segment, udp,
     },
-    mutate,
+    check_all,
     places::{V4, V6, in_both},
-    run,
-    seed::{STEERED, world},
+    seed::STEERED,
     talk::{Talk, fragment, talk},
-    with_lab,
 };
 
 const INBOUND: Expect = Pass(STEERED, PassKind::Inbound);
 const LOCAL: Expect = Pass(STEERED, PassKind::Local);
 
-/// Rows use ports of their own each: what a pod has started is remembered beyond its row.
-fn check(rows: &[Row]) {
-    with_lab(|lab| {
-        lab.bring_to(&world());
-        run(lab, rows);
-        mutate(lab, rows, 4000);
-    });
-}
-
 #[test]
 fn tcp_that_came_in_is_answered() {
-    check(&in_both(|f| {
+    check_all(&in_both(|f| {
         let red = talk(f.web, 80, f.red.0, 1001);
         let group = talk(f.web, 80, f.group.0, 1002);
         let none = talk(f.web, 80, f.no_gateway, 1003);
@@ -83,7 +74,7 @@ fn tcp_that_came_in_is_answered() {
 
 #[test]
 fn policies_that_say_otherwise() {
-    check(&in_both(|f| {
+    check_all(&in_both(|f| {
         let missing = talk(f.lost, 80, f.red.0, 1101);
         let invalid = talk(f.garbled, 80, f.red.0, 1102);
         let local = talk(f.web, 80, f.local, 1103);
@@ -116,7 +107,7 @@ fn policies_that_say_otherwise() {
 
 #[test]
 fn what_opens_nothing() {
-    check(&in_both(|f| {
+    check_all(&in_both(|f| {
         let it = talk(f.web, 80, f.red.0, 1201);
         let sent = || Sent(f.red.1, "red");
         let mut all: Vec<Row> = [
@@ -169,7 +160,7 @@ fn headers_before_a_syn() {
     let [from, to] = [v4.remote, v4.pod].map(|text| text.parse().unwrap());
     let routed = Frame::v4(from, to, &[131, 7, 4, 10, 0, 0, 1, 0], TCP, &syn(1301));
     let options = Frame::v4(from, to, &[148, 4, 0, 0], TCP, &syn(1301));
-    check(&[
+    check_all(&[
         Row::arrival("IPv4: options", options).inbound(vec![(v4.key(TCP), false)]),
         Row::arrival("IPv4: a source route", routed).inbound(vec![]),
         Row::arrival(
@@ -218,7 +209,7 @@ fn headers_before_a_syn() {
 /// A SYN may be forged with the far end of a connection that the pod has through its gateway.
 #[test]
 fn a_forged_syn_opens_no_way_around() {
-    check(&in_both(|f| {
+    check_all(&in_both(|f| {
         let sent = || Sent(f.red.1, "red");
         let one = SentByOne(f.group.1);
         let no_gateway = || Drop(STEERED, DropReason::NoGateway);
@@ -269,7 +260,7 @@ fn a_forged_syn_opens_no_way_around() {
 
 #[test]
 fn udp_comes_in_on_named_ports() {
-    check(&in_both(|f| {
+    check_all(&in_both(|f| {
         let sent = || Sent(f.red.1, "red");
         let dns = talk(f.web, 53, f.red.0, 2001);
         let sip = talk(f.web, 5060, f.group.0, 2002);
@@ -327,7 +318,7 @@ fn udp_comes_in_on_named_ports() {
 
 #[test]
 fn fragments_of_replies_follow_their_first() {
-    check(&in_both(|f| {
+    check_all(&in_both(|f| {
         let sent = || Sent(f.red.1, "red");
         let first = |it: &Talk, id, more| {
             let payload = udp(it.pod_port, it.remote_port, 24);

@@ -9,28 +9,18 @@ use egress_tests::packets::{
         proto::{ESP, FRAGMENT, GRE, ICMP, SCTP, TCP, UDP},
         tcp, udp,
     },
-    mutate,
+    check_all,
     places::{V4, V6, in_both},
-    run,
-    seed::{STEERED, world},
+    seed::STEERED,
     talk::record,
-    with_lab,
 };
 
 const MAIN: &str = STEERED;
 const LOCAL: PassKind = PassKind::Local;
 
-fn check(rows: &[Row]) {
-    with_lab(|lab| {
-        lab.bring_to(&world());
-        run(lab, rows);
-        mutate(lab, rows, 4000);
-    });
-}
-
 #[test]
 fn protocols_and_what_is_recorded_of_them() {
-    check(&in_both(|f| {
+    check_all(&in_both(|f| {
         let ports = |name: &str, protocol: u8| {
             let frame = Frame::ip(f.web, f.red.0, protocol, &tcp(40_000, 443, &[], 10));
             Row::new(name, frame, Sent(f.red.1, "red"))
@@ -120,7 +110,7 @@ fn fragments_go_where_their_flow_goes() {
     };
     let unknown = || Drop(MAIN, DropReason::FragmentUnknown);
     let (g4, g6) = (V4.group, V6.group);
-    check(&[
+    check_all(&[
         Row::new("IPv4: in order", v4(g4.0, 7, 0, true), SentByOne(g4.1))
             .then(v4(g4.0, 7, 4, true), SentByOne(g4.1))
             .then(v4(g4.0, 7, 8, false), SentByOne(g4.1)),

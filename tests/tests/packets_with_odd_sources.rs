@@ -9,21 +9,10 @@ use egress_tests::packets::{
         proto::{ICMPV6, TCP, UDP},
         tcp, udp,
     },
-    mutate,
+    check_all,
     places::{V4, V6, in_both},
-    run,
-    seed::world,
     talk::datagram,
-    with_lab,
 };
-
-fn check(rows: &[Row]) {
-    with_lab(|lab| {
-        lab.bring_to(&world());
-        run(lab, rows);
-        mutate(lab, rows, 4000);
-    });
-}
 
 #[test]
 fn sources_that_are_not_the_pods() {
@@ -224,7 +213,7 @@ fn sources_that_are_not_the_pods() {
             &dhcp(1, 2),
         ),
     ]);
-    check(&all);
+    check_all(&all);
 }
 
 #[test]
@@ -238,7 +227,7 @@ fn frames_that_are_not_plain_ip() {
             Drop("", DropReason::NotPlainIp),
         )
     };
-    check(&[
+    check_all(&[
         Row::new("ARP", Frame::raw(0x0806, &[0; 46]), Untouched),
         dropped("802.1Q", 0x8100, &behind(&[0, 7])),
         dropped("802.1Q, vid 0", 0x8100, &behind(&[0, 0])),

@@ -25,4 +25,4 @@ pub mod talk;
 
 pub use counts::{Counts, Slot};
 pub use lab::{Action, Input, Lab, Seen, with_lab};
-pub use row::{Expect, Row, Step, mutate, run};
+pub use row::{Expect, Row, Step, check_all, mutate, run};

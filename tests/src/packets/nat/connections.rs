@@ -6,6 +6,7 @@ use egress_common::{
     Addr,
     nat::{NatBack, NatBackKey, NatOut, NatOutKey, NatState},
 };
+use egress_userspace::nat::back_key;
 
 use super::Node;
 
@@ -55,15 +56,7 @@ impl Node<'_> {
         let mut counts: BTreeMap<Addr, i64> = BTreeMap::new();
         let mut states = Vec::new();
         for (key, out) in outs {
-            let other = NatBackKey {
-                egress: out.egress,
-                remote: key.remote,
-                egress_port: out.egress_port,
-                remote_port: key.remote_port,
-                protocol: key.protocol,
-                pad: [0; 3],
-            };
-            let back = backs[&other];
+            let back = backs[&back_key(&key, &out)];
             assert_eq!(
                 (
                     back.pod,
