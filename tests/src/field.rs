@@ -252,7 +252,8 @@ impl Field {
             .enter(|| Ok(nix::net::if_::if_nametoindex(interface)?))
     }
 
-    fn element<V: Pod>(&mut self, map: &str, index: u32, value: V) -> Result<()> {
+    /// Writes an element of an array.
+    pub fn element<V: Pod>(&mut self, map: &str, index: u32, value: V) -> Result<()> {
         let data = self.datapath.ebpf().map_mut(map).context("no such map")?;
         Array::try_from(data)?
             .set(index, value, 0)
@@ -414,7 +415,9 @@ pub fn vxlan(vni: u32, frame: &[u8]) -> Vec<u8> {
     bytes
 }
 
-fn datagram(source: &str, destination: &str, length: usize) -> Frame {
+/// A datagram to the port of DNS.
+#[must_use]
+pub fn datagram(source: &str, destination: &str, length: usize) -> Frame {
     Frame::ip(source, destination, UDP, &udp(40_000, 53, length))
 }
 

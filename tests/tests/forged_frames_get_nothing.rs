@@ -86,7 +86,11 @@ fn an_unsteered_pod_behind_its_nodes_address() -> Result<()> {
             for address in ELSEWHERE.addresses() {
                 for (reason, kind, vni) in [
                     ("OverlayForged", out, OVERLAY_VNI),
-                    ("OverlayForged", FrameKind::Back, OVERLAY_VNI),
+                    (
+                        "OverlayForged",
+                        FrameKind::Back(identifier(RED.name)?),
+                        OVERLAY_VNI,
+                    ),
                     ("OverlayMalformed", out, OVERLAY_VNI + 1),
                 ] {
                     let before = stage.dropped(GATEWAY_NODE, reason)?;
@@ -155,7 +159,7 @@ fn a_host_that_claims_a_nodes_address() -> Result<()> {
         let socket = datagram_socket(&web.host, SocketAddr::new(ELSEWHERE.v4.into(), 40_000))?;
         socket.set_read_timeout(Some(std::time::Duration::from_millis(300)))?;
         let reply = encapsulated(
-            FrameKind::Back,
+            FrameKind::Back(identifier(RED.name)?),
             ELSEWHERE.v4.into(),
             web.v4.into(),
             OVERLAY_VNI,

@@ -161,12 +161,12 @@ fn it_is_made_again_when_somebody_removes_it() -> Result<()> {
     wait::until_within("it is open again", Duration::from_secs(3), || {
         expect_at_work(&stage.scene)
     })?;
-    let links = fs::read_dir(stage.setup.pin_dir().join("links"))?;
-    let pins = links
-        .filter_map(Result::ok)
-        .filter(|entry| entry.file_name().to_string_lossy().contains(PROGRAM))
-        .count();
     wait::until("what is left of the old one is gone", || {
+        let links = fs::read_dir(stage.setup.pin_dir().join("links"))?;
+        let pins = links
+            .filter_map(Result::ok)
+            .filter(|entry| entry.file_name().to_string_lossy().contains(PROGRAM))
+            .count();
         ensure!(pins == 1, "{pins} pins");
         Ok(())
     })?;

@@ -117,8 +117,11 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     agent.read_files();
     let mut unasked = BTreeSet::new();
     loop {
-        let view = Arc::clone(&node_changed.borrow_and_update());
+        let view = node_changed.view();
         tokio::task::block_in_place(|| agent.sync(&view));
+        if std::mem::take(&mut agent.touched_node) {
+            node_changed.read_again();
+        }
         if agent.is_ready() {
             tell_supervisor();
         }
@@ -130,9 +133,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
                 agent.read_files();
             }
             Some(()) = hangup.recv() => agent.read_files(),
-            told = node_changed.changed() => {
-                told.context("the node's network is not watched any more: start the agent again")?;
-            }
+            told = node_changed.changed() => told?,
             () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => {}
             () = sleep(ASK_AGAIN), if ask_again => {}
             () = agent.hook_lost() => {}
@@ -161,7 +162,8 @@ async fn begin_overlay(overlay: &mut Overlay, kernel: &mut Kernel) -> anyhow::Re
             interface,
         })
     })?;
-    overlay.settle(true).await
+    overlay.settle(true).await?;
+    Ok(())
 }
 
 /// Lets the kernel ask for neighbours that bridges have forgotten: a silent pod is found by its answer.

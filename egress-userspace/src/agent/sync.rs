@@ -59,6 +59,8 @@ pub(super) struct Agent {
     /// The hooks that were wanted last.
     hooks: BTreeSet<Hook>,
     failures: u32,
+    /// Whether devices or addresses of the node were changed since it was read.
+    pub(super) touched_node: bool,
     /// When hooks are looked at next, however often something else wakes the loop.
     look_at: Instant,
     /// Why they could not be looked at the last time.
@@ -94,6 +96,7 @@ impl Agent {
             snapshot,
             hooks: BTreeSet::new(),
             failures: 0,
+            touched_node: false,
             look_at: Instant::now() + LOOK_AT_HOOKS,
             unseen: None,
         }
@@ -257,19 +260,18 @@ impl Agent {
         // while it is on, and on after the program of its uplink.
         let (mut taken_off, mut put_on) = (0, Moved::default());
         let brought = self.kernel.plan(&desired, &settings).and_then(|plans| {
-            taken_off = self
-                .addresses
-                .take_off(&desired.translation, view)
-                .in_full()
-                .context(
-                    "nothing is changed while an egress address that is let go cannot be taken off",
-                )?;
+            let taken = self.addresses.take_off(&desired.translation, view);
+            self.touched_node |= taken.changes > 0;
+            taken_off = taken.in_full().context(
+                "nothing is changed while an egress address that is let go cannot be taken off",
+            )?;
             let kernel = &mut self.kernel;
             let brought = kernel.bring_to(plans, &desired, &self.hooks, &self.counters)?;
             let answered = answered(&desired.translation, |ifindex| {
                 kernel.is_attached(Program::FromUplink, ifindex)
             });
             put_on = self.addresses.bring_to(&answered, view);
+            self.touched_node |= put_on.changes > 0;
             Ok(brought)
         });
         self.snapshot.programs = self.kernel.programs(&self.hooks);
@@ -302,11 +304,16 @@ impl Agent {
         Some((ifindex?, name.to_owned()))
     }
 
-    fn settle_overlay(&self, ifindex: Option<u32>) -> Option<anyhow::Error> {
+    fn settle_overlay(&mut self, ifindex: Option<u32>) -> Option<anyhow::Error> {
         let attached =
             ifindex.is_some_and(|index| self.kernel.is_attached(Program::FromOverlay, index));
-        let settled = Handle::current().block_on(self.overlay.settle(attached));
-        settled.err()
+        match Handle::current().block_on(self.overlay.settle(attached)) {
+            Ok(touched) => {
+                self.touched_node |= touched;
+                None
+            }
+            Err(error) => Some(error),
+        }
     }
 
     fn check_sources(

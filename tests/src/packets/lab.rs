@@ -23,7 +23,7 @@ use egress_common::{
     gateway::Settings,
     keys::{FragmentKey, ReplyKey, ReplyPath},
     maps,
-    pod::{Choice, FlowKey, Inbound, OwnFlows, PodNote, UdpPorts},
+    pod::{Choice, FlowKey, Inbound, OwnFlows, PodFacts, PodNote},
 };
 use egress_userspace::{
     compile,
@@ -153,7 +153,7 @@ pub struct Lab {
     inbound: HashMap<MapData, ReplyKey, Inbound>,
     own_flows: Array<MapData, OwnFlows>,
     pod_notes: Array<MapData, PodNote>,
-    udp_ports: Array<MapData, UdpPorts>,
+    pod_facts: Array<MapData, PodFacts>,
     last: Counts,
     limits: Limits,
     state: KernelState,
@@ -214,7 +214,7 @@ impl Lab {
             inbound: open(&paths, maps::INBOUND)?,
             own_flows: open(&paths, maps::OWN_FLOWS)?,
             pod_notes: open(&paths, maps::POD_NOTES)?,
-            udp_ports: open(&paths, maps::POD_UDP_PORTS)?,
+            pod_facts: open(&paths, maps::POD_FACTS)?,
             last: Counts::new(),
             paths,
             datapath,

@@ -160,6 +160,7 @@ fn pod(number: u8, policy: &str, fate: Fate) -> (ObjectName, SourcePod) {
         ],
         policy: policy.to_owned(),
         fate,
+        mtu: 1500,
         udp_ports: Vec::new(),
     };
     (ObjectName::new("pods", format!("pod{number}")), pod)
