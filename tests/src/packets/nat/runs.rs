@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, thread, time::Duration};
 
 use aya::{TestRun, TestRunOptions, programs::SchedClassifier};
-use egress_common::nat::NatBackKey;
-use egress_userspace::kernel::{NAT_SWEEP, Program};
+use egress_common::{Addr, nat::NatBackKey};
+use egress_userspace::kernel::{NAT_SWEEP, NatMaps, Program};
 
 use super::Node;
 use crate::packets::{
@@ -17,6 +17,20 @@ impl Node<'_> {
     /// Has the sweep look at these connections, and gives how many it removed.
     pub fn sweep(&mut self, keys: &[NatBackKey]) -> u32 {
         sweep(self.lab.datapath().nat_sweep().unwrap(), keys)
+    }
+
+    /// Mends the pods' halves that are alone, as the agent does. Gives how many of each source went because
+    /// another connection has their port: they stay in the source's count.
+    pub fn mend(&mut self) -> BTreeMap<Addr, i64> {
+        let mut maps = NatMaps::open(self.lab.paths()).unwrap();
+        let mut gone = BTreeMap::new();
+        for (key, _) in self.all_outs() {
+            let mended = maps.mend_orphaned_out(&key).unwrap();
+            if mended && maps.out(&key).unwrap().is_none() {
+                *gone.entry(key.pod).or_default() += 1;
+            }
+        }
+        gone
     }
 
     /// Runs these frames again and again on one thread for each list, while another one sweeps the keys as often.
