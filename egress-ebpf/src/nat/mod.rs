@@ -8,6 +8,7 @@ mod fragments;
 mod icmp;
 mod ports;
 mod rewrite;
+mod route;
 mod scratch;
 mod state;
 mod sweep;
@@ -45,13 +46,14 @@ pub(crate) fn out(
     origin: u32,
 ) -> Result<(), DropReason> {
     let s = scratch::take(ip)?;
+    route::find(packet, s, egress)?;
     let is_error = prepare_out(packet, s, egress, origin)?;
     forward::lower_ttl(packet, &s.ip)?;
     if is_error {
         icmp::write_quote(packet, s)?;
     }
     rewrite::write(packet, s.ip.family, &s.edit)?;
-    packet.redirect_by_route(egress.ifindex)
+    route::send(packet, s, egress.ifindex)
 }
 
 /// Fills `s.edit` in, and for an ICMP error, which it tells, `s.quoted_edit`.
