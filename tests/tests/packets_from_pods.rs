@@ -660,8 +660,24 @@ fn hop_limits_and_sizes() {
             )
             .gso(1000, 3)
             .counted(3, 3000 + 3 * (h + 32)),
+            Row::new(
+                "an aggregate that claims less than it carries: it is cut by what it carries",
+                with_length(aggregate(f.narrow.0, &segments(2 * 1400)), 100),
+                Drop(MAIN, DropReason::TooBig),
+            )
+            .gso(1400, 2)
+            .counted(2, h + 100 + h + 32),
         ]
     }));
+}
+
+/// With this many bytes behind the IP header, as that says.
+fn with_length(frame: Frame, length: u16) -> Frame {
+    if frame.bytes[12..14] == [8, 0] {
+        frame.set(L3 + 2, &(20 + length).to_be_bytes())
+    } else {
+        frame.set(L3 + 4, &length.to_be_bytes())
+    }
 }
 
 /// As an aggregate of more than 64 KiB would be: no length in its header.
