@@ -65,7 +65,7 @@ pub(super) struct Upper {
 
 /// The checksum covers the addresses too.
 pub(super) const SUM_PSEUDO: u32 = 1;
-/// A zero would mean that there is no checksum (UDP).
+/// A zero would mean that there is no checksum (UDP), which UDP-Lite does not allow either (RFC 3828, 3.1).
 pub(super) const SUM_NEVER_ZERO: u32 = 2;
 
 /// The packet inside an ICMP error.
