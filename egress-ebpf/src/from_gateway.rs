@@ -23,12 +23,12 @@ pub(crate) enum Arrival {
 /// Delivers the packet if it is a reply of a recorded connection.
 #[inline(always)]
 pub(crate) fn handle(packet: &Packet<'_>) -> Arrival {
-    if !packet.is_for_this_host() {
+    if !packet.is_for_this_host() || packet.is_of_vlan() {
         return Arrival::NotOurs;
     }
     // What does not parse here is a stranger's packet on a shared interface: the kernel judges it.
     let mut ip = Ip::unread();
-    if parse::frame(packet, &mut ip) != Ok(Frame::Ip) {
+    if parse::frame_beside_tag(packet, &mut ip) != Ok(Frame::Ip) {
         return Arrival::NotOurs;
     }
     let Some(path) = path(packet, &ip) else {
@@ -38,7 +38,10 @@ pub(crate) fn handle(packet: &Packet<'_>) -> Arrival {
     if path.via != packet.ifindex() || !pods::is_at(path.ifindex, ip.destination) {
         return Arrival::NotOurs;
     }
-    match deliver::to_pod(packet, &ip, &path) {
+    match packet
+        .untag()
+        .and_then(|()| deliver::to_pod(packet, &ip, &path))
+    {
         Ok(()) => Arrival::Redirected,
         Err(reason) => Arrival::Dropped {
             reason,

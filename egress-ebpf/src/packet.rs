@@ -110,9 +110,12 @@ impl<'a> Packet<'a> {
         self.has_vlan_tag() && unsafe { (*self.skb()).vlan_tci } & VLAN_ID != 0
     }
 
-    /// Forgets the tag beside the frame, which no device that the packet is sent to shall write back.
+    /// Forgets the tag beside the frame, if there is one: no device that the packet is sent to shall write it back.
     #[inline(always)]
     pub(crate) fn untag(&self) -> Result<(), DropReason> {
+        if !self.has_vlan_tag() {
+            return Ok(());
+        }
         // SAFETY: the kernel passes a valid context; no pointer into the packet is kept anywhere.
         match unsafe { bpf_skb_vlan_pop(self.skb()) } {
             0 => Ok(()),

@@ -165,12 +165,18 @@ pub(crate) enum Fragment {
     Later(u32),
 }
 
-/// Reads the frame's headers up to the one above IP, into the caller's `ip`.
+/// Reads the headers of a frame without a VLAN tag up to the one above IP, into the caller's `ip`.
 #[inline(always)]
 pub(crate) fn frame(packet: &Packet<'_>, ip: &mut Ip) -> Result<Frame, DropReason> {
     if packet.has_vlan_tag() {
         return Err(DropReason::NotPlainIp);
     }
+    frame_beside_tag(packet, ip)
+}
+
+/// The same of a frame whose tag, if there is one beside it, the caller knows of.
+#[inline(always)]
+pub(crate) fn frame_beside_tag(packet: &Packet<'_>, ip: &mut Ip) -> Result<Frame, DropReason> {
     let family = match packet.ethertype() {
         ETH_P_IP => Family::V4,
         ETH_P_IPV6 => Family::V6,

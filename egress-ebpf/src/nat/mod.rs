@@ -153,6 +153,10 @@ pub(crate) fn back(packet: &Packet<'_>, ip: &Ip, egress: &Egress, largest: u32) 
         Prepared::Kernel => return Homeward::Kernel,
         Prepared::Dropped(reason) => return Homeward::Dropped(reason),
     };
+    // What is the kernel's keeps its tag.
+    if let Err(reason) = packet.untag() {
+        return Homeward::Dropped(reason);
+    }
     if let Some(refusal) = refusal(s, largest) {
         match told(packet, s, &refusal) {
             Ok(answer) => return Homeward::Answered(refusal.reason, answer),
