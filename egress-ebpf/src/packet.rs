@@ -20,8 +20,8 @@ use crate::verifier::Forgotten;
 /// Length of an Ethernet header: where the IP header starts, since a tagged frame never gets that far.
 pub(crate) const L3: u32 = 14;
 
-pub(crate) const AF_INET: u32 = 2;
-pub(crate) const AF_INET6: u32 = 10;
+pub(crate) const AF_INET: u8 = 2;
+pub(crate) const AF_INET6: u8 = 10;
 /// Length of `struct bpf_redir_neigh`.
 const NEIGHBOUR_LEN: i32 = 20;
 const _: () = assert!(size_of::<bpf_redir_neigh>() == 20);
@@ -326,14 +326,14 @@ impl<'a> Packet<'a> {
     ) -> Result<(), DropReason> {
         let mut neighbour = if next_hop.is_v4() {
             bpf_redir_neigh {
-                nh_family: AF_INET,
+                nh_family: AF_INET.into(),
                 __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 {
                     ipv6_nh: [next_hop.words()[3], 0, 0, 0],
                 },
             }
         } else {
             bpf_redir_neigh {
-                nh_family: AF_INET6,
+                nh_family: AF_INET6.into(),
                 __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 {
                     ipv6_nh: next_hop.words(),
                 },

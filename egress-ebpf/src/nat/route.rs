@@ -92,12 +92,12 @@ fn ask(s: &mut Scratch, egress: &Egress) {
     let question = &mut s.route;
     match s.ip.family {
         Family::V4 => {
-            question.family = AF_INET as u8;
+            question.family = AF_INET;
             question.source = [source[3], 0, 0, 0];
             question.destination = [destination[3], 0, 0, 0];
         }
         Family::V6 => {
-            question.family = AF_INET6 as u8;
+            question.family = AF_INET6;
             question.source = source;
             question.destination = destination;
         }
@@ -113,7 +113,7 @@ fn ask(s: &mut Scratch, egress: &Egress) {
 /// The next hop, which may be of the other family than the packet (RFC 5549).
 #[inline(always)]
 fn answered(answer: &Question) -> Addr {
-    if u32::from(answer.family) == AF_INET {
+    if answer.family == AF_INET {
         Addr::v4(answer.destination[0].to_ne_bytes())
     } else {
         Addr::from_words(answer.destination)
