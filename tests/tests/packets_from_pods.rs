@@ -300,6 +300,13 @@ fn hop_limits_and_sizes() {
             )
             .gso(1000, 3)
             .counted(3, 3000 + 3 * (h + 32)),
+            Row::new(
+                "an aggregate that claims less than it carries: it is cut by what it carries",
+                aggregate(f.narrow.0, &segments(2 * 1400)).with_length(100),
+                Drop(MAIN, DropReason::TooBig),
+            )
+            .gso(1400, 2)
+            .counted(2, h + 100 + h + 32),
         ]
     }));
 }

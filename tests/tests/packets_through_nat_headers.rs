@@ -75,20 +75,23 @@ fn a_datagram_without_checksum() {
 #[test]
 fn a_checksum_that_becomes_zero() {
     in_both(|node, p| {
-        // The payload is chosen so that the translated datagram's sum is zero, which is written as all ones.
-        let mut payload = build::udp(40_000, 53, 2);
-        payload[8..10].copy_from_slice(&[0, 0]);
-        let translated = with_sum(
-            Frame::ip(p.alpha, p.remote, proto::UDP, &payload),
-            proto::UDP,
-        );
-        let l4 = translated.bytes.len() - 10;
-        let missing = [translated.bytes[l4 + 6], translated.bytes[l4 + 7]];
-        payload[8..10].copy_from_slice(&missing);
-        let packet = |from| with_sum(Frame::ip(from, p.remote, proto::UDP, &payload), proto::UDP);
-        let expected = packet(p.alpha);
-        assert_eq!(expected.bytes[l4 + 6..l4 + 8], [0xff, 0xff]);
-        node.out("out", &packet(p.pod), Out(forwarded(&expected)));
+        for protocol in [proto::UDP, proto::UDP_LITE] {
+            // The payload is chosen so that the translated datagram's sum is zero, which is written as all ones.
+            let mut payload = build::udp(40_000, 53, 2);
+            if protocol == proto::UDP_LITE {
+                // All of it is covered (RFC 3828, 3.1).
+                payload[4..6].copy_from_slice(&[0, 0]);
+            }
+            payload[8..10].copy_from_slice(&[0, 0]);
+            let translated = with_sum(Frame::ip(p.alpha, p.remote, protocol, &payload), protocol);
+            let l4 = translated.bytes.len() - 10;
+            let missing = [translated.bytes[l4 + 6], translated.bytes[l4 + 7]];
+            payload[8..10].copy_from_slice(&missing);
+            let packet = |from| with_sum(Frame::ip(from, p.remote, protocol, &payload), protocol);
+            let expected = packet(p.alpha);
+            assert_eq!(expected.bytes[l4 + 6..l4 + 8], [0xff, 0xff]);
+            node.out("out", &packet(p.pod), Out(forwarded(&expected)));
+        }
     });
 }
 

@@ -330,6 +330,25 @@ fn fragments_both_ways() {
     });
 }
 
+/// Numbers of datagrams come again, of others: a fragment without its first is nobody's.
+#[test]
+fn fragments_long_after_the_first() {
+    in_both(|node, p| {
+        let out = fragments(p, (p.pod, 40_000), (p.remote, 53));
+        let translated = fragments(p, (p.alpha, 40_000), (p.remote, 53));
+        let back = fragments(p, (p.remote, 53), (p.alpha, 40_000));
+        let home = fragments(p, (p.remote, 53), (p.pod, 40_000));
+        node.out("the first", &out[0], Out(forwarded(&translated[0])));
+        node.back("the first back", &back[0], Home(delivered(&home[0])));
+        node.age(59);
+        node.out("in time", &out[1], Out(forwarded(&translated[1])));
+        node.back("in time", &back[1], Home(delivered(&home[1])));
+        node.age(1);
+        node.out("too late", &out[2], Dropped(FragmentUnknown));
+        node.back("too late", &back[2], Dropped(FragmentUnknown));
+    });
+}
+
 #[test]
 fn fragments_of_a_ping_to_the_address() {
     in_both(|node, p| {

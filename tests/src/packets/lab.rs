@@ -309,6 +309,24 @@ impl Lab {
         Wire::open_here("far")
     }
 
+    /// Has the uplink forward, so that the kernel's routes are asked.
+    pub fn forward(&mut self) -> Result<()> {
+        for name in ["uplink", "far"] {
+            ip(&format!("link set {name} up"))?;
+        }
+        for family in ["ipv4", "ipv6"] {
+            let path = format!("/proc/sys/net/{family}/conf/uplink/forwarding");
+            fs::write(&path, "1").with_context(|| format!("cannot write {path}"))?;
+        }
+        // Without any address there is no router for IPv4 either.
+        ip("addr replace 198.51.100.254/32 dev uplink")
+    }
+
+    /// Runs `ip` with these words, where the programs run.
+    pub fn ip(&mut self, arguments: &str) -> Result<()> {
+        ip(arguments)
+    }
+
     /// Runs one packet.
     pub fn run(&mut self, input: &Input) -> Result<Seen> {
         Ok(self.run_often(input, 1)?.0)

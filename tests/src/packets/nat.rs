@@ -294,6 +294,16 @@ impl<'a> Node<'a> {
         self.lab.connect_uplink(Program::FromUplink).unwrap()
     }
 
+    /// Has the kernel's routes asked.
+    pub fn forward(&mut self) {
+        self.lab.forward().unwrap();
+    }
+
+    /// Runs `ip` on the node.
+    pub fn ip(&mut self, arguments: &str) {
+        self.lab.ip(arguments).unwrap();
+    }
+
     /// How many packets came back through the gateway, and how many of them belonged to no connection.
     #[must_use]
     pub fn came_back(&self) -> (u64, u64) {

@@ -22,7 +22,7 @@ impl Node<'_> {
         }
     }
 
-    /// Lets time pass for all connections: their packets were seen that much earlier.
+    /// Lets time pass for all connections and fragments: their packets were seen that much earlier.
     pub fn age(&mut self, seconds: u32) {
         let age = u64::from(seconds) * 1_000_000_000;
         for (key, mut out) in self.all_outs() {
@@ -32,6 +32,11 @@ impl Node<'_> {
         for (key, mut back) in self.all_backs() {
             back.last_seen = back.last_seen.saturating_sub(age);
             self.backs.insert(key, back, 0).unwrap();
+        }
+        let fragments: Vec<_> = self.fragments.iter().map(|entry| entry.unwrap()).collect();
+        for (key, mut first) in fragments {
+            first.second = first.second.wrapping_sub(seconds);
+            self.fragments.insert(key, first, 0).unwrap();
         }
     }
 

@@ -69,7 +69,7 @@ pub fn with_sum_at(frame: Frame, protocol: u8, l4: usize) -> Frame {
     let at = l4 + sum_offset(protocol);
     let frame = frame.set(at, &[0, 0]);
     let mut sum = sum(&frame.bytes, protocol, l4);
-    if sum == 0 && protocol == proto::UDP {
+    if sum == 0 && matches!(protocol, proto::UDP | proto::UDP_LITE) {
         sum = 0xffff;
     }
     frame.set(at, &sum.to_be_bytes())
