@@ -1,7 +1,7 @@
 //! The real programs in a network namespace of their own, one packet at a time.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     net::IpAddr,
     panic,
@@ -462,7 +462,7 @@ impl Lab {
     }
 
     /// Lets so many seconds pass for every connection that came in, and for the flows that pods started, as far
-    /// as `own` has them.
+    /// as `own` has them, with their buckets.
     pub fn age(&mut self, seconds: u32, own: &[ReplyKey]) {
         let nanoseconds = u64::from(seconds) * 1_000_000_000;
         let keys: Vec<ReplyKey> = self.inbound.keys().map(|key| key.unwrap()).collect();
@@ -471,9 +471,13 @@ impl Lab {
             entry.last_seen = entry.last_seen.saturating_sub(nanoseconds);
             self.inbound.insert(key, entry, 0).unwrap();
         }
+        let mut aged = BTreeSet::new();
         for key in own {
             let flow = OwnFlow::new(key);
             let mut known = self.own_flows.get(&flow.bucket, 0).unwrap();
+            if aged.insert(flow.bucket) {
+                known.crowded = known.crowded.saturating_sub(seconds.into());
+            }
             for word in known.flows.iter_mut().filter(|word| flow.is(**word)) {
                 let [second, _] = halves(*word);
                 *word = flow.word(second.wrapping_sub(seconds));
