@@ -1,5 +1,7 @@
 //! Whatever node a pod is on, the outside sees the egress address that its policy chooses, and nothing else.
 
+use std::{collections::BTreeSet, net::IpAddr};
+
 use anyhow::{Result, ensure};
 use egress_tests::{
     ClusterStage,
@@ -9,6 +11,7 @@ use egress_tests::{
     },
     ping::ping,
     resources::{Via, namespace, pod, policy},
+    sniffer::Content,
     wait,
 };
 
@@ -50,6 +53,9 @@ fn decide(stage: &mut ClusterStage) -> Result<()> {
     ] {
         stage.expect(name, destination, seen)?;
     }
+    // Who was refused was seen by the firewall, with the other address.
+    let refused: BTreeSet<IpAddr> = stage.cluster.refused()?.into_iter().collect();
+    assert_eq!(refused, BLUE.addresses().into());
     ensure!(stage.sniffed()?.encapsulated() > 0);
     stage.expect_no_drops()
 }
@@ -151,9 +157,15 @@ fn an_address_moves_to_another_node() -> Result<()> {
             // The segment has been told: nobody waits for an old entry to age.
             stage.wait_until_seen("web", address, Seen::As(RED))?;
         }
-        let sniffed = stage.sniffed()?;
-        let from_new = sniffed.sent.keys().any(|sent| sent.node == "gw-2");
-        ensure!(from_new, "gw-2 sent nothing");
+        // What leaves with the address now, leaves there.
+        let sent = stage.sniffed()?.sent;
+        for (source, to) in RED.addresses().into_iter().zip(INTERNAL.addresses()) {
+            let by_new = sent.keys().any(|sent| {
+                matches!(sent.content, Content::Plain { source: from, destination, .. }
+                    if sent.node == "gw-2" && (from, destination) == (source, to))
+            });
+            ensure!(by_new, "gw-2 sent nothing from {source} to {to}: {sent:?}");
+        }
         Ok(())
     })
 }
@@ -167,7 +179,7 @@ fn without_a_key_nothing_leaves() -> Result<()> {
         keyless,
     )?;
     stage.play(|stage| {
-        stage.expect("web", ELSEWHERE, Seen::Refused)?;
+        stage.wait_until_gone("web", ELSEWHERE)?;
         stage.wait_for_drops("worker-1", "NoGateway", 2)?;
         let status = stage.agent("worker-1")?.get("/status")?.1;
         ensure!(status.contains("key"), "the reason is not told: {status}");
