@@ -41,8 +41,8 @@ names! {
     POD_PLACES,
     /// Array: slot → what the datapath learns of a pod.
     POD_NOTES,
-    /// Array: slot → UDP ports on which connections may come in.
-    POD_UDP_PORTS,
+    /// Array: slot → what userspace says of a pod beside its policy.
+    POD_FACTS,
     /// LRU hash: flow → the member that it uses of its group.
     FLOWS,
     /// LRU hash: connection that came in to a pod → how far it got.

@@ -30,8 +30,8 @@ impl Tag {
 pub enum FrameKind {
     /// A pod's packet for this gateway.
     Out(GatewayId),
-    /// A reply, or an error about it, for the pod that it is addressed to.
-    Back,
+    /// What comes back from this gateway, for the pod that it is addressed to: a reply, or an error.
+    Back(GatewayId),
 }
 
 const LOCALLY_ADMINISTERED: u8 = 0x02;
@@ -42,10 +42,11 @@ impl FrameKind {
     /// The source address of the inner frame.
     #[inline(always)]
     pub const fn to_mac(self) -> Mac {
-        let (kind, id) = match self {
-            Self::Out(gateway) => (OUT, gateway.0.to_be_bytes()),
-            Self::Back => (BACK, [0; 4]),
+        let (kind, gateway) = match self {
+            Self::Out(gateway) => (OUT, gateway),
+            Self::Back(gateway) => (BACK, gateway),
         };
+        let id = gateway.0.to_be_bytes();
         Mac([LOCALLY_ADMINISTERED, kind, id[0], id[1], id[2], id[3]])
     }
 
@@ -56,10 +57,10 @@ impl FrameKind {
         if m[0] != LOCALLY_ADMINISTERED {
             return None;
         }
-        let id = u32::from_be_bytes([m[2], m[3], m[4], m[5]]);
-        match (m[1], id) {
-            (OUT, _) => Some(Self::Out(GatewayId(id))),
-            (BACK, 0) => Some(Self::Back),
+        let gateway = GatewayId(u32::from_be_bytes([m[2], m[3], m[4], m[5]]));
+        match m[1] {
+            OUT => Some(Self::Out(gateway)),
+            BACK => Some(Self::Back(gateway)),
             _ => None,
         }
     }

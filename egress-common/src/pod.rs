@@ -49,7 +49,20 @@ pub const fn mac_from_word(word: u64) -> Mac {
     Mac([m[0], m[1], m[2], m[3], m[4], m[5]])
 }
 
-/// UDP ports on which connections may come in to a pod: an element of `POD_UDP_PORTS`, by slot.
+/// What userspace says of a pod beside its policy: an element of `POD_FACTS`, by slot.
+///
+/// Userspace writes it before it writes the pod into `PODS`. The facts of a live pod change in place.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PodFacts {
+    /// Largest IP packet in bytes that its interface takes; zero is not known.
+    pub mtu: u32,
+    /// UDP ports on which connections may come in to it.
+    pub udp: UdpPorts,
+}
+map_type!(PodFacts, size = 36, align = 4);
+
+/// UDP ports on which connections may come in to a pod.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UdpPorts {

@@ -8,6 +8,14 @@ use crate::{forward, packet::Packet, parse::Ip, pods};
 /// `egress_to_pod` takes it off: such a packet opens no connection to the pod.
 pub(crate) const DELIVERED: u32 = 0x6567_6465;
 
+/// Largest IP packet in bytes that the steered pod with this address takes; any, if there is none.
+///
+/// Its own side of a veth drops what is larger, and nobody is told.
+#[inline(always)]
+pub(crate) fn room(pod: &Addr) -> u32 {
+    pods::place(pod).map_or(u32::MAX, |place| pods::mtu(place.slot))
+}
+
 /// Hands the packet to the pod of a recorded connection.
 #[inline(always)]
 pub(crate) fn to_pod(packet: &Packet<'_>, ip: &Ip, path: &ReplyPath) -> Result<(), DropReason> {

@@ -29,7 +29,7 @@ pub(crate) fn send(
     if member.way() == Some(Way::Here) {
         return here(packet, ip, member, slot, shape);
     }
-    check(ip, shape, member.mtu)?;
+    fits(ip, shape, member.mtu)?;
     // The kernel would drop it after we had counted it as sent (RFC 1122, 3.3.6 forbids such frames).
     if packet.is_for_many() {
         return Err(DropReason::RedirectFailed);
@@ -54,7 +54,7 @@ fn here(
     shape: Shape,
 ) -> Result<(), DropReason> {
     let egress = egress::by_id(member.gateway, ip.family).ok_or(DropReason::StateMissing)?;
-    let sent = check(ip, shape, member.mtu).and_then(|()| {
+    let sent = fits(ip, shape, member.mtu).and_then(|()| {
         if packet.is_for_many() {
             return Err(DropReason::RedirectFailed);
         }
@@ -79,8 +79,11 @@ fn to_next_hop(packet: &Packet<'_>, ip: &Ip, member: &Member) -> Result<(), Drop
 }
 
 /// Whether the packet may live for another hop, and fits it.
+///
+/// # Errors
+/// `TtlExceeded` or `TooBig`, which the sender may be told.
 #[inline(always)]
-fn check(ip: &Ip, shape: Shape, mtu: u32) -> Result<(), DropReason> {
+pub(crate) fn fits(ip: &Ip, shape: Shape, mtu: u32) -> Result<(), DropReason> {
     if ip.ttl <= 1 {
         return Err(DropReason::TtlExceeded);
     }

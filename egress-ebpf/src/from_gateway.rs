@@ -1,10 +1,11 @@
 //! What becomes of a packet that arrives where a gateway is: replies of recorded connections go to their pod.
 
-use egress_common::{DropReason, keys::ReplyPath};
+use egress_common::{DropReason, counter::Answer, keys::ReplyPath};
 
 use crate::{
+    answer::{self, Speaker},
     counters::Shape,
-    deliver, fragments,
+    deliver, forward, fragments,
     packet::Packet,
     parse::{self, Fragment, Frame, Ip},
     pods, replies,
@@ -16,6 +17,12 @@ pub(crate) enum Arrival {
     NotOurs,
     /// On its way to the pod.
     Redirected,
+    /// A reply that cannot be delivered, which its sender is told.
+    Answered {
+        reason: DropReason,
+        answer: Answer,
+        shape: Shape,
+    },
     /// A reply that cannot be delivered.
     Dropped { reason: DropReason, shape: Shape },
 }
@@ -35,16 +42,31 @@ pub(crate) fn handle(packet: &Packet<'_>) -> Arrival {
         return Arrival::NotOurs;
     };
     // Neither another gateway's neighbours nor a record that outlived its pod reach into a pod.
-    if path.via != packet.ifindex() || !pods::is_at(path.ifindex, ip.destination) {
+    let pod = pods::slot_at(path.ifindex, ip.destination).filter(|_| path.via == packet.ifindex());
+    let Some(slot) = pod else {
         return Arrival::NotOurs;
-    }
-    match deliver::to_pod(packet, &ip, &path) {
+    };
+    let shape = Shape::of(packet, &ip);
+    let mtu = pods::mtu(slot);
+    match forward::fits(&ip, shape, mtu).and_then(|()| deliver::to_pod(packet, &ip, &path)) {
         Ok(()) => Arrival::Redirected,
-        Err(reason) => Arrival::Dropped {
-            reason,
-            shape: Shape::of(packet, &ip),
-        },
+        Err(reason) => refused(packet, &ip, reason, mtu, shape),
     }
+}
+
+/// Tells the sender, through the gateway that the packet came from, if it is to be told.
+#[inline(always)]
+fn refused(packet: &Packet<'_>, ip: &Ip, reason: DropReason, mtu: u32, shape: Shape) -> Arrival {
+    if let Ok(answer) = answer::write(packet, ip, reason, mtu, Speaker::Node)
+        && packet.redirect(packet.ifindex()).is_ok()
+    {
+        return Arrival::Answered {
+            reason,
+            answer,
+            shape,
+        };
+    }
+    Arrival::Dropped { reason, shape }
 }
 
 #[inline(always)]

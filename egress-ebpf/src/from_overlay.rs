@@ -10,7 +10,7 @@ use egress_common::{
 use crate::{
     answer::{self, Speaker},
     counters::Shape,
-    deliver, egress, nat,
+    deliver, egress, forward, nat,
     overlay::{self, Sender},
     packet::Packet,
     parse::{self, Frame, Ip},
@@ -25,6 +25,12 @@ pub(crate) enum Emergence {
     /// It ends here, and the pod is told.
     Answered {
         gateway: u32,
+        reason: DropReason,
+        answer: Answer,
+        shape: Shape,
+    },
+    /// It ends here, and the far end is told.
+    Returned {
         reason: DropReason,
         answer: Answer,
         shape: Shape,
@@ -53,13 +59,7 @@ pub(crate) fn handle(packet: &Packet<'_>) -> Emergence {
     };
     match open(packet, &mut sender, ip) {
         Ok(FrameKind::Out(gateway)) => out(packet, ip, gateway, sender.origin),
-        Ok(FrameKind::Back) => match deliver::to_local_pod(packet, ip, &ip.destination) {
-            Ok(()) => Emergence::Delivered,
-            Err(reason) => Emergence::Dropped {
-                reason,
-                shape: Shape::of(packet, ip),
-            },
-        },
+        Ok(FrameKind::Back(gateway)) => back(packet, ip, gateway, sender.origin),
         Err(reason) => Emergence::Dropped {
             reason,
             shape: Shape::of_frame(packet),
@@ -92,7 +92,7 @@ fn out(packet: &Packet<'_>, ip: &Ip, gateway: GatewayId, origin: u32) -> Emergen
             shape,
         };
     };
-    if let Err(reason) = fits(ip, shape, egress) {
+    if let Err(reason) = forward::fits(ip, shape, egress.mtu) {
         return answered(packet, ip, egress, origin, reason, shape);
     }
     match nat::out(packet, ip, egress, origin) {
@@ -108,16 +108,28 @@ fn out(packet: &Packet<'_>, ip: &Ip, gateway: GatewayId, origin: u32) -> Emergen
     }
 }
 
-/// Whether the packet may live for another hop, and fits the uplink.
+/// Gives a packet that came back from a gateway to its pod.
 #[inline(always)]
-fn fits(ip: &Ip, shape: Shape, egress: &Egress) -> Result<(), DropReason> {
-    if ip.ttl <= 1 {
-        return Err(DropReason::TtlExceeded);
+fn back(packet: &Packet<'_>, ip: &Ip, gateway: GatewayId, origin: u32) -> Emergence {
+    let shape = Shape::of(packet, ip);
+    let mtu = deliver::room(&ip.destination);
+    let delivered = forward::fits(ip, shape, mtu)
+        .and_then(|()| deliver::to_local_pod(packet, ip, &ip.destination));
+    let Err(reason) = delivered else {
+        return Emergence::Delivered;
+    };
+    // The far end knows the pod as the gateway's address: the way there is through the gateway.
+    let Ok(answer) = answer::write(packet, ip, reason, mtu, Speaker::Destination) else {
+        return Emergence::Dropped { reason, shape };
+    };
+    match overlay::send_to(packet, origin, FrameKind::Out(gateway)) {
+        Ok(()) => Emergence::Returned {
+            reason,
+            answer,
+            shape,
+        },
+        Err(reason) => Emergence::Dropped { reason, shape },
     }
-    if shape.largest > egress.mtu {
-        return Err(DropReason::TooBig);
-    }
-    Ok(())
 }
 
 /// Tells the pod, if it is to be told, why its packet goes no further.
@@ -132,7 +144,8 @@ fn answered(
 ) -> Emergence {
     let gateway = egress.counter;
     if let Ok(answer) = answer::write(packet, ip, reason, egress.mtu, Speaker::Node) {
-        return match overlay::back(packet, origin) {
+        let kind = FrameKind::Back(egress.gateway);
+        return match overlay::send_to(packet, origin, kind) {
             Ok(()) => Emergence::Answered {
                 gateway,
                 reason,

@@ -5,16 +5,12 @@
 //! (a SYN from the far end, RFC 9293's simultaneous open, does not change that), and UDP opens nothing but
 //! on ports that the pod names. What is forgotten, here or in `own`, goes by the policy.
 
-use aya_ebpf::{
-    btf_maps::{Array, LruHashMap},
-    helpers::bpf_ktime_get_ns,
-    macros::btf_map,
-};
+use aya_ebpf::{btf_maps::LruHashMap, helpers::bpf_ktime_get_ns, macros::btf_map};
 use egress_common::{
     WireU16,
     keys::ReplyKey,
     maps::capacity,
-    pod::{Choice, FLOW_SECONDS, Inbound, UdpPorts},
+    pod::{Choice, FLOW_SECONDS, Inbound},
 };
 
 use crate::{
@@ -26,9 +22,6 @@ use crate::{
 
 #[btf_map]
 static INBOUND: LruHashMap<ReplyKey, Inbound, { capacity::INBOUND as usize }> = LruHashMap::new();
-
-#[btf_map]
-static POD_UDP_PORTS: Array<UdpPorts, { capacity::PODS as usize }> = Array::new();
 
 /// Nanoseconds that an entry of UDP, or of TCP without an answer, lives after what opened it.
 const LIFE: u64 = FLOW_SECONDS as u64 * 1_000_000_000;
@@ -287,17 +280,16 @@ fn key_to_pod(ip: &Ip, remote_port: WireU16, pod_port: WireU16) -> ReplyKey {
 /// Whether the pod names any UDP port on which connections may come in.
 #[inline(always)]
 fn names_ports(slot: u32) -> bool {
-    POD_UDP_PORTS
-        .get(slot)
-        .is_some_and(|ports| ports.count != 0)
+    pods::facts(slot).is_some_and(|facts| facts.udp.count != 0)
 }
 
 /// Whether the pod names this one.
 #[inline(always)]
 fn is_named(slot: u32, port: WireU16) -> bool {
-    let Some(named) = POD_UDP_PORTS.get(slot) else {
+    let Some(facts) = pods::facts(slot) else {
         return false;
     };
+    let named = &facts.udp;
     let mut found = false;
     for (index, candidate) in named.ports.iter().enumerate() {
         found |= index < usize::from(named.count) && *candidate == port;

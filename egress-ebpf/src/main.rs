@@ -112,6 +112,16 @@ pub fn egress_from_gateway(ctx: TcContext) -> i32 {
     match from_gateway::handle(&packet) {
         Arrival::NotOurs => TC_ACT_UNSPEC,
         Arrival::Redirected => TC_ACT_REDIRECT,
+        Arrival::Answered {
+            reason,
+            answer,
+            shape,
+        } => {
+            log::dropped(&packet, NO_POLICY, reason);
+            counters::dropped(NO_POLICY, reason, shape);
+            counters::answered(answer);
+            TC_ACT_REDIRECT
+        }
         Arrival::Dropped { reason, shape } => {
             log::dropped(&packet, NO_POLICY, reason);
             counters::dropped(NO_POLICY, reason, shape);
@@ -138,6 +148,16 @@ pub fn egress_from_overlay(ctx: TcContext) -> i32 {
         } => {
             log::dropped(&packet, NO_POLICY, reason);
             counters::gateway_dropped(gateway, reason, shape);
+            counters::answered(answer);
+            TC_ACT_REDIRECT
+        }
+        Emergence::Returned {
+            reason,
+            answer,
+            shape,
+        } => {
+            log::dropped(&packet, NO_POLICY, reason);
+            counters::dropped(NO_POLICY, reason, shape);
             counters::answered(answer);
             TC_ACT_REDIRECT
         }

@@ -33,23 +33,26 @@ pub(crate) fn send(packet: &Packet<'_>, ip: &Ip, member: &Member) -> Result<(), 
     packet.redirect(member.ifindex)
 }
 
-/// Sends the packet as it is to the node `origin`, for the pod that it is addressed to.
+/// Sends the packet as it is to the node `index`, as a frame of that kind.
 ///
 /// The caller has lowered its TTL, and seen whether it fits ([`room_to`]).
 ///
 /// # Errors
 /// `StateMissing` if there is no such node any more; nothing is written then.
-///
+#[inline(always)]
+pub(crate) fn send_to(packet: &Packet<'_>, index: u32, kind: FrameKind) -> Result<(), DropReason> {
+    send_word_to(packet, index, word_of(kind))
+}
+
 /// A function of its own, for the sake of its callers' stack.
 #[inline(never)]
-pub(crate) fn back(packet: &Packet<'_>, origin: u32) -> Result<(), DropReason> {
-    let node = node(origin).ok_or(DropReason::StateMissing)?;
+fn send_word_to(packet: &Packet<'_>, index: u32, kind: u64) -> Result<(), DropReason> {
+    let node = node(index).ok_or(DropReason::StateMissing)?;
     let settings = settings::get().ok_or(DropReason::StateMissing)?;
     if settings.overlay_ifindex == 0 {
         return Err(DropReason::StateMissing);
     }
-    let kind = FrameKind::Back;
-    encapsulate(packet, &node.address, word(node.send), word_of(kind))?;
+    encapsulate(packet, &node.address, word(node.send), kind)?;
     packet.redirect(settings.overlay_ifindex)
 }
 

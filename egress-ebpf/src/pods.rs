@@ -8,7 +8,7 @@ use egress_common::{
     Addr, DropReason, Family,
     keys::PodKey,
     maps::capacity,
-    pod::{PodNote, PodPlace},
+    pod::{PodFacts, PodNote, PodPlace},
     verdict::PodState,
 };
 
@@ -31,6 +31,9 @@ static POD_PLACES: HashMap<Addr, PodPlace, { capacity::PODS as usize }> = HashMa
 
 #[btf_map]
 static POD_NOTES: Array<PodNote, { capacity::PODS as usize }> = Array::new();
+
+#[btf_map]
+static POD_FACTS: Array<PodFacts, { capacity::PODS as usize }> = Array::new();
 
 /// What the source of a packet is.
 pub(crate) enum Source {
@@ -86,6 +89,22 @@ pub(crate) fn slot_at(ifindex: u32, addr: Addr) -> Option<u32> {
 #[inline(always)]
 pub(crate) fn is_at(ifindex: u32, addr: Addr) -> bool {
     slot_at(ifindex, addr).is_some()
+}
+
+/// What userspace says of the pod of this slot. It may change between two reads.
+#[inline(always)]
+pub(crate) fn facts(slot: u32) -> Option<&'static PodFacts> {
+    POD_FACTS.get(slot)
+}
+
+/// Largest IP packet in bytes that the interface of the pod of this slot takes.
+#[inline(always)]
+pub(crate) fn mtu(slot: u32) -> u32 {
+    // SAFETY: an aligned word that userspace may write.
+    let mtu = facts(slot).map_or(0, |facts| unsafe {
+        core::ptr::read_volatile(&raw const facts.mtu)
+    });
+    if mtu == 0 { u32::MAX } else { mtu }
 }
 
 /// Whether a connection ever came in to the pod of this slot.

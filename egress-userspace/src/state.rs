@@ -31,8 +31,17 @@ pub struct DesiredState {
     pub prefixes: Vec<IpNet>,
     /// Egress addresses and other nodes.
     pub translation: Translation,
-    /// UDP ports on which connections may come in, of the pods that name any; in order, without repeats.
-    pub udp_ports: BTreeMap<PodKey, Vec<u16>>,
+    /// What else is to be known of every source pod.
+    pub facts: BTreeMap<PodKey, Facts>,
+}
+
+/// What is to be known of a pod beside its policy.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// Largest IP packet in bytes that its interface takes.
+    pub mtu: u32,
+    /// UDP ports on which connections may come in to it, in order, without repeats.
+    pub udp_ports: Vec<u16>,
 }
 
 /// What a gateway node needs to know: nothing of pods or policies.

@@ -9,12 +9,12 @@ use std::{
     fs::File,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::AsRawFd as _,
-    sync::{Arc, mpsc},
+    sync::mpsc,
     thread,
     time::Duration,
 };
 
-use egress_userspace::node::{self, InterfaceProblem, Netlink, NoWay, NodeView};
+use egress_userspace::node::{self, InterfaceProblem, Netlink, NoWay, NodeView, Watch};
 use ipnet::IpNet;
 use nix::sched::{CloneFlags, unshare};
 use rtnetlink::{
@@ -24,7 +24,7 @@ use rtnetlink::{
         route::{RouteAttribute, RouteMetric, RouteType},
     },
 };
-use tokio::{sync::watch, time::timeout};
+use tokio::time::timeout;
 
 /// Runs `body` in a network namespace of its own, with loopback up.
 fn in_namespace<F: Future<Output = ()>>(body: impl FnOnce(Net) -> F + Send + 'static) {
@@ -125,15 +125,14 @@ fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-async fn until(
-    views: &mut watch::Receiver<Arc<NodeView>>,
-    what: &str,
-    condition: impl FnMut(&Arc<NodeView>) -> bool,
-) {
-    timeout(Duration::from_secs(10), views.wait_for(condition))
-        .await
-        .unwrap_or_else(|_| panic!("never seen: {what}"))
-        .unwrap();
+async fn until(views: &mut Watch, what: &str, mut condition: impl FnMut(&NodeView) -> bool) {
+    timeout(Duration::from_secs(10), async {
+        while !condition(&views.view()) {
+            views.changed().await.unwrap();
+        }
+    })
+    .await
+    .unwrap_or_else(|_| panic!("never seen: {what}"));
 }
 
 #[test]
@@ -294,7 +293,35 @@ fn changes_wake_and_flapping_does_not() {
             .await
             .expect("woken by a route")
             .unwrap();
-        assert!(has(&views.borrow(), "10.3.0.0/16"));
+        assert!(has(&views.view(), "10.3.0.0/16"));
+    });
+}
+
+/// A device that was opened and closed again between two readings, as if nothing had been.
+#[test]
+fn what_was_undone_before_it_was_read_is_told_to_who_asks() {
+    in_namespace(|net| async move {
+        let mut views = node::watch().await.unwrap();
+        net.veth("eth0", "eth1").await;
+        until(&mut views, "a new link", |v| {
+            v.links.values().any(|l| l.name == "eth0")
+        })
+        .await;
+        // What else comes with a link comes in its own time.
+        while timeout(Duration::from_secs(1), views.changed())
+            .await
+            .is_ok()
+        {}
+        let before = views.view();
+        views.read_again();
+        timeout(Duration::from_secs(10), views.changed())
+            .await
+            .expect("the reading that was asked for")
+            .unwrap();
+        assert_eq!(views.view(), before);
+        // Once for each time it is asked.
+        let again = timeout(Duration::from_millis(500), views.changed()).await;
+        assert!(again.is_err(), "told without being asked");
     });
 }
 
@@ -371,7 +398,7 @@ fn a_silent_pod_behind_a_bridge_is_found_by_asking() {
         })
         .await;
         let problem = views
-            .borrow()
+            .view()
             .pod_interface(&[ip("10.1.0.2")], None)
             .unwrap_err();
         assert!(

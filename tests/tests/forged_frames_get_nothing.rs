@@ -97,7 +97,11 @@ fn an_unsteered_pod_behind_its_nodes_address() -> Result<()> {
             for address in ELSEWHERE.addresses() {
                 for (reason, kind, vni) in [
                     ("OverlayForged", out, OVERLAY_VNI),
-                    ("OverlayForged", FrameKind::Back, OVERLAY_VNI),
+                    (
+                        "OverlayForged",
+                        FrameKind::Back(identifier(RED.name)?),
+                        OVERLAY_VNI,
+                    ),
                     ("OverlayMalformed", out, OVERLAY_VNI + 1),
                 ] {
                     let before = stage.dropped(GATEWAY_NODE, reason)?;
@@ -163,6 +167,7 @@ fn a_host_that_claims_a_nodes_address() -> Result<()> {
         nothing_arrived(stage)?;
 
         // The other way: a reply that no gateway sent, and for the sake of comparison one whose tag is right.
+        let back = FrameKind::Back(identifier(RED.name)?);
         let key = OverlayKeys::parse(KEY.as_bytes())?;
         let right = key.tag(OVERLAY_VNI, GATEWAY_NODE, worker.name);
         for remote in ELSEWHERE.addresses() {
@@ -175,12 +180,15 @@ fn a_host_that_claims_a_nodes_address() -> Result<()> {
             for outer in [IpAddr::from(worker.v4), worker.v6.into()] {
                 let outer = [gateway.address_like(outer), outer];
                 let send = |tag| {
-                    let reply = tagged(tag, FrameKind::Back, remote, own, OVERLAY_VNI)?;
+                    let reply = tagged(tag, back, remote, own, OVERLAY_VNI)?;
                     forge(&stranger, &worker.host, outer, &reply)
                 };
-                let before = stage.dropped(worker.name, "OverlayForged")?;
-                send(GUESSED)?;
-                stage.wait_for_drops(worker.name, "OverlayForged", before + GUESSES)?;
+                // Zero is what stands for the second key where there is none.
+                for tag in [GUESSED, Tag::ZERO] {
+                    let before = stage.dropped(worker.name, "OverlayForged")?;
+                    send(tag)?;
+                    stage.wait_for_drops(worker.name, "OverlayForged", before + GUESSES)?;
+                }
                 socket.set_nonblocking(true)?;
                 let heard = socket.recv(&mut [0; 64]).map_err(|error| error.kind());
                 assert_eq!(heard, Err(ErrorKind::WouldBlock), "{own} from {outer:?}");

@@ -184,6 +184,38 @@ fn overlay_mtu(underlay: Underlay, mtu: u16) -> Result<()> {
     })
 }
 
+/// Pods' interfaces take less than the overlay and the internet do: the far end learns that, in the name of the
+/// egress address that it talks to.
+#[test]
+fn the_mtu_of_pods_is_found_from_outside() -> Result<()> {
+    const MTU: u16 = 1400;
+    let shape = ClusterShape {
+        pod_mtu: MTU,
+        pods: vec![("web", "worker-1"), ("batch", "gw-1")],
+        ..ClusterShape::default()
+    };
+    for pod in ["web", "batch"] {
+        ClusterStage::of(&shape)?.play(|stage| {
+            stage.permit(BLUE, &[ELSEWHERE]);
+            for address in ELSEWHERE.addresses() {
+                let headers = if address.is_ipv4() { 28 } else { 48 };
+                // What a frame of the overlay carries, so that nobody says anything before the pod's node does.
+                datagrams_arrive(stage, pod, address, 1430 - headers)?;
+                let egress = BLUE.like(address).to_string();
+                let route = stage
+                    .cluster
+                    .internet
+                    .run(&["ip", "route", "get", &egress])?;
+                ensure!(route.contains(&format!("mtu {MTU}")), "{pod}: {route}");
+                let node = if pod == "web" { "worker-1" } else { "gw-1" };
+                ensure!(stage.metrics(node)?.dropped_anywhere("TooBig") > 0, "{pod}");
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
 /// Sends datagrams of one size until one has come back whole: the first may be what tells that they are too large.
 fn datagrams_arrive(stage: &ClusterStage, pod: &str, to: IpAddr, size: usize) -> Result<()> {
     let _echo = EchoDatagrams::start(&stage.cluster.internet, to)?;

@@ -12,18 +12,22 @@ use aya::{
 };
 use egress_common::{
     Addr, DropReason, Family, Mac,
-    counter::{Count, Direction, NO_POLICY, drop_index, gateway_index},
+    counter::{Answer, Count, Direction, NO_POLICY, drop_index, gateway_index},
     gateway::{Egress, GatewayId, GatewayKey, Settings},
     keys::PodKey,
     maps,
     overlay::{FrameKind, NodeState, Tag},
-    pod::{PodNote, PodPlace, mac_to_word},
+    pod::{PodFacts, PodNote, PodPlace, mac_to_word},
     verdict::{Decision, Member, PodState, Verdict},
 };
 use egress_tests::{
     Host,
     client::Wire,
-    packets::build::{Frame, HOST_MAC, POD_MAC, address, proto::UDP, udp},
+    packets::{
+        Input,
+        answer::answered,
+        build::{Frame, HOST_MAC, L3, POD_MAC, address, hex, proto::UDP, udp},
+    },
     wait,
     workspace::Workspace,
 };
@@ -430,20 +434,32 @@ fn rows(of: &Overlaid) -> Vec<Row> {
     let mut tagged = of.out(20).bytes;
     tagged.splice(12..12, [0x81, 0x00, 0x00, 0x05]);
     let mut rows = vec![
-        row("the first key", of.back(of.pod), FIRST, Back, Deliver),
-        row("the second key", of.back(of.pod), SECOND, Back, Deliver),
+        row(
+            "the first key",
+            of.back(of.pod),
+            FIRST,
+            Back(GATEWAY),
+            Deliver,
+        ),
+        row(
+            "the second key",
+            of.back(of.pod),
+            SECOND,
+            Back(GATEWAY),
+            Deliver,
+        ),
         row(
             "no tag",
             of.back(of.pod),
             Tag::ZERO,
-            Back,
+            Back(GATEWAY),
             Drop(OverlayForged),
         ),
         row(
             "a wrong tag",
             of.back(of.pod),
             WRONG,
-            Back,
+            Back(GATEWAY),
             Drop(OverlayForged),
         ),
         row(
@@ -464,28 +480,28 @@ fn rows(of: &Overlaid) -> Vec<Row> {
             "an unknown pod",
             of.back(of.unknown),
             FIRST,
-            Back,
+            Back(GATEWAY),
             Drop(PodUnknown),
         ),
         row(
             "a pod that leaves",
             of.back(of.leaving),
             FIRST,
-            Back,
+            Back(GATEWAY),
             Drop(PodUnknown),
         ),
         row(
             "a pod without MACs",
             of.back(of.silent),
             FIRST,
-            Back,
+            Back(GATEWAY),
             Drop(PodUnknown),
         ),
         row(
             "back, and no more hops",
             of.back(of.pod).ttl(1),
             FIRST,
-            Back,
+            Back(GATEWAY),
             Drop(TtlExceeded),
         ),
         row(
@@ -513,7 +529,7 @@ fn rows(of: &Overlaid) -> Vec<Row> {
             "not IP",
             Frame::raw(0x88cc, &[0; 28]),
             FIRST,
-            Back,
+            Back(GATEWAY),
             Drop(OverlayMalformed),
         ),
         row(
@@ -536,7 +552,6 @@ fn rows(of: &Overlaid) -> Vec<Row> {
     }
     for (name, kind) in [
         ("an unknown kind", [0x02, 3, 0, 0, 0, 0]),
-        ("back with a gateway", [0x02, 2, 0, 0, 0, 1]),
         ("a MAC that is not ours", [0x00, 1, 7, 8, 9, 10]),
     ] {
         rows.push(Row {
@@ -579,7 +594,7 @@ fn only_what_nodes_send_is_taken_and_nothing_reaches_the_kernel() -> Result<()> 
             }
             let right = overlaid
                 .back(overlaid.pod)
-                .macs(FIRST.0, FrameKind::Back.to_mac().0)
+                .macs(FIRST.0, FrameKind::Back(GATEWAY).to_mac().0)
                 .bytes;
             for (name, from, vni, reason) in [
                 (
@@ -652,6 +667,78 @@ fn a_pods_packet_arrives_at_the_node_of_its_gateway() -> Result<()> {
                 "{}: {received:02x?}, wanted {wanted:02x?}",
                 context()
             );
+        }
+    }
+    Ok(())
+}
+
+/// What its own side of the veth would drop, and what has no hop left: the far end is told, by the gateway.
+#[test]
+fn a_reply_that_a_pod_does_not_take_is_answered_through_its_gateway() -> Result<()> {
+    const ROOM: u32 = 1300;
+    let mut field = Field::new()?;
+    let facts = PodFacts {
+        mtu: ROOM,
+        ..PodFacts::default()
+    };
+    field.element(maps::POD_FACTS, SLOT, facts)?;
+    field.attach(Program::FromOverlay, DEVICE)?;
+    let underlay = &UNDERLAYS[0];
+    for overlaid in &OVERLAID {
+        let is_v4 = !overlaid.pod.contains(':');
+        let header = if is_v4 { 20 } else { 40 };
+        let reply = |size: usize| {
+            let frame = datagram(overlaid.remote, overlaid.pod, size - header - 8);
+            let frame = if is_v4 {
+                frame.set(L3 + 6, &[0x40, 0])
+            } else {
+                frame
+            };
+            frame.macs(FIRST.0, FrameKind::Back(GATEWAY).to_mac().0)
+        };
+        let fits = reply(1300);
+        let before = field.counts()?;
+        field.send(underlay.neighbour, underlay.node, VNI, &fits.bytes)?;
+        field.expect(&before, &["the pod: delivered"])?;
+        for (name, frame, reason, answer) in [
+            ("too big", reply(1301), DropReason::TooBig, Answer::TooBig),
+            (
+                "too old",
+                reply(100).ttl(1),
+                DropReason::TtlExceeded,
+                Answer::TimeExceeded,
+            ),
+        ] {
+            let context = || format!("{}: {name}", overlaid.pod);
+            let told = answered(
+                &Input::to_pod(&frame.bytes),
+                answer,
+                ROOM,
+                &Settings::default(),
+            );
+            // From the pod, for the gateway that the reply came from.
+            let mut told = Frame { bytes: told };
+            told = told.macs(TO_NEIGHBOUR.0, FrameKind::Out(GATEWAY).to_mac().0);
+            let before = field.counts()?;
+            let received = field.neighbour.enter(|| {
+                let socket = UdpSocket::bind(SocketAddr::new(address(underlay.neighbour), PORT))?;
+                socket.set_read_timeout(Some(wait::PATIENCE))?;
+                let to = SocketAddr::new(address(underlay.node), PORT);
+                socket.send_to(&vxlan(VNI, &frame.bytes), to)?;
+                let mut bytes = vec![0; 2048];
+                let length = socket.recv(&mut bytes)?;
+                bytes.truncate(length);
+                Ok(bytes)
+            });
+            let received = received.with_context(context)?;
+            assert_eq!(
+                hex(&received),
+                hex(&vxlan(VNI, &told.bytes)),
+                "{}",
+                context()
+            );
+            let wanted = format!("{:?}", Drop(reason));
+            field.expect(&before, &[&wanted]).with_context(context)?;
         }
     }
     Ok(())

@@ -2,7 +2,7 @@
 
 use egress_common::DropReason;
 use egress_tests::packets::{
-    Expect::{Delivered, Drop, Sent, Untouched},
+    Expect::{Answered, Delivered, Drop, Sent, Untouched},
     Row,
     build::{
         Frame, GATEWAY_MAC, HOST_MAC, L3, POD_MAC, extension, fragment6, icmp,
@@ -163,9 +163,9 @@ fn replies_reach_their_pod() {
                 .back(f.answer().padded(&[0; 9]), Delivered),
             f.row("TTL 2").back(f.answer().ttl(2), Delivered),
             f.row("TTL 1")
-                .back(f.answer().ttl(1), Drop("", DropReason::TtlExceeded)),
+                .back(f.answer().ttl(1), Answered("", DropReason::TtlExceeded, 0)),
             f.row("TTL 0")
-                .back(f.answer().ttl(0), Drop("", DropReason::TtlExceeded)),
+                .back(f.answer().ttl(0), Answered("", DropReason::TtlExceeded, 0)),
             f.row("TTL 1, unknown").back(
                 f.back(f.router, f.pod, UDP, &udp(53, 40_000, 0)).ttl(1),
                 Untouched,
@@ -236,6 +236,61 @@ fn errors_reach_the_pod_that_they_are_for() {
                 Drop("", DropReason::TtlExceeded),
             ),
         ]);
+        rows
+    });
+}
+
+/// What the pod's own side of a veth would drop, and nobody would be told.
+#[test]
+fn replies_larger_than_the_pods_interface_takes() {
+    const MTU: u32 = 1400;
+    const TOO_BIG: DropReason = DropReason::TooBig;
+    check(|f| {
+        let (header, segment, other) = if f.icmp == ICMP {
+            (20, 1356, "10.1.0.6")
+        } else {
+            (40, 1336, "fd00::6")
+        };
+        let sized = |size: usize| {
+            let payload = udp(53, 40_000, size - header - 8);
+            f.back(f.remote, f.pod, UDP, &payload)
+        };
+        let whole = |frame: Frame| match f.icmp {
+            ICMP => frame.set(L3 + 6, &[0x40, 0]),
+            _ => frame,
+        };
+        let row = |name: &str| f.row(name).narrow(f.pod, MTU);
+        let segments = tcp(443, 40_000, &[1; 4], 2 * (1400 - header - 24));
+        let aggregate = || f.back(f.remote, f.pod, TCP, &segments);
+        let opened = |name: &str| {
+            f.after(name, TCP, &tcp(40_000, 443, &[], 0))
+                .narrow(f.pod, MTU)
+        };
+        let mut rows = vec![
+            row("it fits").back(whole(sized(1400)), Delivered),
+            row("too long by one").back(whole(sized(1401)), Answered("", TOO_BIG, MTU)),
+            row("a long error").back(
+                f.error(f.errors[0], &f.sent(UDP, &udp(40_000, 53, 1400))),
+                Drop("", TOO_BIG),
+            ),
+            row("a frame that is too long with its padding")
+                .back(sized(1400).padded(&[0; 3]), Drop("", TOO_BIG))
+                .counted(1, 1400),
+            f.row("of another pod's interface")
+                .narrow(other, MTU)
+                .back(whole(sized(1401)), Delivered),
+            opened("segments that fit")
+                .back(aggregate(), Delivered)
+                .gso(segment, 2),
+            opened("segments that are too long")
+                .back(whole(aggregate()), Answered("", TOO_BIG, MTU))
+                .gso(segment + 1, 2)
+                .counted(2, 2 * 1400),
+        ];
+        if f.icmp == ICMP {
+            let row = row("too long, and may be fragmented");
+            rows.push(row.back(sized(1401), Drop("", TOO_BIG)));
+        }
         rows
     });
 }

@@ -15,7 +15,7 @@ use egress_tests::packets::{
     Input,
     build::{self, Frame, L3, fragment6, proto},
     nat::{
-        Fate,
+        ALPHA, Fate,
         Fate::{Answered, Dropped, Home, Out},
         Node, Places, addr, datagram, delivered, error, forwarded, in_both, on_uplink, with_sum,
     },
@@ -62,7 +62,7 @@ impl Underlay {
 
 /// On its way to the pod's node.
 fn overlaid(translated: &Frame) -> Fate {
-    Home(forwarded(translated).macs(TAG.0, FrameKind::Back.to_mac().0))
+    Home(forwarded(translated).macs(TAG.0, FrameKind::Back(ALPHA.id).to_mac().0))
 }
 
 /// Runs `test` for each family inside and outside, on a node that knows connections of a pod of another one:
@@ -262,6 +262,23 @@ fn pods_of_this_node() {
             let [frame, translated] = whole_reply(p, size);
             node.back("long", &frame, Home(delivered(&translated)));
         }
+        node.narrow(MTU);
+        let [frame, translated] = whole_reply(p, FITS);
+        node.back("it fits", &frame, Home(delivered(&translated)));
+        for size in [FITS + 1, 1500] {
+            let [frame, _] = whole_reply(p, size);
+            node.back("too big", &frame, Answered(Answer::TooBig, MTU));
+            node.fall_silent();
+            node.back("too big, and enough was said", &frame, Dropped(TooBig));
+            node.speak();
+        }
+        if is_v4(p) {
+            let [frame, _] = reply(p, FITS + 1);
+            node.back("too big, may be fragmented", &frame, Dropped(TooBig));
+        }
+        let [frame, _] = long_error(p);
+        node.back("an error that is too big", &frame, Dropped(TooBig));
+        node.narrow(0);
         let [frame, _] = reply(p, 100).map(|frame| frame.ttl(1));
         node.back("old", &frame, Answered(Answer::TimeExceeded, 0));
         node.fall_silent();

@@ -7,8 +7,8 @@ use aya::maps::{Array, HashMap, Map, MapData};
 use egress_common::{
     Addr, WireU16,
     keys::PodKey,
-    maps::{NAT_OUT, POD_NOTES, POD_PLACES, POD_UDP_PORTS},
-    pod::{PodNote, PodPlace, UdpPorts},
+    maps::{NAT_OUT, POD_FACTS, POD_NOTES, POD_PLACES},
+    pod::{PodFacts, PodNote, PodPlace, UdpPorts},
 };
 use egress_tests::workspace::Workspace;
 use egress_userspace::kernel::{Capacities, Datapath, LoadOptions, Paths};
@@ -117,17 +117,18 @@ fn a_slot_forgets_who_had_it() -> Result<()> {
     assert_eq!(notes.get(&5, 0)?, PodNote::default());
     assert_eq!(notes.get(&6, 0)?, learned);
 
-    let mut ports = UdpPorts {
-        count: 1,
-        ..UdpPorts::default()
+    let mut facts = PodFacts {
+        mtu: 1450,
+        udp: UdpPorts::default(),
     };
-    ports.ports[0] = WireU16::new(53);
-    ensure!(datapath.maps.set_udp_ports(5, ports)?, "it was there");
-    ensure!(!datapath.maps.set_udp_ports(5, ports)?, "written again");
-    let written: Array<MapData, UdpPorts> = open(paths, POD_UDP_PORTS)?.try_into()?;
-    assert_eq!(written.get(&5, 0)?, ports);
-    ensure!(datapath.maps.set_udp_ports(5, UdpPorts::default())?);
-    assert_eq!(written.get(&5, 0)?, UdpPorts::default());
+    facts.udp.count = 1;
+    facts.udp.ports[0] = WireU16::new(53);
+    ensure!(datapath.maps.set_facts(5, facts)?, "it was there");
+    ensure!(!datapath.maps.set_facts(5, facts)?, "written again");
+    let written: Array<MapData, PodFacts> = open(paths, POD_FACTS)?.try_into()?;
+    assert_eq!(written.get(&5, 0)?, facts);
+    ensure!(datapath.maps.set_facts(5, PodFacts::default())?);
+    assert_eq!(written.get(&5, 0)?, PodFacts::default());
     Ok(())
 }
 

@@ -5,12 +5,14 @@ use std::{collections::BTreeSet, net::IpAddr};
 use anyhow::{Result, ensure};
 use egress_tests::{
     ClusterStage,
+    client::whoami,
     cluster::{
         BLUE, ClusterShape, ELSEWHERE, Egress, GATEWAY_NODE, INTERNAL, INTERNET_HOST, NodeSetup,
         PARTNER, RED, Seen, Underlay, usual, usual_gateways,
     },
     ping::ping,
     resources::{Via, namespace, pod, policy},
+    server::Whoami,
     sniffer::Content,
     wait,
 };
@@ -97,7 +99,7 @@ fn a_gateway_pod_lends_its_address() -> Result<()> {
         |_| {},
     )?;
     stage.play(|stage| {
-        let holder = stage.pod("holder")?;
+        let holder = stage.pod("holder")?.clone();
         let egress = Egress {
             name: "holder",
             v4: holder.v4,
@@ -106,8 +108,10 @@ fn a_gateway_pod_lends_its_address() -> Result<()> {
         stage.expect("web", ELSEWHERE, Seen::As(egress))?;
         // Its own address stays the pod's: who talks to it is answered.
         stage.permit(egress, &[INTERNET_HOST]);
+        let _own = Whoami::start(&holder.host)?;
         for address in egress.addresses() {
             ping(&stage.cluster.internet, address)?;
+            whoami(&stage.cluster.internet, address)?;
         }
         stage.expect_no_drops()
     })

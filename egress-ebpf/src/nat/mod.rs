@@ -17,7 +17,7 @@ use egress_common::{
     DropReason,
     counter::Answer,
     gateway::{EGRESS_ALLOW_LOCAL, EGRESS_SHARED, Egress},
-    overlay::ORIGIN_HERE,
+    overlay::{FrameKind, ORIGIN_HERE},
 };
 
 use self::{
@@ -26,7 +26,8 @@ use self::{
 };
 use crate::{
     answer::{self, Speaker, Untold},
-    deliver, forward, overlay,
+    deliver, forward,
+    overlay::{self, Room},
     packet::Packet,
     parse::{Fragment, Ip},
 };
@@ -159,7 +160,7 @@ pub(crate) fn back(packet: &Packet<'_>, ip: &Ip, egress: &Egress, largest: u32) 
             Err(_) => return Homeward::Dropped(refusal.reason),
         }
     }
-    match send_back(packet, s, is_error) {
+    match send_back(packet, s, egress, is_error) {
         Ok(()) => Homeward::Redirected,
         Err(reason) => Homeward::Dropped(reason),
     }
@@ -194,11 +195,15 @@ fn refusal(s: &Scratch, largest: u32) -> Option<Refusal> {
             is_soft: false,
         });
     }
-    // What a pod of this node takes, only its interface knows.
-    if s.back.origin == ORIGIN_HERE {
-        return None;
-    }
-    let Some(room) = overlay::room_to(s.back.origin, s.ip.family) else {
+    let room = if s.back.origin == ORIGIN_HERE {
+        Some(Room {
+            mtu: deliver::room(&s.edit.new),
+            is_soft: false,
+        })
+    } else {
+        overlay::room_to(s.back.origin, s.ip.family)
+    };
+    let Some(room) = room else {
         return Some(Refusal {
             reason: DropReason::StateMissing,
             mtu: 0,
@@ -225,7 +230,12 @@ fn told(packet: &Packet<'_>, s: &Scratch, refusal: &Refusal) -> Result<Answer, U
 
 /// The caller has seen to it that the packet may live for another hop.
 #[inline(always)]
-fn send_back(packet: &Packet<'_>, s: &mut Scratch, is_error: bool) -> Result<(), DropReason> {
+fn send_back(
+    packet: &Packet<'_>,
+    s: &mut Scratch,
+    egress: &Egress,
+    is_error: bool,
+) -> Result<(), DropReason> {
     if is_error {
         icmp::write_quote(packet, s)?;
     }
@@ -234,7 +244,7 @@ fn send_back(packet: &Packet<'_>, s: &mut Scratch, is_error: bool) -> Result<(),
         return deliver::to_local_pod(packet, &s.ip, &s.edit.new);
     }
     forward::lower_ttl(packet, &s.ip)?;
-    overlay::back(packet, s.back.origin)
+    overlay::send_to(packet, s.back.origin, FrameKind::Back(egress.gateway))
 }
 
 /// What was found out about a packet to an egress address.

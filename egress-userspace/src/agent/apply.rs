@@ -3,7 +3,10 @@
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use anyhow::{Context, bail};
-use egress_common::{WireU16, gateway, pod::UdpPorts};
+use egress_common::{
+    WireU16, gateway,
+    pod::{PodFacts, UdpPorts},
+};
 
 use super::sweep::Sweeper;
 use crate::{
@@ -16,7 +19,7 @@ use crate::{
     },
     settings::Settings,
     snapshot::AttachedProgram,
-    state::{DesiredState, KernelState, Limits, Names},
+    state::{DesiredState, Facts, KernelState, Limits, Names},
     state_dir::StateDir,
     translation,
 };
@@ -228,7 +231,7 @@ impl Kernel {
         }
         errors.extend(attachments.detach_others(Program::FromPod, hooks));
         self.unsure = true;
-        changes += self.write_udp_ports(desired, &plans.policy.after)?;
+        changes += self.write_facts(desired, &plans.policy.after)?;
         if changes > 0 || plans.names != *self.names {
             self.change(plans, counters)?;
         }
@@ -252,17 +255,16 @@ impl Kernel {
         })
     }
 
-    /// Tells each pod's slot its ports: before a new pod can be found, and before an old one has any new.
-    fn write_udp_ports(
+    /// Tells each pod's slot its facts: before a new pod can be found.
+    fn write_facts(
         &mut self,
         desired: &DesiredState,
         after: &KernelState,
     ) -> anyhow::Result<usize> {
         let mut written = 0;
         for (key, slot) in &after.pods {
-            let ports = desired.udp_ports.get(key).map_or(&[][..], Vec::as_slice);
-            let ports = udp_ports(ports);
-            written += usize::from(self.datapath.maps.set_udp_ports(*slot, ports)?);
+            let facts = desired.facts.get(key).map(facts).unwrap_or_default();
+            written += usize::from(self.datapath.maps.set_facts(*slot, facts)?);
         }
         Ok(written)
     }
@@ -312,14 +314,17 @@ pub(super) struct Plans {
     names: Names,
 }
 
-/// The ports as the maps hold them; what does not fit was refused with the pod.
-fn udp_ports(wanted: &[u16]) -> UdpPorts {
-    let mut ports = UdpPorts::default();
-    for (place, port) in ports.ports.iter_mut().zip(wanted) {
+/// The facts as the maps hold them; ports that do not fit were refused with the pod.
+fn facts(wanted: &Facts) -> PodFacts {
+    let mut udp = UdpPorts::default();
+    for (place, port) in udp.ports.iter_mut().zip(&wanted.udp_ports) {
         *place = WireU16::new(*port);
-        ports.count += 1;
+        udp.count += 1;
     }
-    ports
+    PodFacts {
+        mtu: wanted.mtu,
+        udp,
+    }
 }
 
 /// What became of an apply whose maps are changed.

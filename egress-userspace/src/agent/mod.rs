@@ -141,8 +141,11 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     );
     agent.read_files();
     loop {
-        let view = Arc::clone(&node_changed.borrow_and_update());
+        let view = node_changed.view();
         tokio::task::block_in_place(|| agent.sync(&view));
+        if std::mem::take(&mut agent.touched_node) {
+            node_changed.read_again();
+        }
         if agent.is_ready() {
             tell_supervisor();
         }
@@ -154,9 +157,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
                 agent.read_files();
             }
             Some(()) = hangup.recv() => agent.read_files(),
-            told = node_changed.changed() => {
-                told.context("the node's network is not watched any more: start the agent again")?;
-            }
+            told = node_changed.changed() => told?,
             () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => {}
             () = sleep(ASK_AGAIN), if ask_again => {}
             () = agent.hook_lost() => {}
@@ -185,7 +186,8 @@ async fn begin_overlay(overlay: &mut Overlay, kernel: &mut Kernel) -> anyhow::Re
             interface,
         })
     })?;
-    overlay.settle(true).await
+    overlay.settle(true).await?;
+    Ok(())
 }
 
 /// Lets the kernel ask for neighbours that bridges have forgotten: a silent pod is found by its answer.
@@ -243,6 +245,8 @@ struct Agent {
     /// The hooks that were wanted last.
     hooks: BTreeSet<Hook>,
     failures: u32,
+    /// Whether devices or addresses of the node were changed since it was read.
+    touched_node: bool,
     /// When hooks are looked at next, however often something else wakes the loop.
     look_at: Instant,
 }
@@ -276,6 +280,7 @@ impl Agent {
             snapshot,
             hooks: BTreeSet::new(),
             failures: 0,
+            touched_node: false,
             look_at: Instant::now() + LOOK_AT_HOOKS,
         }
     }
@@ -431,19 +436,18 @@ impl Agent {
         // while it is on, and on after the program of its uplink.
         let (mut taken_off, mut put_on) = (0, Moved::default());
         let brought = self.kernel.plan(&desired, &settings).and_then(|plans| {
-            taken_off = self
-                .addresses
-                .take_off(&desired.translation, view)
-                .in_full()
-                .context(
-                    "nothing is changed while an egress address that is let go cannot be taken off",
-                )?;
+            let taken = self.addresses.take_off(&desired.translation, view);
+            self.touched_node |= taken.changes > 0;
+            taken_off = taken.in_full().context(
+                "nothing is changed while an egress address that is let go cannot be taken off",
+            )?;
             let kernel = &mut self.kernel;
             let brought = kernel.bring_to(plans, &desired, &self.hooks, &self.counters)?;
             let answered = answered(&desired.translation, |ifindex| {
                 kernel.is_attached(Program::FromUplink, ifindex)
             });
             put_on = self.addresses.bring_to(&answered, view);
+            self.touched_node |= put_on.changes > 0;
             Ok(brought)
         });
         self.snapshot.programs = self.kernel.programs(&self.hooks);
@@ -476,11 +480,16 @@ impl Agent {
         Some((ifindex?, name.to_owned()))
     }
 
-    fn settle_overlay(&self, ifindex: Option<u32>) -> Option<anyhow::Error> {
+    fn settle_overlay(&mut self, ifindex: Option<u32>) -> Option<anyhow::Error> {
         let attached =
             ifindex.is_some_and(|index| self.kernel.is_attached(Program::FromOverlay, index));
-        let settled = Handle::current().block_on(self.overlay.settle(attached));
-        settled.err()
+        match Handle::current().block_on(self.overlay.settle(attached)) {
+            Ok(touched) => {
+                self.touched_node |= touched;
+                None
+            }
+            Err(error) => Some(error),
+        }
     }
 
     fn check_sources(

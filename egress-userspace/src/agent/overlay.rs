@@ -115,40 +115,40 @@ impl Overlay {
     }
 
     /// Opens the device if our program is `attached` to it, and closes it if not: nothing that arrives there
-    /// is the kernel's. Without an overlay the device of an earlier run is removed.
+    /// is the kernel's. Without an overlay the device of an earlier run is removed. Says whether anything was done.
     ///
     /// # Errors
     /// The port is taken, or the kernel refuses.
-    pub(super) async fn settle(&self, attached: bool) -> anyhow::Result<()> {
+    pub(super) async fn settle(&self, attached: bool) -> anyhow::Result<bool> {
         if self.options.is_none() && !self.file.exists() {
-            return Ok(());
+            return Ok(false);
         }
         let netlink = Netlink::connect()?;
         let Some(options) = &self.options else {
-            if let Some(device) = remove_recorded(&netlink, &self.file).await? {
+            let removed = remove_recorded(&netlink, &self.file).await?;
+            if let Some(device) = &removed {
                 tracing::info!(
                     device,
                     "removed the overlay device: there is no overlay any more"
                 );
             }
-            return Ok(());
+            return Ok(removed.is_some());
         };
         let found = netlink.overlay_device(&options.device).await?;
         let ours = found.filter(|device| Some(device.ifindex) == self.ifindex);
-        if let Some(device) = ours
-            && device.up != attached
-        {
-            netlink
-                .open_overlay_device(device, attached)
-                .await
-                .with_context(|| {
-                    let what = if attached { "open" } else { "close" };
-                    format!("cannot {what} the overlay device {}", options.device)
-                })?;
-            let state = if attached { "open" } else { "closed" };
-            tracing::info!(device = %options.device, port = options.port, state, "overlay");
-        }
-        Ok(())
+        let Some(device) = ours.filter(|device| device.up != attached) else {
+            return Ok(false);
+        };
+        netlink
+            .open_overlay_device(device, attached)
+            .await
+            .with_context(|| {
+                let what = if attached { "open" } else { "close" };
+                format!("cannot {what} the overlay device {}", options.device)
+            })?;
+        let state = if attached { "open" } else { "closed" };
+        tracing::info!(device = %options.device, port = options.port, state, "overlay");
+        Ok(true)
     }
 }
 

@@ -24,7 +24,8 @@ use self::prefixes::{Prefixes, Shape};
 use crate::{
     resolve::{Action, EffectiveRule, Fate, Resolved, SourcePod, UsableGateway},
     state::{
-        DesiredState, Extent, Limits, MemberLabel, MemberSpec, Profile, Translation, VerdictSpec,
+        DesiredState, Extent, Facts, Limits, MemberLabel, MemberSpec, Profile, Translation,
+        VerdictSpec,
     },
 };
 
@@ -176,15 +177,18 @@ pub fn compile(resolved: &Resolved, limits: &Limits) -> Result<DesiredState, Com
         rows,
         prefixes: prefixes.into_nets(),
         translation: resolved.translation.clone(),
-        udp_ports: udp_ports(resolved),
+        facts: facts(resolved),
     })
 }
 
-/// The ports of every pod that names any, under each of its addresses.
-fn udp_ports(resolved: &Resolved) -> BTreeMap<PodKey, Vec<u16>> {
-    let naming = resolved.pods.values().filter(|p| !p.udp_ports.is_empty());
-    naming
-        .flat_map(|pod| pod_keys(pod).map(|key| (key, pod.udp_ports.clone())))
+/// What is to be known of every pod, under each of its addresses.
+fn facts(resolved: &Resolved) -> BTreeMap<PodKey, Facts> {
+    let of_pod = |pod: &SourcePod| Facts {
+        mtu: pod.mtu,
+        udp_ports: pod.udp_ports.clone(),
+    };
+    let pods = resolved.pods.values();
+    pods.flat_map(|pod| pod_keys(pod).map(move |key| (key, of_pod(pod))))
         .collect()
 }
 

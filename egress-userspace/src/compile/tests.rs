@@ -157,6 +157,7 @@ fn pod(number: u8, policy: &str, fate: Fate) -> (ObjectName, SourcePod) {
         ],
         policy: policy.to_owned(),
         fate,
+        mtu: 1500,
         udp_ports: Vec::new(),
     };
     (ObjectName::new("pods", format!("pod{number}")), pod)
@@ -433,18 +434,22 @@ fn groups_are_in_the_order_of_ids() -> Result<(), CompileError> {
 }
 
 #[test]
-fn ports_that_pods_name_are_under_each_of_their_addresses() -> Result<(), CompileError> {
+fn facts_of_pods_are_under_each_of_their_addresses() -> Result<(), CompileError> {
     let mut naming = pod(1, "p", fate(vec![(None, Action::Local)]));
     naming.1.udp_ports = vec![53, 5060];
+    naming.1.mtu = 1450;
     let silent = pod(2, "p", fate(vec![(None, Action::Local)]));
-    let keys: Vec<_> = pod_keys(&naming.1).collect();
+    let facts = |mtu, udp_ports| Facts { mtu, udp_ports };
+    let expected = pod_keys(&naming.1)
+        .map(|key| (key, facts(1450, vec![53, 5060])))
+        .chain(pod_keys(&silent.1).map(|key| (key, facts(1500, vec![]))))
+        .collect();
     let resolved = Resolved {
         pods: BTreeMap::from([naming, silent]),
         ..Resolved::default()
     };
     let state = compile(&resolved, &Limits::default())?;
-    let expected = keys.into_iter().map(|key| (key, vec![53, 5060]));
-    assert_eq!(state.udp_ports, expected.collect());
+    assert_eq!(state.facts, expected);
     Ok(())
 }
 

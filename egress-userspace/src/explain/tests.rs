@@ -59,6 +59,7 @@ fn pod(policy: &str, fate: Fate) -> SourcePod {
         addresses: vec!["10.1.0.5".parse().unwrap(), "fd00::5".parse().unwrap()],
         policy: policy.to_owned(),
         fate,
+        mtu: 1500,
         udp_ports: Vec::new(),
     }
 }

@@ -81,7 +81,7 @@ impl Capacities {
             (maps::POD_STATE, "--max-pods", self.pods),
             (maps::POD_PLACES, "--max-pods", self.pods),
             (maps::POD_NOTES, "--max-pods", self.pods),
-            (maps::POD_UDP_PORTS, "--max-pods", self.pods),
+            (maps::POD_FACTS, "--max-pods", self.pods),
             (maps::PREFIXES4, "--max-prefixes", self.prefixes),
             (maps::PREFIXES6, "--max-prefixes", self.prefixes),
             (maps::VERDICTS, "--max-verdicts", self.verdicts),

@@ -8,7 +8,7 @@ use egress_common::{
     cells::Line,
     keys::PodKey,
     maps::{LINES, MEMBERS, POD_STATE, PODS, PREFIXES4, PREFIXES6, VERDICTS},
-    pod::UdpPorts,
+    pod::PodFacts,
     verdict::{Member, PodState, Verdict},
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -147,10 +147,9 @@ impl Maps {
         self.beside.removed(key)
     }
 
-    /// Writes the UDP ports on which connections may come in to the pod with this slot, and says whether
-    /// they differ from what was there.
-    pub fn set_udp_ports(&mut self, slot: u32, ports: UdpPorts) -> anyhow::Result<bool> {
-        self.beside.set_udp_ports(slot, ports)
+    /// Writes what is to be known of the pod with this slot, and says whether it differs from what was there.
+    pub fn set_facts(&mut self, slot: u32, facts: PodFacts) -> anyhow::Result<bool> {
+        self.beside.set_facts(slot, facts)
     }
 
     /// What the maps of egress addresses and other nodes say.

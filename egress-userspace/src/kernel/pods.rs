@@ -1,4 +1,4 @@
-//! What is kept of a steered pod beside its policy: where it is, its ports, and what the datapath learned.
+//! What is kept of a steered pod beside its policy: where it is, what it takes, and what the datapath learned.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -7,8 +7,8 @@ use aya::maps::{Array, HashMap, MapData};
 use egress_common::{
     Addr,
     keys::PodKey,
-    maps::{POD_NOTES, POD_PLACES, POD_UDP_PORTS},
-    pod::{PodNote, PodPlace, UdpPorts},
+    maps::{POD_FACTS, POD_NOTES, POD_PLACES},
+    pod::{PodFacts, PodNote, PodPlace},
 };
 
 use super::{
@@ -20,11 +20,11 @@ use super::{
 pub(super) struct PodMaps {
     places: HashMap<MapData, Addr, PodPlace>,
     notes: Array<MapData, PodNote>,
-    udp_ports: Array<MapData, UdpPorts>,
+    facts: Array<MapData, PodFacts>,
     /// `PODS` by address: while a pod moves, its address is on two interfaces.
     known: BTreeMap<(Addr, u32), u32>,
-    /// `POD_UDP_PORTS` as far as it was read or written.
-    ports: BTreeMap<u32, UdpPorts>,
+    /// `POD_FACTS` as far as it was read or written.
+    written: BTreeMap<u32, PodFacts>,
 }
 
 impl PodMaps {
@@ -32,9 +32,9 @@ impl PodMaps {
         Ok(Self {
             places: open(paths, POD_PLACES)?.try_into()?,
             notes: open(paths, POD_NOTES)?.try_into()?,
-            udp_ports: open(paths, POD_UDP_PORTS)?.try_into()?,
+            facts: open(paths, POD_FACTS)?.try_into()?,
             known: BTreeMap::new(),
-            ports: BTreeMap::new(),
+            written: BTreeMap::new(),
         })
     }
 
@@ -82,23 +82,23 @@ impl PodMaps {
         self.place_again(key.addr)
     }
 
-    /// Writes the ports of a slot unless they are there.
+    /// Writes the facts of a slot unless they are there.
     ///
     /// Those of a live pod change in place: a packet in between may see some of both.
-    pub(super) fn set_udp_ports(&mut self, slot: u32, wanted: UdpPorts) -> anyhow::Result<bool> {
-        let written = match self.ports.get(&slot) {
-            Some(ports) => *ports,
+    pub(super) fn set_facts(&mut self, slot: u32, wanted: PodFacts) -> anyhow::Result<bool> {
+        let written = match self.written.get(&slot) {
+            Some(facts) => *facts,
             None => self
-                .udp_ports
+                .facts
                 .get(&slot, 0)
-                .with_context(|| format!("cannot read {POD_UDP_PORTS}[{slot}]"))?,
+                .with_context(|| format!("cannot read {POD_FACTS}[{slot}]"))?,
         };
         if written != wanted {
-            self.udp_ports
+            self.facts
                 .set(slot, wanted, 0)
-                .with_context(|| format!("cannot write {POD_UDP_PORTS}[{slot}]"))?;
+                .with_context(|| format!("cannot write {POD_FACTS}[{slot}]"))?;
         }
-        self.ports.insert(slot, wanted);
+        self.written.insert(slot, wanted);
         Ok(written != wanted)
     }
 

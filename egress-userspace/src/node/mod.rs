@@ -30,7 +30,7 @@ pub use ports::local_ports;
 pub use problem::{InterfaceProblem, NoWay};
 pub use uplinks::Uplinks;
 pub use vxlan::{OverlayDevice, OverlayProblem};
-pub use watch::watch;
+pub use watch::{Watch, watch};
 
 /// How packets of one family reach a gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

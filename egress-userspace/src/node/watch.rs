@@ -10,7 +10,7 @@ use rtnetlink::{
     },
 };
 use tokio::{
-    sync::watch,
+    sync::{Notify, watch},
     time::{Instant, sleep, sleep_until},
 };
 use tracing::{debug, warn};
@@ -24,17 +24,53 @@ const SETTLE_NEIGHBOURS: Duration = Duration::from_millis(100);
 /// How long to wait after the kernel refused to be read.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// The node's network as it was read last, and when there is something new.
+#[derive(Clone, Debug)]
+pub struct Watch {
+    views: watch::Receiver<Arc<NodeView>>,
+    wanted: Arc<Notify>,
+}
+
+impl Watch {
+    /// The last view; [`Self::changed`] waits for another.
+    pub fn view(&mut self) -> Arc<NodeView> {
+        Arc::clone(&self.views.borrow_and_update())
+    }
+
+    /// Waits for a view that differs from the last, or was asked for.
+    ///
+    /// # Errors
+    /// Nobody follows the network any more.
+    pub async fn changed(&mut self) -> Result<()> {
+        let changed = self.views.changed().await;
+        changed.context("the node's network is not watched any more: start the agent again")
+    }
+
+    /// Asks for a reading from after now, whether it differs or not.
+    ///
+    /// For who has just changed the network: what somebody else undoes before it is read makes no difference
+    /// to the last view, and would go unnoticed.
+    pub fn read_again(&self) {
+        self.wanted.notify_one();
+    }
+}
+
 /// Reads the network namespace of the calling thread, and goes on reading it when it changes.
 ///
-/// The receiver wakes only for views that differ. It is told nothing while the kernel cannot be read; the last
+/// The watch wakes only for views that differ. It is told nothing while the kernel cannot be read; the last
 /// view stays.
 ///
 /// # Errors
 /// The kernel refuses the first reading.
-pub async fn watch() -> Result<watch::Receiver<Arc<NodeView>>> {
+pub async fn watch() -> Result<Watch> {
+    let wanted = Arc::new(Notify::new());
     // Listening comes first, or a change between the two would be missed.
-    let mut source = Source::open()?;
+    let mut source = Source::open(Arc::clone(&wanted))?;
     let (sender, receiver) = watch::channel(Arc::new(source.netlink.read().await?));
+    let watch = Watch {
+        views: receiver,
+        wanted: Arc::clone(&wanted),
+    };
     tokio::spawn(async move {
         loop {
             tokio::select! {
@@ -46,15 +82,15 @@ pub async fn watch() -> Result<watch::Receiver<Arc<NodeView>>> {
             }
             source = loop {
                 sleep(RETRY).await;
-                match Source::open() {
+                match Source::open(Arc::clone(&wanted)) {
                     // What was missed meanwhile counts as a change.
-                    Ok(source) => break source.with_pending(Change::Any),
+                    Ok(source) => break source.with_pending(Change::Wanted),
                     Err(error) => warn!("cannot follow the node's network: {error:#}"),
                 }
             };
         }
     });
-    Ok(receiver)
+    Ok(watch)
 }
 
 /// What has to be read again.
@@ -64,13 +100,15 @@ enum Change {
     Neighbours,
     /// Possibly everything.
     Any,
+    /// So too, and somebody waits for the reading.
+    Wanted,
 }
 
 impl Change {
     const fn settle(self) -> Duration {
         match self {
             Self::Neighbours => SETTLE_NEIGHBOURS,
-            Self::Any => SETTLE,
+            Self::Any | Self::Wanted => SETTLE,
         }
     }
 }
@@ -80,12 +118,13 @@ struct Source {
     socket: TokioSocket,
     netlink: Netlink,
     pending: Option<Change>,
+    wanted: Arc<Notify>,
 }
 
 enum Never {}
 
 impl Source {
-    fn open() -> Result<Self> {
+    fn open(wanted: Arc<Notify>) -> Result<Self> {
         let mut socket = TokioSocket::new(NETLINK_ROUTE).context("cannot open a netlink socket")?;
         let groups = [
             MulticastGroup::Link,
@@ -106,6 +145,7 @@ impl Source {
             socket,
             netlink: Netlink::connect()?,
             pending: None,
+            wanted,
         })
     }
 
@@ -125,7 +165,7 @@ impl Source {
                     self.netlink.read_neighbours(&mut view).await?;
                     view
                 }
-                Change::Any => self.netlink.read().await?,
+                Change::Any | Change::Wanted => self.netlink.read().await?,
             };
             view.remember(&before);
             debug!(
@@ -133,7 +173,7 @@ impl Source {
                 differs = view != *before,
                 "read the node's network"
             );
-            if view != *before {
+            if view != *before || change == Change::Wanted {
                 sender.send_replace(Arc::new(view));
             }
         }
@@ -164,7 +204,11 @@ impl Source {
     async fn next(&self) -> Result<Change> {
         let mut header = [0; NLMSG_HEADER];
         let mut rest = &mut header[..];
-        match self.socket.recv(&mut rest).await {
+        let received = tokio::select! {
+            received = self.socket.recv(&mut rest) => received,
+            () = self.wanted.notified() => return Ok(Change::Wanted),
+        };
+        match received {
             Ok(()) => Ok(classify(header)),
             // The kernel had more to tell than the socket holds, and told us so.
             Err(error) if is_overrun(&error) => Ok(Change::Any),

@@ -168,6 +168,8 @@ pub struct SourcePod {
     pub ifindex: u32,
     /// The name of that interface.
     pub interface: String,
+    /// Largest IP packet in bytes that it takes.
+    pub mtu: u32,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
     /// The policy's name, as counters carry it.

@@ -105,6 +105,7 @@ pub(super) fn resolve<'a>(
                         SourcePod {
                             ifindex,
                             interface: index.name(ifindex),
+                            mtu: index.mtu(ifindex),
                             addresses,
                             policy,
                             fate,

@@ -24,7 +24,7 @@ use egress_common::{
     gateway::Settings,
     keys::{FragmentKey, PodKey, ReplyKey, ReplyPath},
     maps,
-    pod::{Choice, FlowKey, Inbound, OwnFlow, OwnFlows, PodNote, UdpPorts},
+    pod::{Choice, FlowKey, Inbound, OwnFlow, OwnFlows, PodFacts, PodNote, UdpPorts},
 };
 use egress_userspace::{
     compile,
@@ -153,7 +153,7 @@ pub struct Lab {
     inbound: HashMap<MapData, ReplyKey, Inbound>,
     own_flows: Array<MapData, OwnFlows>,
     pod_notes: Array<MapData, PodNote>,
-    udp_ports: Array<MapData, UdpPorts>,
+    pod_facts: Array<MapData, PodFacts>,
     last: Counts,
     limits: Limits,
     state: KernelState,
@@ -214,7 +214,7 @@ impl Lab {
             inbound: open(&paths, maps::INBOUND)?,
             own_flows: open_array(&paths, maps::OWN_FLOWS)?,
             pod_notes: open_array(&paths, maps::POD_NOTES)?,
-            udp_ports: open_array(&paths, maps::POD_UDP_PORTS)?,
+            pod_facts: open_array(&paths, maps::POD_FACTS)?,
             last: Counts::new(),
             paths,
             datapath,
@@ -435,15 +435,26 @@ impl Lab {
 
     /// Names UDP ports on which connections may come in to the pod with this address.
     pub fn name_udp_ports(&mut self, address: IpAddr, ports: &[u16]) {
-        let mut named = UdpPorts {
+        let mut udp = UdpPorts {
             count: ports.len().try_into().unwrap(),
             ..UdpPorts::default()
         };
-        for (place, port) in named.ports.iter_mut().zip(ports) {
+        for (place, port) in udp.ports.iter_mut().zip(ports) {
             *place = WireU16::new(*port);
         }
+        self.set_facts(address, |facts| facts.udp = udp);
+    }
+
+    /// Says how large a packet the interface of the pod with this address takes, in bytes of IP.
+    pub fn set_pod_mtu(&mut self, address: IpAddr, mtu: u32) {
+        self.set_facts(address, |facts| facts.mtu = mtu);
+    }
+
+    fn set_facts(&mut self, address: IpAddr, set: impl FnOnce(&mut PodFacts)) {
         let slot = self.slot(address);
-        self.udp_ports.set(slot, named, 0).unwrap();
+        let mut facts = self.pod_facts.get(&slot, 0).unwrap();
+        set(&mut facts);
+        self.pod_facts.set(slot, facts, 0).unwrap();
     }
 
     /// Whether a connection ever came in to the pod with this address.
@@ -486,7 +497,7 @@ impl Lab {
         }
     }
 
-    /// Forgets connections, fragments, how many answers anybody had, and what pods were found to have or were told of ports; but not
+    /// Forgets connections, fragments, how many answers anybody had, and what is known of pods; but not
     /// the flows that pods started, of which nobody has a list.
     pub fn forget(&mut self) {
         for bucket in 0..self.buckets.len() {
@@ -501,7 +512,7 @@ impl Lab {
         clear(&mut self.inbound);
         for slot in 0..CAPACITIES.pods {
             self.pod_notes.set(slot, PodNote::default(), 0).unwrap();
-            self.udp_ports.set(slot, UdpPorts::default(), 0).unwrap();
+            self.pod_facts.set(slot, PodFacts::default(), 0).unwrap();
         }
     }
 }

@@ -262,6 +262,13 @@ impl<'a> Node<'a> {
         self.steer_to(&ALPHA);
     }
 
+    /// Says how large a packet the pods' interfaces take, in bytes of IP; zero is not known.
+    pub fn narrow(&mut self, mtu: u32) {
+        for key in self.lab.state().pods.clone().into_keys() {
+            self.lab.set_pod_mtu(key.addr.into(), mtu);
+        }
+    }
+
     /// Sets how many connections a source may have.
     pub fn set_quota(&mut self, source_quota: u32) {
         let mut timeouts = [0; NatState::COUNT];

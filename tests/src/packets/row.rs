@@ -26,7 +26,7 @@ pub enum Expect {
     Pass(&'static str, PassKind),
     /// It is dropped as it is, and counted for this policy, or for none.
     Drop(&'static str, DropReason),
-    /// It is dropped and counted likewise, and becomes an answer to the pod: of one that is too big, with
+    /// It is dropped and counted likewise, and becomes an answer to its sender: of one that is too big, with
     /// this MTU.
     Answered(&'static str, DropReason, u32),
     /// It leaves through this gateway of this rule, its TTL lowered.
@@ -61,6 +61,8 @@ pub struct Row {
     pub inbound: Option<Vec<(ReplyKey, bool)>>,
     /// The UDP ports that the pods of the row name, by address.
     pub named: Vec<(IpAddr, Vec<u16>)>,
+    /// How large a packet the interfaces of pods of the row take, by address.
+    pub mtus: Vec<(IpAddr, u32)>,
 }
 
 impl Row {
@@ -81,6 +83,7 @@ impl Row {
             records: None,
             inbound: None,
             named: Vec::new(),
+            mtus: Vec::new(),
         }
     }
 
@@ -113,6 +116,13 @@ impl Row {
     #[must_use]
     pub fn naming(mut self, pod: &str, ports: &[u16]) -> Self {
         self.named.push((build::address(pod), ports.to_vec()));
+        self
+    }
+
+    /// Whose pod with this address has an interface that takes so many bytes of IP.
+    #[must_use]
+    pub fn narrow(mut self, pod: &str, mtu: u32) -> Self {
+        self.mtus.push((build::address(pod), mtu));
         self
     }
 
@@ -172,6 +182,9 @@ pub fn run(lab: &mut Lab, rows: &[Row]) {
         lab.forget();
         for (pod, ports) in &row.named {
             lab.name_udp_ports(*pod, ports);
+        }
+        for (pod, mtu) in &row.mtus {
+            lab.set_pod_mtu(*pod, *mtu);
         }
         let mut gateway = None;
         for (number, step) in row.steps.iter().enumerate() {
@@ -400,7 +413,7 @@ pub fn mutate(lab: &mut Lab, rows: &[Row], times: usize) {
             (Action::Redirect, [Slot::Member(..)]) => from_pod,
             (Action::Redirect, [Slot::Drop(_, reason), Slot::Answer(sent)]) => {
                 answer = Some(*sent);
-                from_pod && answer_to(*reason) == answer
+                input.program != Program::ToPod && answer_to(*reason) == answer
             }
             _ => false,
         };

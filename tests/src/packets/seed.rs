@@ -96,6 +96,7 @@ pub fn resolved<'a>(
                     addresses: addresses(last).into(),
                     policy: policy.to_owned(),
                     fate,
+                    mtu: 1500,
                     udp_ports: Vec::new(),
                 };
                 (ObjectName::new("default", name), pod)

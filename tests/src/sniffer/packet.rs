@@ -164,7 +164,7 @@ fn labels(frame: &[u8]) -> Option<(Tag, Kind)> {
     }
     let kind = match FrameKind::from_mac(Mac(source))? {
         FrameKind::Out(_) => Kind::Out,
-        FrameKind::Back => Kind::Back,
+        FrameKind::Back(_) => Kind::Back,
     };
     Some((tag, kind))
 }
@@ -265,7 +265,11 @@ mod tests {
         let out = FrameKind::Out(GatewayId(7)).to_mac().0;
         for (source, tag, expected) in [
             (out, [9; 6], Some(Kind::Out)),
-            (FrameKind::Back.to_mac().0, [9; 6], Some(Kind::Back)),
+            (
+                FrameKind::Back(GatewayId(7)).to_mac().0,
+                [9; 6],
+                Some(Kind::Back),
+            ),
             (out, [0; 6], None),
             ([2, 9, 0, 0, 0, 0], [9; 6], None),
         ] {

@@ -260,6 +260,12 @@ impl<'a> NodeIndex<'a> {
             .map_or_else(|| format!("if{ifindex}"), |link| link.name.clone())
     }
 
+    /// Largest IP packet in bytes that the link takes; zero where it has gone.
+    #[must_use]
+    pub fn mtu(&self, ifindex: u32) -> u32 {
+        self.view.links.get(&ifindex).map_or(0, |link| link.mtu)
+    }
+
     fn ifindex(&self, name: &str) -> Option<u32> {
         self.by_name.get(name).copied()
     }
