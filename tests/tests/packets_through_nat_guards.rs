@@ -1,14 +1,21 @@
 //! What is looked at once more before a packet is translated: elements that keys led to, and headers that vouch for
 //! addresses.
 
-use egress_common::DropReason::{NatNoState, StateMissing};
+#![expect(clippy::unwrap_used, reason = "a test may fail loudly")]
+
+use egress_common::{
+    Addr,
+    DropReason::{NatExhausted, NatNoState, StateMissing},
+    WireU16,
+    overlay::ORIGIN_HERE,
+};
 use egress_tests::packets::{
     Action, Input, Slot,
     build::{self, Frame, authentication, proto},
     nat::{
         ALPHA, BETA,
         Fate::{Dropped, Home, Kernel, Out},
-        Node, Places, datagram, delivered, forwarded, in_both,
+        Node, Places, addr, datagram, delivered, forwarded, in_both,
     },
 };
 
@@ -61,5 +68,60 @@ fn a_header_that_vouches_for_addresses() {
             Dropped(NatNoState),
         );
         round_trip(node, p);
+    });
+}
+
+/// Where one of the tables that a connection needs has no room, what the others have of it is taken back.
+#[test]
+fn a_connection_that_is_half_made() {
+    in_both(|node, p| {
+        let out = datagram((p.pod, 40_000), (p.remote, 53), 20);
+        let mut sources = Vec::new();
+        for number in 0_u128.. {
+            let filler = Addr::v6((1 << 127 | number).to_be_bytes());
+            if node.sources.insert(filler, 1, 1).is_err() {
+                break;
+            }
+            sources.push(filler);
+        }
+        node.out("no room for a source", &out, Dropped(NatExhausted));
+        assert_eq!(node.all_backs(), [], "{}: the port stays taken", p.name);
+        assert_eq!(node.all_outs(), []);
+        for filler in sources {
+            node.sources.remove(&filler).unwrap();
+        }
+
+        round_trip(node, p);
+        let (mut key, half) = node.all_outs()[0];
+        let ours = key;
+        for port in 0..=u16::MAX {
+            key.pod_port = WireU16::new(port);
+            if node.outs.insert(key, half, 1).is_err() && key.pod_port != ours.pod_port {
+                break;
+            }
+        }
+        let other = datagram((p.other, 41_000), (p.remote, 53), 20);
+        node.out("no room for its packets", &other, Dropped(NatExhausted));
+        assert_eq!(
+            node.all_backs().len(),
+            1,
+            "{}: the port stays taken",
+            p.name
+        );
+        let count = node.sources.get(&addr(p.other), 0).ok();
+        assert_eq!(count, None, "{}: it counts all the same", p.name);
+    });
+}
+
+/// A pod that comes again on another node, with its address and its connections: replies follow it.
+#[test]
+fn a_pod_that_moved() {
+    const ELSEWHERE: u32 = 3;
+    in_both(|node, p| {
+        round_trip(node, p);
+        node.move_to(ELSEWHERE);
+        round_trip(node, p);
+        let origins = (node.all_outs()[0].1.origin, node.all_backs()[0].1.origin);
+        assert_eq!(origins, (ORIGIN_HERE, ORIGIN_HERE), "{}", p.name);
     });
 }
