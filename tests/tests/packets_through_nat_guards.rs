@@ -125,3 +125,21 @@ fn a_pod_that_moved() {
         assert_eq!(origins, (ORIGIN_HERE, ORIGIN_HERE), "{}", p.name);
     });
 }
+
+/// As many ports as there are tries are all found, wherever the search begins.
+#[test]
+fn every_port_of_a_range_that_is_tried_wholly() {
+    const TRIES: u16 = 64;
+    in_both(|node, p| {
+        node.set_quota(1000);
+        node.own(&ALPHA, (5000, 5000 + TRIES - 1), 0);
+        for number in 0..TRIES {
+            let out = datagram((p.pod, 40_000 + number), (p.remote, 53), 20);
+            let (seen, _) = node.run_quietly("a free port", &Input::from_pod(&out.bytes));
+            assert_eq!(seen.action, Action::Redirect, "{}: {number}", p.name);
+        }
+        let more = datagram((p.pod, 40_000 + TRIES), (p.remote, 53), 20);
+        node.out("none is left", &more, Dropped(NatExhausted));
+        assert_eq!(node.states().len(), usize::from(TRIES));
+    });
+}
