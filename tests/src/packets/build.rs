@@ -128,6 +128,17 @@ impl Frame {
         self.with_checksum()
     }
 
+    /// As an aggregate of more than 64 KiB would be: no length in its header.
+    #[must_use]
+    pub fn without_length(self) -> Self {
+        let at = if self.bytes[12..14] == [8, 0] {
+            L3 + 2
+        } else {
+            L3 + 4
+        };
+        self.set(at, &[0, 0])
+    }
+
     /// With bytes behind what the IP header claims, as Ethernet pads short frames.
     #[must_use]
     pub fn padded(mut self, bytes: &[u8]) -> Self {
