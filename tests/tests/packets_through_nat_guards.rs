@@ -7,6 +7,7 @@ use egress_common::{
     Addr,
     DropReason::{NatExhausted, NatNoState, StateMissing},
     WireU16,
+    nat::NatState,
     overlay::ORIGIN_HERE,
 };
 use egress_tests::packets::{
@@ -15,7 +16,7 @@ use egress_tests::packets::{
     nat::{
         ALPHA, BETA,
         Fate::{Dropped, Home, Kernel, Out},
-        Node, Places, addr, datagram, delivered, forwarded, in_both,
+        Node, Places, addr, datagram, delivered, error, forwarded, in_both, timeout,
     },
 };
 
@@ -141,5 +142,28 @@ fn every_port_of_a_range_that_is_tried_wholly() {
         let more = datagram((p.pod, 40_000 + TRIES), (p.remote, 53), 20);
         node.out("none is left", &more, Dropped(NatExhausted));
         assert_eq!(node.states().len(), usize::from(TRIES));
+    });
+}
+
+/// Anybody may send an error that quotes a connection: it keeps none alive.
+#[test]
+fn an_error_keeps_no_connection() {
+    in_both(|node, p| {
+        round_trip(node, p);
+        let quoting = |pod: &str| {
+            let sent = datagram((pod, 40_000), (p.remote, 53), 20).ttl(11);
+            error(p.router, pod, p.error, &sent, sent.bytes.len())
+        };
+        let [told, home] = [p.alpha, p.pod].map(quoting);
+        let life = timeout(NatState::UdpStream);
+        node.age(life - 2);
+        node.back("an error", &told, Home(delivered(&home)));
+        node.age(2);
+        node.back("another error", &told, Dropped(NatNoState));
+        node.back(
+            "an answer",
+            &datagram((p.remote, 53), (p.alpha, 40_000), 33),
+            Dropped(NatNoState),
+        );
     });
 }
