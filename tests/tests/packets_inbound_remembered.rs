@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 
 use egress_common::{
     counter::PassKind,
+    keys::ReplyKey,
     pod::{FLOW_SECONDS, OwnFlow, OwnFlows},
 };
 use egress_tests::packets::{
@@ -296,6 +297,45 @@ fn a_crowded_bucket_opens_nothing() {
         let elsewhere = talk(V4.web, 80, V4.red.0, 5002);
         arrive(lab, &elsewhere.tcp_in(SYN));
         assert!(passes(lab, &elsewhere.tcp_out(SYN | ACK)), "another bucket");
+    });
+}
+
+/// A crowded bucket stays so for what the pod has to itself, and not for whoever knocks at it.
+#[test]
+fn who_knocks_keeps_no_bucket_crowded() {
+    with_world(|lab| {
+        let named = [53, 5060, 5061, 5062, 5063, 5064, 5065, 5066];
+        lab.name_udp_ports(address(V4.web), &named);
+        let mark = mark_of_deliveries(lab, &talk(V4.web, 40_104, V4.red.0, 443));
+        let crowd = neighbours(V4.web, OwnFlows::FLOWS);
+        let bucket = OwnFlow::new(&crowd[0].key(TCP)).bucket;
+        let mut there = named
+            .into_iter()
+            .flat_map(|port| (1024..u16::MAX).map(move |far| talk(V4.web, port, V4.red.0, far)))
+            .filter(|it| OwnFlow::new(&it.key(UDP)).bucket == bucket);
+        let (own, stranger) = (there.next().unwrap(), there.next().unwrap());
+        let mut keys: Vec<ReplyKey> = crowd.iter().map(|it| it.key(TCP)).collect();
+        keys.push(own.key(UDP));
+        assert!(!passes(lab, &own.udp_out()), "the pod's own");
+        for it in &crowd {
+            assert!(!passes(lab, &it.tcp_out(SYN)));
+        }
+        // The first is pushed out, and goes on to receive through its gateway.
+        for _ in 0..3 {
+            lab.age(FLOW_SECONDS - 5, &keys);
+            deliver(lab, mark, &own.udp_in());
+        }
+        lab.age(FLOW_SECONDS - 5, &keys);
+        for it in [own, stranger] {
+            arrive(lab, &it.udp_in());
+            assert!(lab.inbound().is_empty(), "{it:?}");
+        }
+        lab.age(10, &keys);
+        arrive(lab, &stranger.udp_in());
+        assert!(
+            passes(lab, &stranger.udp_out()),
+            "it was kept from coming in"
+        );
     });
 }
 

@@ -408,3 +408,24 @@ fn fragments_put_together() {
         assert_eq!(whole, with_sum(whole.clone(), proto::UDP));
     });
 }
+
+/// Datagrams of IPv4 with one number and two protocols are two (RFC 791, 3.2).
+#[test]
+fn fragments_of_two_protocols() {
+    with_node(|node| {
+        let p = &V4;
+        node.own(&ALPHA, (5000, 5000), 0);
+        let [first, _, _] = fragments(p, (p.pod, 40_000), (p.remote, 53));
+        let [translated, _, _] = fragments(p, (p.alpha, 5000), (p.remote, 53));
+        let [answer, _, _] = fragments(p, (p.remote, 53), (p.alpha, 5000));
+        let [home, _, _] = fragments(p, (p.remote, 53), (p.pod, 40_000));
+        let later =
+            |from: &str, to: &str| Frame::ip(from, to, proto::TCP, &[7; 16]).fragment(99, 3, false);
+        node.out("a datagram", &first, Out(forwarded(&translated)));
+        let foreign = later(p.pod, p.remote);
+        node.out("of a segment", &foreign, Dropped(FragmentUnknown));
+        node.back("its answer", &answer, Home(delivered(&home)));
+        let foreign = later(p.remote, p.alpha);
+        node.back("of a segment", &foreign, Dropped(FragmentUnknown));
+    });
+}

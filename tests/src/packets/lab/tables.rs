@@ -1,6 +1,9 @@
 //! What the programs remember, and making them forget.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use egress_common::{
     WireU16,
@@ -92,7 +95,7 @@ impl Lab {
     }
 
     /// Lets so many seconds pass for every connection that came in, and for the flows that pods started, as far
-    /// as `own` has them.
+    /// as `own` has them, with their buckets.
     pub fn age(&mut self, seconds: u32, own: &[ReplyKey]) {
         let nanoseconds = u64::from(seconds) * 1_000_000_000;
         let keys: Vec<ReplyKey> = self.inbound.keys().map(|key| key.unwrap()).collect();
@@ -101,9 +104,13 @@ impl Lab {
             entry.last_seen = entry.last_seen.saturating_sub(nanoseconds);
             self.inbound.insert(key, entry, 0).unwrap();
         }
+        let mut aged = BTreeSet::new();
         for key in own {
             let flow = OwnFlow::new(key);
             let mut known = self.own_flows.get(&flow.bucket, 0).unwrap();
+            if aged.insert(flow.bucket) {
+                known.crowded = known.crowded.saturating_sub(seconds.into());
+            }
             for word in known.flows.iter_mut().filter(|word| flow.is(**word)) {
                 let [second, _] = halves(*word);
                 *word = flow.word(second.wrapping_sub(seconds));
