@@ -5,7 +5,7 @@ use egress_tests::{
     Cluster, ClusterStage, Scene, Stage,
     agent::Setup,
     client::Conversation,
-    cluster::{self, BLUE, Seen, usual, usual_gateways},
+    cluster::{BLUE, Seen, usual, usual_gateways},
     resources::Resources,
     stage::From,
     topology::{ELSEWHERE, INTERNAL},
@@ -71,7 +71,7 @@ fn nodes_of_a_cluster_are_as_they_were() -> Result<()> {
     let resources = |cluster: &Cluster| Ok(usual(cluster) + &usual_gateways());
     let mut stage = ClusterStage::on(cluster, resources, |_| {})?;
     for killed in [false, true] {
-        stage.expect("web", cluster::ELSEWHERE, Seen::As(BLUE))?;
+        stage.expect("web", ELSEWHERE, Seen::As(BLUE))?;
         let during = stage.inventory()?;
         assert!(during.len() > before.len() + 10, "{during:#?}");
         if killed {
@@ -86,7 +86,7 @@ fn nodes_of_a_cluster_are_as_they_were() -> Result<()> {
             during,
             "the end of agents changed nodes"
         );
-        stage.expect("web", cluster::ELSEWHERE, Seen::As(BLUE))?;
+        stage.expect("web", ELSEWHERE, Seen::As(BLUE))?;
         stage.leave()?;
         assert_eq!(stage.inventory()?, before);
         for node in ["worker-1", "worker-2", "gw-1"] {

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use egress_tests::{
     ClusterStage, Host, Stage,
-    cluster::{self, BLUE, GATEWAY_NODE},
+    cluster::{BLUE, GATEWAY_NODE},
     paced::{Paced, PacedServer},
     packets::random::Random,
     topology::ELSEWHERE,
@@ -91,8 +91,8 @@ fn next_hops(longest: Duration) -> Result<()> {
 fn egress_addresses(longest: Duration) -> Result<()> {
     const NODES: [&str; 2] = ["worker-1", GATEWAY_NODE];
     ClusterStage::usual()?.play(|stage| {
-        stage.permit(BLUE, &[cluster::ELSEWHERE]);
-        let addresses = cluster::ELSEWHERE.addresses();
+        stage.permit(BLUE, &[ELSEWHERE]);
+        let addresses = ELSEWHERE.addresses();
         let server = PacedServer::start(&stage.cluster.internet, &addresses)?;
         let web = stage.host("web")?.clone();
         // What is one packet here is one packet on the uplink too.

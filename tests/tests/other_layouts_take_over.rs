@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use egress_tests::{
     ClusterStage, Host, Stage,
     agent::Setup,
-    cluster::{self, BLUE, GATEWAY_NODE},
+    cluster::{BLUE, GATEWAY_NODE},
     paced::{Paced, PacedServer},
     stage::From,
     topology::ELSEWHERE,
@@ -143,8 +143,8 @@ fn next_hops(mode: &str, slice: Duration) -> Result<()> {
 fn egress_address(slice: Duration) -> Result<()> {
     const NODES: [&str; 2] = ["worker-1", GATEWAY_NODE];
     ClusterStage::usual()?.play(|stage| {
-        stage.permit(BLUE, &[cluster::ELSEWHERE]);
-        let addresses = cluster::ELSEWHERE.addresses();
+        stage.permit(BLUE, &[ELSEWHERE]);
+        let addresses = ELSEWHERE.addresses();
         let server = PacedServer::start(&stage.cluster.internet, &addresses)?;
         let web = stage.host("web")?.clone();
         // What is one packet here is one packet on the uplink too.
