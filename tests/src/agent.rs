@@ -29,6 +29,9 @@ use crate::{
 pub const HTTP: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9464);
 
+/// How long an agent may take to start: the kernel verifies its programs on processors that others use too.
+const START: Duration = Duration::from_secs(60);
+
 /// How an agent is started; it can be started again, and takes over what the last one left.
 #[derive(Clone, Debug)]
 pub struct Setup {
@@ -212,7 +215,7 @@ impl Agent {
 
     /// Waits until `/readyz` says so.
     pub fn wait_until_ready(&mut self) -> Result<()> {
-        self.wait_until_ready_within(wait::PATIENCE)
+        self.wait_until_ready_within(START)
     }
 
     /// Waits until `/readyz` says so, but not longer than `patience`.
