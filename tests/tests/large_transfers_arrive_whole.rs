@@ -84,7 +84,7 @@ impl Iperf {
 /// Measures for a second, once the server listens and has no other client.
 fn measure(host: &Host, to: IpAddr, more: &[&str]) -> Result<Value> {
     let to = to.to_string();
-    let mut words = vec!["iperf3", "--json", "--time", "1", "--client", &to];
+    let mut words = vec!["iperf3", "--json", "--client", &to];
     words.extend(more);
     wait::until("iperf3 measures", || {
         let mut result: Value = serde_json::from_str(&host.run(&words)?)?;
@@ -102,19 +102,28 @@ fn iperf3_is_satisfied() -> Result<()> {
         for address in ELSEWHERE.addresses() {
             let _server = Iperf::start(&stage.cluster.internet, address)?;
             for more in [&[][..], &["--reverse"]] {
-                let end = measure(web, address, more)?;
+                // However long it takes; what is under way when all is sent is not counted.
+                let end = measure(web, address, &[&["--bytes", "64M"], more].concat())?;
                 let bytes = end["sum_received"]["bytes"].as_u64().context("no bytes")?;
-                ensure!(bytes > 10_000_000, "{address} {more:?}: {end:#}");
+                ensure!(bytes > 32_000_000, "{address} {more:?}: {end:#}");
             }
             for more in [&[][..], &["--reverse"]] {
-                let udp = ["--udp", "--bitrate", "50M", "--length", "1200"];
+                let udp = [
+                    "--udp",
+                    "--bitrate",
+                    "10M",
+                    "--length",
+                    "1200",
+                    "--time",
+                    "1",
+                ];
                 let end = measure(web, address, &[&udp, more].concat())?;
                 let lost = end["sum"]["lost_percent"]
                     .as_f64()
                     .with_context(|| format!("no loss: {end:#}"))?;
                 let packets = end["sum"]["packets"].as_u64().context("no packets")?;
                 // Some may be lost where a processor is short; all would be where a port is wrong.
-                ensure!(lost < 5.0 && packets > 1000, "{address} {more:?}: {end:#}");
+                ensure!(lost < 5.0 && packets > 500, "{address} {more:?}: {end:#}");
             }
         }
         Ok(())
