@@ -174,9 +174,20 @@ impl ClusterStage {
 
     /// Ends every agent and removes everything of theirs from the kernel.
     pub fn leave(mut self) -> Result<()> {
+        self.end_agents()?;
+        self.detach()
+    }
+
+    /// Ends every agent; their programs go on.
+    pub fn end_agents(&mut self) -> Result<()> {
         for (name, agent) in std::mem::take(&mut self.agents) {
             agent.terminate().with_context(|| format!("on {name}"))?;
         }
+        Ok(())
+    }
+
+    /// Removes everything of the agents from the kernel.
+    pub fn detach(&self) -> Result<()> {
         for setup in self.setups.values() {
             setup.detach()?;
         }
