@@ -40,8 +40,9 @@ fn pods_leave_by_their_egress_address() -> Result<()> {
     let mut stage = ClusterStage::new(
         &shape,
         |cluster| {
-            *before.lock().map_err(|_poisoned| anyhow::anyhow!("no inventory"))? =
-                inventory(cluster)?;
+            *before
+                .lock()
+                .map_err(|_poisoned| anyhow::anyhow!("no inventory"))? = inventory(cluster)?;
             Ok(usual(cluster) + &usual_gateways())
         },
         |node| {
@@ -102,7 +103,10 @@ fn attach_modes(stage: &ClusterStage) -> Result<Vec<String>> {
         let pod = stage.pod(pod)?;
         let programs = stage.node(pod.node)?.host.programs_on(&pod.interface)?;
         // What TCX runs is told by the kernel, filters are listed by `tc`.
-        let mode = if programs.iter().any(|line| line.starts_with("Ingress program")) {
+        let mode = if programs
+            .iter()
+            .any(|line| line.starts_with("Ingress program"))
+        {
             "tcx"
         } else {
             "clsact"

@@ -56,7 +56,11 @@ pub fn patience(usual: Duration) -> Duration {
 /// How often to try here what is tried at random so often.
 #[must_use]
 pub fn fewer(usual: usize) -> usize {
-    if report().is_some() { usual / 40 } else { usual }
+    if report().is_some() {
+        usual / 40
+    } else {
+        usual
+    }
 }
 
 /// How far apart those are that are tried here of many that are much alike.
