@@ -66,7 +66,7 @@ pub fn fewer(usual: usize) -> usize {
 /// How far apart those are that are tried here of many that are much alike.
 #[must_use]
 pub fn stride() -> usize {
-    if report().is_some() { 17 } else { 1 }
+    if report().is_some() { 101 } else { 1 }
 }
 
 /// Counts a packet whose fate is compared.
