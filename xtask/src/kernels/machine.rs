@@ -18,6 +18,8 @@ use crate::command::{self, say};
 
 /// Memory in MiB: three agents, their maps and the file system itself.
 const MEMORY: u32 = 1024;
+/// Processors: agents verify their programs at the same time, and per-CPU maps have more than one of each.
+const PROCESSORS: u32 = 2;
 /// Seconds after which a machine is given up, which is several times what the slowest kernel takes.
 const PATIENCE: u32 = 1800;
 
@@ -50,6 +52,7 @@ impl Machine<'_> {
             .arg(program("qemu-system-x86_64")?)
             // Emulated in software on purpose: it works also where a machine cannot have machines.
             .args(["-accel", "tcg", "-cpu", "max"])
+            .args(["-smp", &PROCESSORS.to_string()])
             .args(["-m", &MEMORY.to_string(), "-nodefaults", "-no-reboot"])
             .args(["-display", "none", "-serial", "stdio"])
             .arg("-kernel")

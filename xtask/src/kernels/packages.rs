@@ -20,10 +20,17 @@ use crate::{
 
 /// The kernels for virtual machines: small, with what nodes use.
 const FLAVOUR: &str = "-cloud-amd64";
-/// Suites of the main archive and of the security archive that have kernels of other series.
-const SUITES: [(&str, &[&str]); 2] = [
+/// Releases by which the main archive and the security archive are known, and suites there that have kernels.
+const SUITES: [(&[&str], &[&str]); 2] = [
     (
-        "",
+        &[
+            "bookworm",
+            "trixie",
+            "forky",
+            "oldstable",
+            "stable",
+            "testing",
+        ],
         &[
             "bookworm",
             "bookworm-backports",
@@ -32,7 +39,12 @@ const SUITES: [(&str, &[&str]); 2] = [
         ],
     ),
     (
-        "-security",
+        &[
+            "bookworm-security",
+            "trixie-security",
+            "oldstable-security",
+            "stable-security",
+        ],
         &["bullseye-security", "bookworm-security", "trixie-security"],
     ),
 ];
@@ -156,7 +168,7 @@ impl Packages {
         let targets = command::output(Command::new("apt-get").args([
             "indextargets",
             "--format",
-            "$(REPO_URI) $(RELEASE)",
+            "$(REPO_URI) $(RELEASE) $(COMPONENT)",
             "Created-By: Packages",
         ]))?;
         let sources = sources(&targets);
@@ -173,7 +185,13 @@ impl Packages {
             "fetching the archives' lists of kernels into {}",
             state.display()
         ));
-        command::run(self.apt("apt-get")?.args(["-qq", "update"]))
+        // One archive without one of the suites is enough for a failure; the other lists are there all the same.
+        if let Err(error) = command::run(self.apt("apt-get")?.args(["-qq", "update"])) {
+            say(format_args!(
+                "{error:#}; going on with the lists that are here"
+            ));
+        }
+        Ok(())
     }
 
     /// Downloads a kernel and makes its folder.
@@ -272,22 +290,19 @@ fn configuration(state: &Path) -> String {
 }
 
 /// apt's list of sources: other suites of the archives that the machine is configured with, which `targets` tells
-/// as lines of an archive's address and a release.
+/// as lines of an archive's address, a release and a component.
 fn sources(targets: &str) -> String {
     let mut lines = BTreeSet::new();
     for line in targets.lines() {
-        let Some((archive, release)) = line.split_once(' ') else {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        // Archives of others often call their releases after Debian's, but seldom have this component.
+        let &[archive, release, "main"] = words.as_slice() else {
             continue;
         };
-        let (_, suites) = SUITES[usize::from(release.ends_with("-security"))];
-        // Only the archives of these releases; another distribution's have none of these suites.
-        if !SUITES
+        let found = SUITES
             .iter()
-            .any(|(_, suites)| suites.contains(&release.trim()))
-        {
-            continue;
-        }
-        for suite in suites {
+            .find(|(releases, _)| releases.contains(&release));
+        for suite in found.iter().flat_map(|(_, suites)| suites.iter()) {
             lines.insert(format!(
                 "deb [signed-by={KEYRING}] {archive} {suite} main\n"
             ));
@@ -368,10 +383,10 @@ mod tests {
 
     #[test]
     fn other_suites_of_the_same_archives() {
-        let targets = "http://archive.example/debian/ bookworm\n\
-                       http://archive.example/debian/ bookworm\n\
-                       http://archive.example/security/ bookworm-security\n\
-                       http://archive.example/else/ stable\n";
+        let targets = "http://archive.example/debian/ bookworm main\n\
+                       http://archive.example/debian/ bookworm-updates main\n\
+                       http://archive.example/security/ stable-security main\n\
+                       http://archive.example/else/ bookworm stable\n";
         let sources = sources(targets);
         let lines: Vec<&str> = sources.lines().collect();
         assert_eq!(lines.len(), 7, "{sources}");
