@@ -2,7 +2,7 @@
 
 use std::fs::File;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use aya::{Ebpf, EbpfLoader, maps::MapInfo, programs::SchedClassifier};
 use aya_log::EbpfLogger;
 use egress_common::{
@@ -13,7 +13,10 @@ use egress_common::{
 };
 use nix::{
     fcntl::Flock,
-    sys::resource::{Resource, setrlimit},
+    sys::{
+        resource::{Resource, setrlimit},
+        utsname::uname,
+    },
 };
 
 use super::{
@@ -28,6 +31,9 @@ use super::{
 
 /// The largest array that the kernel is asked for: above it, sizes no longer fit its 32-bit arithmetic.
 const LARGEST: u32 = 1 << 24;
+
+/// The oldest kernel on which everything works: `bpf_redirect_neigh` came with it (kernel commit b4ab31414970).
+const OLDEST_KERNEL: (u32, u32) = (5, 10);
 
 /// Capacities of the maps, in entries.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -141,7 +147,24 @@ impl Datapath {
     /// Loads the programs and takes over the maps of an earlier run, or makes them.
     ///
     /// Nothing is attached yet; what an earlier run has attached keeps working.
+    ///
+    /// # Errors
+    /// Something is missing that the programs need; where the kernel is older than any that has it all, the error
+    /// says just that. Only what was tried decides: a release is no proof, since distributions add features to old ones.
     pub fn load(options: &LoadOptions) -> anyhow::Result<Self> {
+        Self::try_load(options).map_err(|error| {
+            let release = uname().map(|names| names.release().to_string_lossy().into_owned());
+            match release.ok().as_deref().and_then(too_old) {
+                Some(sentence) => {
+                    tracing::debug!(error = format!("{error:#}"), "what this kernel lacks");
+                    anyhow!(sentence)
+                }
+                None => error,
+            }
+        })
+    }
+
+    fn try_load(options: &LoadOptions) -> anyhow::Result<Self> {
         let lock = options.paths.prepare()?;
         let entries = options.capacities.entries()?;
         check_capacities(&options.paths, &entries)?;
@@ -304,6 +327,21 @@ fn named<'a>(ebpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut SchedClas
         .with_context(|| format!("{name} is not a TC program"))
 }
 
+/// What to say of a kernel that is older than the oldest on which everything works.
+fn too_old(release: &str) -> Option<String> {
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map(|part| part.parse::<u32>().ok());
+    let version = (numbers.next()??, numbers.next()??);
+    (version < OLDEST_KERNEL).then(|| {
+        let (major, minor) = OLDEST_KERNEL;
+        format!(
+            "this node's kernel is {release}, and the programs need Linux {major}.{minor} or later: boot a newer \
+             kernel, or keep gateways and steered pods off this node"
+        )
+    })
+}
+
 fn check_capacities(paths: &Paths, entries: &[(&str, &str, u32)]) -> anyhow::Result<()> {
     for (map, flag, count) in entries {
         ensure!(
@@ -327,4 +365,29 @@ fn check_capacities(paths: &Paths, entries: &[(&str, &str, u32)]) -> anyhow::Res
         );
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_that_is_too_old_is_told_in_one_sentence() {
+        for (release, expected) in [
+            ("4.19.0-27-amd64", true),
+            ("5.4.0-216-generic", true),
+            ("5.9", true),
+            ("5.10.0-46-cloud-amd64", false),
+            ("6.1.0-41-amd64", false),
+            ("10.0.0", false),
+            ("unreadable", false),
+        ] {
+            let said = too_old(release);
+            assert_eq!(said.is_some(), expected, "{release}: {said:?}");
+            assert!(
+                said.is_none_or(|said| said.contains(release) && said.contains("5.10")),
+                "{release}"
+            );
+        }
+    }
 }

@@ -246,6 +246,11 @@ impl ClusterStage {
     /// Ends every agent and removes everything of theirs from the kernel.
     pub fn leave(&mut self) -> Result<()> {
         self.terminate()?;
+        self.detach()
+    }
+
+    /// Removes everything of the agents from the kernel.
+    pub fn detach(&self) -> Result<()> {
         for setup in self.setups.values() {
             setup.detach()?;
         }

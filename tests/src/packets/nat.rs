@@ -24,7 +24,7 @@ use egress_userspace::{
     resolve::Fate as PodFate,
 };
 
-use crate::client::Wire;
+use crate::{client::Wire, machine};
 
 pub use self::{
     frames::{
@@ -317,6 +317,7 @@ impl<'a> Node<'a> {
 
     /// Runs a packet, and compares all that becomes of it.
     pub fn run(&mut self, what: &str, input: &Input, fate: &Fate) {
+        machine::count_packet();
         let before = self.gateway_counts();
         let (seen, lab_moved) = self.run_quietly(what, input);
         let moved = super::counts::added(&before, &self.gateway_counts());

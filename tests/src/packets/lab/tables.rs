@@ -8,7 +8,7 @@ use std::{
 use egress_common::{
     WireU16,
     keys::{PodKey, ReplyKey, ReplyPath},
-    pod::{Choice, FlowKey, OwnFlow, PodFacts, PodNote, UdpPorts},
+    pod::{Choice, FlowKey, OwnFlow, OwnFlows, PodFacts, PodNote, UdpPorts},
 };
 
 use super::{CAPACITIES, Lab};
@@ -119,13 +119,30 @@ impl Lab {
         }
     }
 
-    /// Forgets connections, fragments, how many answers anybody had, and what is known of pods; but not
-    /// the flows that pods started, of which nobody has a list.
-    pub fn forget(&mut self) {
+    /// Forgets how many answers anybody had.
+    pub(super) fn forget_answers(&mut self) {
         for bucket in 0..self.buckets.len() {
             if self.buckets.get(&bucket, 0).unwrap() != 0 {
                 self.buckets.set(bucket, 0, 0).unwrap();
             }
+        }
+    }
+
+    /// Forgets the flows that pods started: a change of every bucket, since nobody has a list.
+    pub fn forget_own_flows(&mut self) {
+        for bucket in 0..self.own_flows.len() {
+            self.own_flows.set(bucket, OwnFlows::default(), 0).unwrap();
+        }
+    }
+
+    /// Forgets connections, fragments, how many answers anybody had, and what is known of pods; but not
+    /// the flows that pods started, of which nobody has a list.
+    pub fn forget(&mut self) {
+        // Only an answer makes a bucket fuller, and there are many buckets.
+        let answers = self.answers_sent();
+        if answers != self.answers_forgotten {
+            self.forget_answers();
+            self.answers_forgotten = answers;
         }
         clear(&mut self.replies);
         clear(&mut self.fragments);
