@@ -269,7 +269,7 @@ impl Scene {
         self.workspace.bpffs()
     }
 
-    /// Everything that an agent could have left on the node: links, programs, qdiscs, pins.
+    /// Everything that an agent could have left on the node: links, programs, qdiscs, tables of nftables, pins.
     pub fn inventory(&self) -> Result<Vec<String>> {
         let mut found = Vec::new();
         let links: serde_json::Value =
@@ -282,6 +282,7 @@ impl Scene {
             }
         }
         found.push(self.node.run(&["tc", "qdisc", "show"])?);
+        found.push(self.node.run(&["nft", "list", "tables"])?);
         pins(&self.bpffs(), &mut found)?;
         Ok(found)
     }

@@ -4,6 +4,7 @@
 
 pub mod addresses;
 mod apply;
+mod hold;
 mod hooks;
 mod overlay;
 mod report;
@@ -36,6 +37,7 @@ use tokio::{
 use self::{
     addresses::{Addresses, Moved, answered},
     apply::Kernel,
+    hold::Hold,
     hooks::Outside,
     overlay::Overlay,
     report::Report,
@@ -86,6 +88,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     if let Some(overlay) = &settings.overlay {
         settings.resolve.overlay = Some(overlay.with_keys()?);
     }
+    let hold = Hold::begin(&settings).await?;
     let addresses = Addresses::taking_over(state_dir.address_book())?;
     let mut overlay = Overlay::new(settings.overlay.clone(), state_dir.overlay_file());
     let mut kernel = tokio::task::block_in_place(|| Kernel::load(&settings, state_dir))?;
@@ -114,10 +117,12 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let snapshot = Arc::new(ArcSwap::default());
     let counters = kernel.counters();
     let connections = sweep::Published::default();
-    let metrics = Arc::new(
-        Metrics::new(Arc::clone(&snapshot), Arc::clone(&counters))
-            .with_connections(Arc::clone(&connections)),
-    );
+    let mut metrics = Metrics::new(Arc::clone(&snapshot), Arc::clone(&counters))
+        .with_connections(Arc::clone(&connections));
+    if let Some(counter) = hold.counter() {
+        metrics = metrics.with_held(counter);
+    }
+    let metrics = Arc::new(metrics);
     let _sweeping = Sweeping::start(kernel.sweeper()?, connections)?;
     let pages = Pages {
         snapshot: Arc::clone(&snapshot),
@@ -137,7 +142,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     );
 
     let mut agent = Agent::new(
-        settings, kernel, overlay, addresses, counters, metrics, snapshot,
+        settings, kernel, hold, overlay, addresses, counters, metrics, snapshot,
     );
     agent.read_files();
     loop {
@@ -232,6 +237,7 @@ fn tell_supervisor() {
 struct Agent {
     settings: Settings,
     kernel: Kernel,
+    hold: Hold,
     overlay: Overlay,
     addresses: Addresses,
     sources: Sources,
@@ -252,9 +258,11 @@ struct Agent {
 }
 
 impl Agent {
+    #[expect(clippy::too_many_arguments, reason = "each is a part of the agent")]
     fn new(
         settings: Settings,
         kernel: Kernel,
+        hold: Hold,
         overlay: Overlay,
         addresses: Addresses,
         counters: Arc<Counters>,
@@ -269,6 +277,7 @@ impl Agent {
             loader: Loader::new(settings.resources.clone()),
             settings,
             kernel,
+            hold,
             overlay,
             addresses,
             sources: Sources::default(),
@@ -294,14 +303,22 @@ impl Agent {
         Some(Instant::now() + (FIRST_RETRY * 2_u32.pow(doublings)).min(LAST_RETRY))
     }
 
-    /// Waits until something else has taken a program off its hook.
+    /// Waits until something else has taken a program off its hook, or has changed what closes new interfaces.
     ///
     /// The hooks are looked at again and again: a TCX link tells nobody when it goes.
     async fn hook_lost(&mut self) {
         loop {
             sleep_until(self.look_at).await;
             self.look_at = Instant::now() + LOOK_AT_HOOKS;
+            let restored = match tokio::task::block_in_place(|| self.hold.check()) {
+                Ok(restored) => restored,
+                Err(error) => {
+                    tracing::error!("cannot see to it that new interfaces are closed: {error:#}");
+                    false
+                }
+            };
             match tokio::task::block_in_place(|| self.kernel.forget_lost_hooks()) {
+                Ok(0) if restored => return,
                 Ok(0) => {}
                 Ok(lost) => {
                     self.snapshot.reattached += lost as u64;
@@ -441,6 +458,7 @@ impl Agent {
             taken_off = taken.in_full().context(
                 "nothing is changed while an egress address that is let go cannot be taken off",
             )?;
+            self.hold.close_others(&resolved)?;
             let kernel = &mut self.kernel;
             let brought = kernel.bring_to(plans, &desired, &self.hooks, &self.counters)?;
             let answered = answered(&desired.translation, |ifindex| {
@@ -448,8 +466,12 @@ impl Agent {
             });
             put_on = self.addresses.bring_to(&answered, view);
             self.touched_node |= put_on.changes > 0;
-            Ok(brought)
+            let is_programmed = |ifindex| kernel.is_attached(Program::FromPod, ifindex);
+            let opened = self.hold.open_ready(&resolved, view, is_programmed);
+            Ok(brought.but(opened.err()))
         });
+        self.snapshot.held = self.hold.held(view);
+        self.snapshot.hold_restored = self.hold.restored();
         self.snapshot.programs = self.kernel.programs(&self.hooks);
         self.snapshot.egress = self.addresses.lines(&desired.translation);
         self.snapshot.addresses_restored = self.addresses.restored();

@@ -254,7 +254,7 @@ fn every_metric_is_documented() {
 fn parse(text: &str, format: Format) -> BTreeMap<String, f64> {
     let mut samples = BTreeMap::new();
     let mut family = ("", "");
-    let mut families = std::collections::BTreeSet::new();
+    let mut families = BTreeSet::new();
     let mut ended = false;
     for line in text.lines() {
         assert!(!ended, "after the end: {line}");
