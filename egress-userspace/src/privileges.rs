@@ -70,3 +70,74 @@ pub fn keep_what_is_needed(paths: &Paths) -> Result<()> {
     give_up().context("cannot give capabilities up")?;
     prctl::set_no_new_privs().context("cannot give up gaining privileges")
 }
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test may fail loudly")]
+
+    use std::collections::BTreeSet;
+
+    use clap::Parser as _;
+    use serde_json::Value;
+
+    use super::*;
+    use crate::cli::Cli;
+
+    const UNIT: &str = include_str!("../../deploy/egress.service");
+    const MANIFEST: &str = include_str!("../../deploy/daemonset.yaml");
+
+    fn needed() -> BTreeSet<String> {
+        let names = NEEDED.iter().map(|(capability, _)| capability.to_string());
+        names.collect()
+    }
+
+    fn setting(name: &str) -> &'static str {
+        let mut found = UNIT
+            .lines()
+            .filter_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        let value = found.next().unwrap();
+        assert_eq!(found.next(), None, "{name} is there twice");
+        value
+    }
+
+    fn agent() -> Value {
+        let manifest: Value = serde_saphyr::from_str(MANIFEST).unwrap();
+        manifest["spec"]["template"]["spec"]["containers"][0].clone()
+    }
+
+    #[test]
+    fn the_unit_names_the_same_capabilities() {
+        let named = setting("CapabilityBoundingSet").split(' ');
+        assert_eq!(named.map(str::to_owned).collect::<BTreeSet<_>>(), needed());
+        assert_eq!(setting("NoNewPrivileges"), "yes");
+        assert!(
+            !UNIT.contains("\nAmbientCapabilities"),
+            "the service is root's and needs none"
+        );
+    }
+
+    #[test]
+    fn the_manifest_names_the_same_capabilities() {
+        let context = &agent()["securityContext"];
+        let named = context["capabilities"]["add"].as_array().unwrap();
+        let named = named
+            .iter()
+            .map(|name| format!("CAP_{}", name.as_str().unwrap()));
+        assert_eq!(named.collect::<BTreeSet<_>>(), needed());
+        assert_eq!(context["capabilities"]["drop"], serde_json::json!(["ALL"]));
+        assert_eq!(context["allowPrivilegeEscalation"], false);
+        assert_eq!(context["privileged"], false);
+    }
+
+    #[test]
+    fn both_start_an_agent_that_understands_its_arguments() {
+        let command = agent()["command"].clone();
+        let command = command.as_array().unwrap().iter();
+        let manifest: Vec<_> = command.map(|word| word.as_str().unwrap()).collect();
+        let unit: Vec<_> = setting("ExecStart").split(' ').collect();
+        for words in [manifest, unit] {
+            let parsed = Cli::try_parse_from(&words);
+            assert!(parsed.is_ok(), "{words:?}: {}", parsed.unwrap_err());
+        }
+    }
+}
