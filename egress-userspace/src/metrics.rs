@@ -293,11 +293,19 @@ impl Scrape {
         let Some(held) = &self.held else {
             return Ok(());
         };
-        counts(
+        let what =
+            "dropped at interfaces that are closed until their pods' policies are in the kernel";
+        counter(
             e,
-            "egress_held",
-            "dropped at interfaces that are closed until their pods' policies are in the kernel",
-            || [([], held)].into_iter(),
+            "egress_held_packets",
+            &format!("IP packets {what}"),
+            held.packets,
+        )?;
+        let help = format!("Bytes of IP packets {what}");
+        let unit = Some(&Unit::Bytes);
+        write_counter(
+            &mut e.encode_descriptor("egress_held", &help, unit, MetricType::Counter)?,
+            held.bytes,
         )?;
         gauge(
             e,

@@ -88,6 +88,10 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     if let Some(overlay) = &settings.overlay {
         settings.resolve.overlay = Some(overlay.with_keys()?);
     }
+    if settings.load.paths.root().exists() {
+        // Whose the pins are, theirs is the table that closes interfaces; who has them says so here.
+        drop(settings.load.paths.lock()?);
+    }
     let hold = Hold::begin(&settings).await?;
     let addresses = Addresses::taking_over(state_dir.address_book())?;
     let mut overlay = Overlay::new(settings.overlay.clone(), state_dir.overlay_file());

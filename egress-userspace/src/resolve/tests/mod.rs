@@ -11,6 +11,7 @@ mod gateways;
 mod nodes;
 mod pods;
 mod policies;
+mod unsteered;
 
 use super::*;
 use crate::{
