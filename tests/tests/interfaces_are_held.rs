@@ -118,6 +118,12 @@ fn nothing_passes_until_the_pod_is_known() -> Result<()> {
     let metrics = stage.metrics()?;
     assert_eq!(metrics.sum(HELD, &[]), held(&stage)?);
     assert_eq!(metrics.sum("egress_interfaces_held", &[]), 1);
+    let (_, status) = stage.agent()?.get("/status")?;
+    let shown = format!("\"held\":[\"{}\"]", pod.interface);
+    assert!(
+        status.replace(char::is_whitespace, "").contains(&shown),
+        "{status}"
+    );
 
     // Known, but its namespace is not: that may ask for a policy.
     let unsteered = resources::pod("later", &pod, &[], &[]);

@@ -81,10 +81,11 @@ impl Hold {
             .context("nothing is changed while an interface that is let go cannot be closed")
     }
 
-    /// Opens the interfaces of pods whose verdicts are in the kernel, and of those that are not to be steered.
+    /// Opens the interfaces of pods whose verdicts are in the kernel, and of those that are not to be steered; closes
+    /// those whose program could not be put back.
     ///
     /// # Errors
-    /// The kernel refuses: they stay closed.
+    /// The kernel refuses: they stay as they are.
     pub(super) fn open_ready(
         &mut self,
         resolved: &Resolved,
@@ -92,13 +93,15 @@ impl Hold {
         is_programmed: impl Fn(u32) -> bool,
     ) -> Result<()> {
         let steered: BTreeSet<u32> = resolved.pods.values().map(|pod| pod.ifindex).collect();
-        let entering: BTreeSet<u32> = candidates(resolved)
+        let may_be_open = |index: &u32| !steered.contains(index) || is_programmed(*index);
+        let open = &self.standing.open;
+        let leaving = open.iter().copied().filter(|index| !may_be_open(index));
+        let entering = candidates(resolved)
             .into_iter()
-            .filter(|index| !self.standing.open.contains(index))
-            .filter(|index| !steered.contains(index) || is_programmed(*index))
-            .filter(|index| self.is_meant(view, *index))
-            .collect();
-        self.change(&BTreeSet::new(), &entering)
+            .filter(|index| !open.contains(index) && may_be_open(index))
+            .filter(|index| self.is_meant(view, *index));
+        let (leaving, entering) = (leaving.collect(), entering.collect());
+        self.change(&leaving, &entering)
     }
 
     /// Puts the table up again if something else has changed it. Says whether it had to.

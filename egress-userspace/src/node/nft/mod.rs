@@ -5,6 +5,7 @@
 //! the same name often gets an interface of the same name. Packets are looked at before routing, which is before
 //! the kernel knows whether they are for the node or for others; frames of bridges' ports in a table of their own.
 
+mod pattern;
 mod rules;
 mod wire;
 
@@ -13,6 +14,7 @@ use std::collections::BTreeSet;
 use anyhow::{Context as _, Result, bail};
 use egress_common::counter::Count;
 
+pub use self::pattern::Pattern;
 use self::{
     rules::{CLOSED, HOOKED, OBJECT_COUNTER, rules},
     wire::{
@@ -37,8 +39,6 @@ const ELEMENTS: usize = 1024;
 const COMMENT: u8 = 0;
 /// The kernel takes no more than 256 bytes of user data, and `nft` no more than 128 of a comment.
 const MAX_COMMENT: usize = 120;
-/// The kernel's limit of an interface's name, without the zero at its end.
-const MAX_NAME: usize = 15;
 
 const TABLE_NAME: u16 = 1;
 const TABLE_USERDATA: u16 = 6;
@@ -74,60 +74,6 @@ const OBJECT_DATA: u16 = 4;
 const COUNTER_BYTES: u16 = 1;
 const COUNTER_PACKETS: u16 = 2;
 const GENERATION: u16 = 1;
-
-/// Names of interfaces: one, or all that begin alike.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Pattern(String);
-
-impl Pattern {
-    /// Understands a name, or the beginning of names with `*` after it.
-    ///
-    /// # Errors
-    /// A pattern for all interfaces, or one that no interface can have.
-    pub fn new(text: &str) -> std::result::Result<Self, String> {
-        let stem = text.strip_suffix('*').unwrap_or(text);
-        let forbidden =
-            |c: char| c.is_whitespace() || c.is_control() || matches!(c, '/' | ':' | '*');
-        if stem.is_empty() {
-            return Err("would close every interface of the node".to_owned());
-        }
-        if stem.contains(forbidden) || matches!(text, "." | "..") {
-            return Err(
-                "is no interface's name, nor the beginning of one with * after it".to_owned(),
-            );
-        }
-        if stem.len() > MAX_NAME {
-            return Err(format!(
-                "is longer than {MAX_NAME} bytes, as no interface's name is"
-            ));
-        }
-        Ok(Self(text.to_owned()))
-    }
-
-    /// Whether an interface of this name is meant.
-    #[must_use]
-    pub fn matches(&self, name: &str) -> bool {
-        if self.is_prefix() {
-            name.starts_with(self.stem())
-        } else {
-            name == self.0
-        }
-    }
-
-    fn is_prefix(&self) -> bool {
-        self.0.ends_with('*')
-    }
-
-    fn stem(&self) -> &str {
-        self.0.strip_suffix('*').unwrap_or(&self.0)
-    }
-}
-
-impl std::fmt::Display for Pattern {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
 
 /// One agent's table, in each family.
 #[derive(Clone, Debug)]
