@@ -189,8 +189,6 @@ pub struct Settings {
     pub limits: Limits,
     /// How to load.
     pub load: LoadOptions,
-    /// The interfaces that lead to the outside; none are the devices of the default routes.
-    pub uplinks: Vec<String>,
     /// The overlay between nodes; without a key there is none.
     pub overlay: Option<OverlayOptions>,
     /// Source NAT on this node.
@@ -303,7 +301,7 @@ impl Flags {
                 local_cidrs: self.local_cidr,
                 per_pod_policies: self.per_pod_policies.unwrap_or(true),
                 pod_gateways: self.pod_gateways.unwrap_or_default(),
-                uplinks: self.uplink.clone(),
+                uplinks: self.uplink,
                 overlay: None,
                 nat_ports: nat.ports,
                 // What the kernel says of them may change; whoever resolves asks it.
@@ -323,7 +321,6 @@ impl Flags {
                 attach_mode: self.attach_mode,
                 debug_log: self.debug_log.unwrap_or(false),
             },
-            uplinks: self.uplink,
             overlay,
             nat,
             hold_interfaces,

@@ -58,7 +58,7 @@ impl StateDir {
 
     /// Keeps names; when this returns they survive a crash.
     pub fn keep_names(&self, names: &Names) -> anyhow::Result<()> {
-        keep(names, &names_file(&self.path), &new_names_file(&self.path))
+        keep(names, &names_file(&self.path))
     }
 
     /// The book of addresses that agents have put on interfaces.
@@ -82,15 +82,13 @@ impl StateDir {
         // The lock last: until then nobody else is in here.
         for file in [
             names_file(&self.path),
-            new_names_file(&self.path),
             self.overlay_file(),
-            self.overlay_file().with_extension("new"),
             addresses_file(&self.path),
-            new_addresses_file(&self.path),
-            lock_file(&self.path),
         ] {
             remove_own_file(&file)?;
+            remove_own_file(&unfinished(&file))?;
         }
+        remove_own_file(&lock_file(&self.path))?;
         remove_if_empty(&self.path)
     }
 }
@@ -139,7 +137,10 @@ impl AddressBook {
     /// # Errors
     /// The file cannot be read or understood.
     pub fn read(&self) -> anyhow::Result<BTreeSet<Assigned>> {
-        let page: Page = read(&addresses_file(&self.directory))?;
+        let page: Page = read(&addresses_file(&self.directory)).context(
+            "which addresses an agent has put on this node is not known: take those off that no gateway has (`ip \
+             address`), and remove the file",
+        )?;
         if page.boot == boot()? {
             Ok(page.addresses)
         } else {
@@ -156,8 +157,7 @@ impl AddressBook {
             boot: boot()?,
             addresses: addresses.clone(),
         };
-        let new = new_addresses_file(&self.directory);
-        keep(&page, &addresses_file(&self.directory), &new)
+        keep(&page, &addresses_file(&self.directory))
     }
 }
 
@@ -168,12 +168,14 @@ fn boot() -> anyhow::Result<String> {
     Ok(id.trim().to_owned())
 }
 
-fn keep(what: &impl Serialize, path: &Path, new: &Path) -> anyhow::Result<()> {
+/// Writes a file anew; when this returns it survives a crash.
+pub(crate) fn keep(what: &impl Serialize, path: &Path) -> anyhow::Result<()> {
+    let new = unfinished(path);
     let write = || -> io::Result<()> {
-        let mut file = File::create(new)?;
+        let mut file = File::create(&new)?;
         file.write_all(&serde_json::to_vec(what)?)?;
         file.sync_all()?;
-        fs::rename(new, path)
+        fs::rename(&new, path)
     };
     write().with_context(|| format!("cannot write {}", path.display()))
 }
@@ -242,16 +244,13 @@ fn names_file(directory: &Path) -> PathBuf {
     directory.join("names.json")
 }
 
-fn new_names_file(directory: &Path) -> PathBuf {
-    directory.join("names.new")
-}
-
 fn addresses_file(directory: &Path) -> PathBuf {
     directory.join("addresses.json")
 }
 
-fn new_addresses_file(directory: &Path) -> PathBuf {
-    directory.join("addresses.new")
+/// What a file is called until it is written in full.
+fn unfinished(file: &Path) -> PathBuf {
+    file.with_extension("new")
 }
 
 fn lock_file(directory: &Path) -> PathBuf {
@@ -290,7 +289,7 @@ mod tests {
         fs::write(&foreign, b"kept").unwrap();
         let state = StateDir::open(directory.path()).unwrap();
         state.keep_names(&Names::default()).unwrap();
-        fs::write(new_names_file(directory.path()), b"").unwrap();
+        fs::write(unfinished(&names_file(directory.path())), b"").unwrap();
         state.address_book().keep(&BTreeSet::new()).unwrap();
         assert!(!state.remove().unwrap());
         assert_eq!(fs::read(&foreign).unwrap(), b"kept");

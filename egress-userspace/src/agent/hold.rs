@@ -202,7 +202,7 @@ impl Hold {
 
     /// A pattern is easily too short, and a node that is closed to itself can only be mended at its console.
     fn refuse_to_cut_off(&self, view: &NodeView, settings: &Settings) -> Result<()> {
-        let uplinks = view.uplinks(&settings.uplinks).links;
+        let uplinks = view.uplinks(&settings.resolve.uplinks).links;
         let default_routes = view
             .routes
             .iter()

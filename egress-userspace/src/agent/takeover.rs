@@ -163,17 +163,8 @@ mod tests {
     }
 
     fn view() -> NodeView {
-        let link = Link {
-            name: "cali7".to_owned(),
-            mtu: 1500,
-            up: true,
-            bridge: false,
-            loopback: false,
-            ethernet: true,
-            master: None,
-        };
         NodeView {
-            links: [(POD, link)].into(),
+            links: [(POD, Link::ethernet("cali7"))].into(),
             ..NodeView::default()
         }
     }

@@ -80,7 +80,7 @@ async fn dry_run(settings: &Settings) -> anyhow::Result<bool> {
         .iter()
         .find(|(_, link)| Some(&link.name) == device);
     let outside = agent::OutsideLinks {
-        uplinks: view.uplinks(&settings.uplinks).links,
+        uplinks: view.uplinks(&settings.resolve.uplinks).links,
         overlay: overlay.map(|(index, link)| (*index, link.name.clone())),
     };
     for hook in agent::wanted_hooks(&resolved, &desired, &view, &outside) {

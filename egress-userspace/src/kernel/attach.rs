@@ -1,11 +1,6 @@
 //! Which program is attached where, by TCX where the kernel has it, else by clsact filters.
 
-use std::{
-    cmp::Reverse,
-    collections::BTreeSet,
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::{cmp::Reverse, collections::BTreeSet, fs, io};
 
 use anyhow::Context;
 use aya::{
@@ -17,7 +12,14 @@ use aya::{
     },
 };
 
-use super::{clsact, load::classifier, object::Program, paths::Paths, syscall};
+use super::{
+    clsact,
+    load::classifier,
+    object::Program,
+    paths::Paths,
+    pins::{Pin, pin_over, pins, remove_file},
+    syscall,
+};
 
 /// Fixed, so that a filter is found again by the next run; 1 is before everything else on the hook.
 ///
@@ -44,7 +46,7 @@ const fn direction(program: Program) -> TcAttachType {
 }
 
 /// The filter of a program on an interface.
-fn filter(program: Program, ifindex: u32) -> clsact::Filter {
+pub(super) fn filter(program: Program, ifindex: u32) -> clsact::Filter {
     clsact::Filter {
         ifindex,
         egress: direction(program) == TcAttachType::Egress,
@@ -389,124 +391,4 @@ fn attach_clsact(ebpf: &mut Ebpf, hook: &Hook, paths: &Paths) -> anyhow::Result<
     // Dropping the link would take the filter away.
     std::mem::forget(program.take_link(id)?);
     Ok(())
-}
-
-/// Pins something new, and only then lets it take the place of what an earlier run has pinned.
-fn pin_over(
-    place: &Path,
-    paths: &Paths,
-    pin: impl FnOnce(&Path) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
-    let new = paths.new_marker();
-    if new.exists() {
-        remove_file(&new)?;
-    }
-    pin(&new).with_context(|| format!("cannot pin {}", new.display()))?;
-    fs::rename(&new, place).with_context(|| {
-        // Unfinished, it is found and removed by the next one; a link would work until then.
-        let _removed = fs::remove_file(&new);
-        format!("cannot pin {}", place.display())
-    })
-}
-
-/// A pin that says that a program is attached.
-struct Pin {
-    program: Program,
-    ifindex: u32,
-    clsact: bool,
-    path: PathBuf,
-}
-
-impl Pin {
-    fn new(paths: &Paths, mode: AttachMode, hook: &Hook) -> Self {
-        let path = match mode {
-            AttachMode::Tcx => paths.link(hook.program, hook.ifindex),
-            AttachMode::Clsact => paths.clsact_marker(hook.program, hook.ifindex),
-        };
-        Self {
-            program: hook.program,
-            ifindex: hook.ifindex,
-            clsact: mode == AttachMode::Clsact,
-            path,
-        }
-    }
-
-    /// Takes the program off its hook.
-    fn remove(&self, paths: &Paths) -> anyhow::Result<()> {
-        if self.clsact {
-            clsact::remove_filter(filter(self.program, self.ifindex)).with_context(|| {
-                format!(
-                    "cannot remove the filter of {} from the interface with index {}",
-                    self.program.name(),
-                    self.ifindex
-                )
-            })?;
-            self.remove_own_qdisc(paths)?;
-        } else if let Err(error) = syscall::detach_pinned_link(&self.path) {
-            // Of an interface that is gone there is nothing to detach from.
-            tracing::debug!(path = %self.path.display(), %error, "removing a dead link");
-        }
-        remove_file(&self.path)
-    }
-
-    /// Removes the qdisc if an agent made it; what others have put into it keeps it, as theirs.
-    fn remove_own_qdisc(&self, paths: &Paths) -> anyhow::Result<()> {
-        let own = paths.own_qdisc(self.ifindex);
-        let shared = pins(paths)?
-            .iter()
-            .any(|pin| pin.clsact && pin.ifindex == self.ifindex && pin.program != self.program);
-        if shared || !own.exists() {
-            return Ok(());
-        }
-        clsact::remove_unused_qdisc(self.ifindex).with_context(|| {
-            format!(
-                "cannot remove the clsact qdisc of the interface with index {}",
-                self.ifindex
-            )
-        })?;
-        fs::remove_dir(&own).with_context(|| format!("cannot remove {}", own.display()))
-    }
-}
-
-/// What is attached, of this run or an earlier one.
-fn pins(paths: &Paths) -> anyhow::Result<Vec<Pin>> {
-    let directory = paths.links();
-    let entries = match fs::read_dir(&directory) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => {
-            return Err(error).with_context(|| format!("cannot read {}", directory.display()));
-        }
-    };
-    let mut pins = Vec::new();
-    for entry in entries {
-        let path = entry?.path();
-        if let Some((program, ifindex, clsact)) = Paths::parse_link(&path) {
-            pins.push(Pin {
-                program,
-                ifindex,
-                clsact,
-                path,
-            });
-        }
-    }
-    Ok(pins)
-}
-
-/// Detaches everything that is pinned here.
-///
-/// # Errors
-/// The hooks that could not be detached, each with its reason.
-pub fn detach_all(paths: &Paths) -> Vec<anyhow::Error> {
-    match pins(paths) {
-        Ok(pins) => pins
-            .iter()
-            .filter_map(|pin| pin.remove(paths).err())
-            .collect(),
-        Err(error) => vec![error],
-    }
-}
-
-fn remove_file(path: &Path) -> anyhow::Result<()> {
-    fs::remove_file(path).with_context(|| format!("cannot remove {}", path.display()))
 }

@@ -79,6 +79,22 @@ pub struct Link {
     pub master: Option<u32>,
 }
 
+#[cfg(test)]
+impl Link {
+    /// An Ethernet device that is up and nobody's port.
+    pub(crate) fn ethernet(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            mtu: 1500,
+            up: true,
+            bridge: false,
+            loopback: false,
+            ethernet: true,
+            master: None,
+        }
+    }
+}
+
 /// A route.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Route {

@@ -10,7 +10,7 @@ use egress_common::{gateway::GatewayId, verdict::Replies};
 
 use super::{
     GatewayStatus, PodGateways, Settings, UsableGateway, Way,
-    egress::{Held, Owned, Request},
+    egress::{HeldBy, Owned, Request},
     gateways::{Candidate, Kind},
 };
 use crate::{
@@ -118,7 +118,7 @@ impl<'f, 'a, 'o> Finder<'f, 'a, 'o> {
                     id: known.id,
                     node: &egress.node,
                     interface,
-                    held: Held::ByNode {
+                    held_by: HeldBy::Node {
                         assign: egress.assign,
                         allow_local_services: egress.allow_local_services,
                         ports: egress.ports,
@@ -180,7 +180,7 @@ impl<'f, 'a, 'o> Finder<'f, 'a, 'o> {
                     id: known.id,
                     node,
                     interface: None,
-                    held: Held::ByPod,
+                    held_by: HeldBy::Pod,
                 };
                 self.egress(&known, &request, &pod.addresses)
             }

@@ -121,7 +121,7 @@ fn flags_and_file_say_the_same_of_gateways_on_nodes() {
         settings(line),
         Flags::default().settings(Some(file.path())).unwrap(),
     ] {
-        assert_eq!(settings.uplinks, ["eth0", "eth1"]);
+        assert_eq!(settings.resolve.uplinks, ["eth0", "eth1"]);
         assert_eq!(settings.resolve.uplinks, ["eth0", "eth1"]);
         assert_eq!(settings.resolve.pod_gateways, PodGateways::Forward);
         assert_eq!(settings.resolve.nat_ports, (2000, 3000));

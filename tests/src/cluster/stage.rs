@@ -6,6 +6,12 @@ mod permits;
 use std::{collections::BTreeMap, fs, net::IpAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, ensure};
+use egress_common::overlay::Tag;
+use egress_userspace::{
+    diff::trace,
+    kernel::{Maps, Paths},
+    overlay_keys::OverlayKeys,
+};
 
 pub use self::expectations::Seen;
 use super::{
@@ -144,26 +150,42 @@ impl ClusterStage {
 
     /// Replaces the keys, and waits until every agent has taken them.
     pub fn change_keys(&self, keys: &[&str]) -> Result<()> {
-        let before = self.applies()?;
         self.write_keys(keys)?;
+        let keys = OverlayKeys::parse(keys.join("\n").as_bytes())?;
         wait::until("every agent has taken the keys", || {
-            for (name, count) in self.applies()? {
-                ensure!(count > before[name], "{name} has not");
-            }
-            Ok(())
+            let mut nodes = self.cluster.nodes.iter();
+            nodes.try_for_each(|node| self.has_taken(node, &keys))
         })
     }
 
-    /// How often each agent has brought the kernel up to date.
-    fn applies(&self) -> Result<BTreeMap<&'static str, u64>> {
-        let count = |(name, agent): (&&'static str, &Agent)| {
-            let metrics = agent.metrics()?;
-            Ok((
-                *name,
-                metrics.sum("egress_apply_duration_seconds_count", &[]),
-            ))
-        };
-        self.agents.iter().map(count).collect()
+    /// Whether a node sends and takes frames by these keys: what its maps say, for an agent that has brought the
+    /// kernel up to date may have done it for something else.
+    fn has_taken(&self, node: &Node, keys: &OverlayKeys) -> Result<()> {
+        let setup = self.setups.get(node.name).context("no such node")?;
+        let maps = Maps::open(&Paths::new(setup.pin_dir()))?;
+        let nodes = maps.translation()?;
+        let mut tags = vec![Tag::ZERO];
+        for other in &self.cluster.nodes {
+            if other.name == node.name {
+                continue;
+            }
+            let index = nodes.nodes.get(&IpAddr::from(other.v6).into());
+            let state = index.and_then(|index| nodes.node_state.get(index));
+            let state = state.with_context(|| format!("{} knows no {}", node.name, other.name))?;
+            let send = keys.tag(OVERLAY_VNI, node.name, other.name);
+            let accept = keys.accepted(OVERLAY_VNI, other.name, node.name);
+            ensure!(
+                (state.send, state.accept) == (send, accept),
+                "{} has other keys for {}",
+                node.name,
+                other.name
+            );
+            tags.push(send);
+        }
+        for member in trace(&maps)?.members.values() {
+            ensure!(tags.contains(&member.tag), "{} sends {member:?}", node.name);
+        }
+        Ok(())
     }
 
     /// Does what the test does, and then checks that not one packet left an uplink that should not have.

@@ -14,7 +14,8 @@ use super::{
     answer::answered,
     build::{self, Frame, L3, hex},
     random::Random,
-    seed::{OTHER, STEERED, UPLINK},
+    seed::{OTHER, STEERED, UPLINK, world},
+    with_lab,
 };
 
 /// What becomes of a packet.
@@ -173,6 +174,15 @@ fn step(input: Input, expect: Expect) -> Step {
         expect,
         counted: (1, bytes),
     }
+}
+
+/// Runs the rows in the world of [`seed`](super::seed::world), and their packets with random bytes changed.
+pub fn check_all(rows: &[Row]) {
+    with_lab(|lab| {
+        lab.bring_to(&world());
+        run(lab, rows);
+        mutate(lab, rows, 4000);
+    });
 }
 
 /// Runs the rows, each from empty tables of connections and fragments; then every packet of every row
