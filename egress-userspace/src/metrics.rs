@@ -1,6 +1,7 @@
 //! The metrics of `/metrics`, read from the kernel at the moment of the scrape; `docs/metrics.md` explains each.
 
 use std::{
+    collections::BTreeSet,
     fmt,
     fmt::Write as _,
     sync::{
@@ -73,8 +74,18 @@ pub struct Metrics {
     snapshot: Arc<ArcSwap<Snapshot>>,
     counters: Arc<Counters>,
     connections: Arc<ArcSwap<Statistics>>,
+    held: Option<ReadHeld>,
     applies: Histogram,
     scrape_errors: AtomicU64,
+}
+
+/// Whoever reads what interfaces that are closed have held back.
+struct ReadHeld(Box<dyn Fn() -> anyhow::Result<Count> + Send + Sync>);
+
+impl fmt::Debug for ReadHeld {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ReadHeld")
+    }
 }
 
 impl Metrics {
@@ -85,6 +96,7 @@ impl Metrics {
             snapshot,
             counters,
             connections: Arc::default(),
+            held: None,
             applies: Histogram::new(APPLY_BUCKETS),
             scrape_errors: AtomicU64::new(0),
         }
@@ -99,6 +111,18 @@ impl Metrics {
         }
     }
 
+    /// With what is held back at closed interfaces.
+    #[must_use]
+    pub fn with_held(
+        self,
+        read: impl Fn() -> anyhow::Result<Count> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            held: Some(ReadHeld(Box::new(read))),
+            ..self
+        }
+    }
+
     /// Records how long an apply took, whether it worked or not.
     pub fn observe_apply(&self, duration: Duration) {
         self.applies.observe(duration.as_secs_f64());
@@ -109,15 +133,19 @@ impl Metrics {
     /// # Errors
     /// When the kernel's counters cannot be read: a scrape shows all of them or fails.
     pub fn render(&self, format: Format) -> anyhow::Result<String> {
-        let (series, maps) = self.counters.read().inspect_err(|_| {
+        let failed = |_: &anyhow::Error| {
             self.scrape_errors.fetch_add(1, Ordering::Relaxed);
-        })?;
+        };
+        let (series, maps) = self.counters.read().inspect_err(failed)?;
+        let read_held = self.held.as_ref().map(|ReadHeld(read)| read());
+        let held = read_held.transpose().inspect_err(failed)?;
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Scrape {
             snapshot: self.snapshot.load_full(),
             series,
             maps,
             connections: self.connections.load_full(),
+            held,
             applies: self.applies.clone(),
             scrape_errors: self.scrape_errors.load(Ordering::Relaxed),
         }));
@@ -137,6 +165,7 @@ struct Scrape {
     series: Series,
     maps: Vec<MapUse>,
     connections: Arc<Statistics>,
+    held: Option<Count>,
     applies: Histogram,
     scrape_errors: u64,
 }
@@ -147,6 +176,7 @@ impl Collector for Scrape {
         self.traffic(e)?;
         self.translation(e)?;
         self.node(e)?;
+        self.hold(e)?;
         self.agent(e)
     }
 }
@@ -261,6 +291,39 @@ impl Scrape {
             "egress_map_capacity",
             "Entries that a BPF map has room for",
             maps().map(|m| ([("map", m.name.as_str())], m.capacity)),
+        )
+    }
+
+    /// Only where something is to be held: zeroes would say that nothing got through where nothing is kept.
+    fn hold(&self, e: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let Some(held) = &self.held else {
+            return Ok(());
+        };
+        let what =
+            "dropped at interfaces that are closed until their pods' policies are in the kernel";
+        counter(
+            e,
+            "egress_held_packets",
+            &format!("IP packets {what}"),
+            held.packets,
+        )?;
+        let help = format!("Bytes of IP packets {what}");
+        let unit = Some(&Unit::Bytes);
+        write_counter(
+            &mut e.encode_descriptor("egress_held", &help, unit, MetricType::Counter)?,
+            held.bytes,
+        )?;
+        gauge(
+            e,
+            "egress_interfaces_held",
+            "Interfaces that are closed until their pods' policies are in the kernel",
+            self.snapshot.held.as_ref().map_or(0, BTreeSet::len) as u64,
+        )?;
+        counter(
+            e,
+            "egress_hold_restored",
+            "Times that something else changed the nftables table that closes interfaces, and it was put up again",
+            self.snapshot.hold_restored,
         )
     }
 

@@ -16,6 +16,7 @@ use serde::Deserialize;
 
 use crate::{
     kernel::{AttachMode, Capacities, LoadOptions, Paths},
+    node::Pattern,
     resolve::{self, PodGateways},
     resources::interface_fault,
     state::Limits,
@@ -164,6 +165,10 @@ pub struct Flags {
     /// be given several times [default: as Linux conntrack has them]
     #[arg(long, value_name = "STATE=SECONDS", num_args = 1..)]
     pub nat_timeout: Vec<NatTimeout>,
+    /// Interfaces that are closed until their pods' policies are in the kernel, by nftables: a name, or its beginning
+    /// and *, such as 'cali*'; may be given several times
+    #[arg(long, value_name = "PATTERN", num_args = 1..)]
+    pub hold_interfaces: Vec<String>,
     /// Let the programs log each packet that they drop: for debugging, not for production
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub debug_log: Option<bool>,
@@ -188,6 +193,8 @@ pub struct Settings {
     pub overlay: Option<OverlayOptions>,
     /// Source NAT on this node.
     pub nat: NatOptions,
+    /// Interfaces that are closed until their pods' verdicts are in the kernel.
+    pub hold_interfaces: Vec<Pattern>,
 }
 
 impl Flags {
@@ -227,6 +234,7 @@ impl Flags {
             nat_source_quota: self.nat_source_quota.or(config.nat_source_quota),
             nat_port_range: self.nat_port_range.or(config.nat_port_range),
             nat_timeout: either(self.nat_timeout, config.nat_timeout),
+            hold_interfaces: either(self.hold_interfaces, config.hold_interfaces),
             debug_log: self.debug_log.or(config.debug_log),
         }
     }
@@ -242,6 +250,14 @@ impl Flags {
                 bail!("--uplink: {name:?} {fault}");
             }
         }
+        let hold_interfaces = self
+            .hold_interfaces
+            .iter()
+            .map(|text| match Pattern::new(text) {
+                Ok(pattern) => Ok(pattern),
+                Err(fault) => bail!("--hold-interfaces: {text:?} {fault}"),
+            })
+            .collect::<anyhow::Result<_>>()?;
         let places = Places {
             pin_dir: self.pin_dir,
             state_dir: self.state_dir,
@@ -307,6 +323,7 @@ impl Flags {
             },
             overlay,
             nat,
+            hold_interfaces,
         })
     }
 }

@@ -50,6 +50,10 @@ pub struct Snapshot {
     pub pins_restored: u64,
     /// What would make other nodes drop frames of the overlay from here, one sentence each.
     pub unreachable: BTreeSet<String>,
+    /// Interfaces that are closed until their pods' verdicts are in the kernel; none if nothing is to be held.
+    pub held: Option<BTreeSet<String>>,
+    /// Times that something else changed the nftables table that closes them, and it was put up again.
+    pub hold_restored: u64,
     /// The egress addresses that this node owns.
     pub egress: Vec<OwnedAddress>,
     /// Times that something else took an egress address off its interface, and it was put back.

@@ -304,7 +304,8 @@ impl Agent {
         String::from_utf8_lossy(&log).into_owned()
     }
 
-    fn pid(&self) -> Result<Pid> {
+    /// Its process.
+    pub fn pid(&self) -> Result<Pid> {
         Ok(Pid::from_raw(i32::try_from(self.child.id())?))
     }
 

@@ -4,6 +4,7 @@
 
 pub mod addresses;
 mod apply;
+mod hold;
 mod hooks;
 mod overlay;
 mod report;
@@ -27,7 +28,9 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-use self::{addresses::Addresses, apply::Kernel, overlay::Overlay, sweep::Sweeping, sync::Agent};
+use self::{
+    addresses::Addresses, apply::Kernel, hold::Hold, overlay::Overlay, sweep::Sweeping, sync::Agent,
+};
 use crate::{
     http::{self, Pages},
     kernel::{Hook, Program, ProgramLog},
@@ -61,6 +64,11 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     if let Some(overlay) = &settings.overlay {
         settings.resolve.overlay = Some(overlay.with_keys()?);
     }
+    if settings.load.paths.root().exists() {
+        // Whose the pins are, theirs is the table that closes interfaces; who has them says so here.
+        drop(settings.load.paths.lock()?);
+    }
+    let hold = Hold::begin(&settings).await?;
     let addresses = Addresses::taking_over(state_dir.address_book())?;
     let mut overlay = Overlay::new(settings.overlay.clone(), state_dir.overlay_file());
     let mut kernel = tokio::task::block_in_place(|| Kernel::load(&settings, state_dir))?;
@@ -89,10 +97,12 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let snapshot = Arc::new(ArcSwap::default());
     let counters = kernel.counters();
     let connections = sweep::Published::default();
-    let metrics = Arc::new(
-        Metrics::new(Arc::clone(&snapshot), Arc::clone(&counters))
-            .with_connections(Arc::clone(&connections)),
-    );
+    let mut metrics = Metrics::new(Arc::clone(&snapshot), Arc::clone(&counters))
+        .with_connections(Arc::clone(&connections));
+    if let Some(counter) = hold.counter() {
+        metrics = metrics.with_held(counter);
+    }
+    let metrics = Arc::new(metrics);
     let _sweeping = Sweeping::start(kernel.sweeper()?, connections)?;
     let pages = Pages {
         snapshot: Arc::clone(&snapshot),
@@ -112,7 +122,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     );
 
     let mut agent = Agent::new(
-        settings, kernel, overlay, addresses, counters, metrics, snapshot,
+        settings, kernel, hold, overlay, addresses, counters, metrics, snapshot,
     );
     agent.read_files();
     let mut unasked = BTreeSet::new();

@@ -16,6 +16,7 @@ use tokio::{
 use super::{
     addresses::{Addresses, Moved, answered},
     apply::Kernel,
+    hold::Hold,
     hooks::{self, Outside},
     overlay::Overlay,
     report::{self, Report},
@@ -46,6 +47,7 @@ const LOOK_AT_HOOKS: Duration = Duration::from_millis(500);
 pub(super) struct Agent {
     settings: Settings,
     kernel: Kernel,
+    hold: Hold,
     overlay: Overlay,
     addresses: Addresses,
     sources: Sources,
@@ -68,9 +70,11 @@ pub(super) struct Agent {
 }
 
 impl Agent {
+    #[expect(clippy::too_many_arguments, reason = "each is a part of the agent")]
     pub(super) fn new(
         settings: Settings,
         kernel: Kernel,
+        hold: Hold,
         overlay: Overlay,
         addresses: Addresses,
         counters: Arc<Counters>,
@@ -85,6 +89,7 @@ impl Agent {
             loader: Loader::new(settings.resources.clone()),
             settings,
             kernel,
+            hold,
             overlay,
             addresses,
             sources: Sources::default(),
@@ -111,14 +116,25 @@ impl Agent {
         Some(Instant::now() + (FIRST_RETRY * 2_u32.pow(doublings)).min(LAST_RETRY))
     }
 
-    /// Waits until something else has taken a program off its hook.
+    /// Waits until something else has taken a program off its hook, or has changed what closes new interfaces.
     ///
     /// The hooks are looked at again and again: a TCX link tells nobody when it goes.
     pub(super) async fn hook_lost(&mut self) {
         loop {
             sleep_until(self.look_at).await;
             self.look_at = Instant::now() + LOOK_AT_HOOKS;
+            let restored = match tokio::task::block_in_place(|| self.hold.check()) {
+                Ok(restored) => restored,
+                Err(error) => {
+                    tracing::error!("cannot see to it that new interfaces are closed: {error:#}");
+                    false
+                }
+            };
             match tokio::task::block_in_place(|| self.look()) {
+                Ok(0) if restored => {
+                    self.unseen = None;
+                    return;
+                }
                 Ok(0) => self.unseen = None,
                 Ok(lost) => {
                     self.unseen = None;
@@ -275,6 +291,7 @@ impl Agent {
             taken_off = taken.in_full().context(
                 "nothing is changed while an egress address that is let go cannot be taken off",
             )?;
+            self.hold.close_others(&resolved)?;
             let kernel = &mut self.kernel;
             let brought = kernel.bring_to(plans, &desired, &self.hooks, &self.counters)?;
             let answered = answered(&desired.translation, |ifindex| {
@@ -282,8 +299,12 @@ impl Agent {
             });
             put_on = self.addresses.bring_to(&answered, view);
             self.touched_node |= put_on.changes > 0;
-            Ok(brought)
+            let is_programmed = |ifindex| kernel.is_attached(Program::FromPod, ifindex);
+            let opened = self.hold.open_ready(&resolved, view, is_programmed);
+            Ok(brought.but(opened.err()))
         });
+        self.snapshot.held = self.hold.held(view);
+        self.snapshot.hold_restored = self.hold.restored();
         self.snapshot.programs = self.kernel.programs(&self.hooks);
         self.snapshot.egress = self.addresses.lines(&desired.translation);
         self.snapshot.addresses_restored = self.addresses.restored();

@@ -11,6 +11,7 @@ use crate::{
     diff::{self, Change},
     kernel::Maps,
     node::{self, Netlink},
+    privileges,
     resolve::resolve,
     settings::{Flags, Settings},
     sources::files::Loader,
@@ -34,11 +35,8 @@ pub struct RunArgs {
 /// Runs the agent until it is told to stop.
 pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let settings = args.flags.settings(args.config.as_deref())?;
-    anyhow::ensure!(
-        nix::unistd::geteuid().is_root(),
-        "loading and attaching programs needs root: run with sudo, or `cargo xtask run -- …`, which \
-         elevates by itself"
-    );
+    // Before there are threads: each has capabilities of its own.
+    privileges::keep_what_is_needed(&settings.load.paths)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

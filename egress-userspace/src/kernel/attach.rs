@@ -373,8 +373,12 @@ fn tcx_order(ebpf: &mut Ebpf, program: Program, interface: &str) -> anyhow::Resu
 
 /// Whether a program is among those that TCX runs on one side of an interface.
 fn has_tcx_program(interface: &str, side: TcAttachType, id: u32) -> anyhow::Result<bool> {
-    let (_, programs) = SchedClassifier::query_tcx(interface, side)?;
-    Ok(programs.iter().any(|info| info.id() == id))
+    let ifindex = nix::net::if_::if_nametoindex(interface)
+        .with_context(|| format!("there is no interface {interface}"))?;
+    let egress = side == TcAttachType::Egress;
+    let programs = syscall::tcx_programs(ifindex, egress)
+        .with_context(|| format!("cannot ask which programs TCX runs on {interface}"))?;
+    Ok(programs.contains(&id))
 }
 
 /// The name that an interface has at this moment.

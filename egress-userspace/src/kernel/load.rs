@@ -169,10 +169,7 @@ impl Datapath {
         let entries = options.capacities.entries()?;
         check_capacities(&options.paths, &entries)?;
         let old = generation::begin(&options.paths, &entries)?;
-        // Before 5.11 maps are charged to this limit (kernel commit 755e5d55367a).
-        if let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, u64::MAX, u64::MAX) {
-            tracing::debug!(%error, "cannot raise RLIMIT_MEMLOCK; only kernels before 5.11 need it");
-        }
+        raise_memlock_limit();
         segments::make_outer(&options.paths)?;
         let log = u8::from(options.debug_log);
         let mut loader = EbpfLoader::new();
@@ -309,6 +306,15 @@ impl Datapath {
     /// The attachments, together with the programs that they attach.
     pub fn attaching(&mut self) -> (&mut Attachments, &mut Ebpf) {
         (&mut self.attachments, &mut self.ebpf)
+    }
+}
+
+/// Lets this process have as many maps as it likes; the limit stays raised when the right to raise it is given up.
+///
+/// Before 5.11 maps are charged to it (kernel commit 755e5d55367a).
+pub fn raise_memlock_limit() {
+    if let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, u64::MAX, u64::MAX) {
+        tracing::debug!(%error, "cannot raise RLIMIT_MEMLOCK; only kernels before 5.11 need it");
     }
 }
 

@@ -26,7 +26,7 @@ mod translation;
 
 pub use attach::{AttachMode, Attachments, Hook};
 pub use counters::CounterMaps;
-pub use load::{Capacities, Datapath, LoadOptions, ProgramLog};
+pub use load::{Capacities, Datapath, LoadOptions, ProgramLog, raise_memlock_limit};
 pub use maps::Maps;
 pub use nat::{Batches, NatMaps, NatSweep, SWEEP_KEYS};
 pub use object::{NAT_SWEEP, OBJECT, Program, ebpf_object};

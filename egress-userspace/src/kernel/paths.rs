@@ -145,11 +145,20 @@ impl Paths {
         has_entries(&self.maps()) || has_entries(&self.old().maps())
     }
 
-    /// Makes the directories, mounts the BPF file system where it should be and is not, and locks.
-    pub fn prepare(&self) -> anyhow::Result<Flock<File>> {
+    /// Mounts the BPF file system where it should be and is not.
+    ///
+    /// # Errors
+    /// It cannot be mounted: that takes CAP_SYS_ADMIN.
+    pub fn mount(&self) -> anyhow::Result<()> {
         if self.root.starts_with(BPFFS) {
             mount_bpffs(Path::new(BPFFS))?;
         }
+        Ok(())
+    }
+
+    /// Makes the directories, mounts the BPF file system where it should be and is not, and locks.
+    pub fn prepare(&self) -> anyhow::Result<Flock<File>> {
+        self.mount()?;
         make(&self.root)?;
         let lock = self.lock()?;
         fs::set_permissions(&self.root, fs::Permissions::from_mode(0o700))
@@ -295,7 +304,13 @@ fn mount_bpffs(at: &Path) -> anyhow::Result<()> {
         MsFlags::empty(),
         Some("mode=0700"),
     )
-    .with_context(|| format!("cannot mount the BPF file system on {}", at.display()))?;
+    .with_context(|| {
+        format!(
+            "cannot mount the BPF file system on {at}, which takes CAP_SYS_ADMIN: let the unit or an init container \
+             run `mount -t bpf bpf {at}` first",
+            at = at.display()
+        )
+    })?;
     tracing::info!(path = %at.display(), "mounted the BPF file system");
     Ok(())
 }

@@ -19,9 +19,15 @@ const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_PROG_TEST_RUN: libc::c_long = 10;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_LINK_DETACH: libc::c_long = 34;
 const ARRAY_OF_MAPS: u32 = 12;
+/// Of `enum bpf_attach_type`.
+const BPF_TCX_INGRESS: u32 = 46;
+const BPF_TCX_EGRESS: u32 = 47;
+/// Programs that one side of an interface can have at most (`BPF_MPROG_MAX`).
+const MOST_PROGRAMS: usize = 64;
 
 /// The first fields of `union bpf_attr` for `BPF_MAP_CREATE`.
 #[repr(C)]
@@ -68,6 +74,22 @@ struct TcxLinkInfo {
 #[repr(C)]
 struct LinkDetach {
     link_fd: u32,
+}
+
+/// The fields of `union bpf_attr` for `BPF_PROG_QUERY`, all of them: the kernel writes to the last one.
+#[repr(C)]
+struct ProgQuery {
+    target_ifindex: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    prog_ids: u64,
+    count: u32,
+    _padding: u32,
+    prog_attach_flags: u64,
+    link_ids: u64,
+    link_attach_flags: u64,
+    revision: u64,
 }
 
 /// The fields of `union bpf_attr` for `BPF_PROG_TEST_RUN`, as far as they are used.
@@ -166,6 +188,36 @@ pub(super) fn detach_pinned_link(path: &Path) -> io::Result<()> {
     let link_fd = number(link.as_fd())?;
     bpf(BPF_LINK_DETACH, &LinkDetach { link_fd })?;
     Ok(())
+}
+
+/// The ids of the programs that TCX runs on one side of an interface (kernel commit e420bed02507, 6.6).
+///
+/// What aya has for this opens each program by its id, which takes CAP_SYS_ADMIN.
+///
+/// # Errors
+/// `EINVAL` from a kernel without TCX, `ENODEV`.
+pub(super) fn tcx_programs(ifindex: u32, egress: bool) -> io::Result<Vec<u32>> {
+    let mut ids = [0_u32; MOST_PROGRAMS];
+    let mut attributes = ProgQuery {
+        target_ifindex: ifindex,
+        attach_type: if egress {
+            BPF_TCX_EGRESS
+        } else {
+            BPF_TCX_INGRESS
+        },
+        query_flags: 0,
+        attach_flags: 0,
+        prog_ids: ids.as_mut_ptr() as u64,
+        count: u32::try_from(MOST_PROGRAMS).map_err(io::Error::other)?,
+        _padding: 0,
+        prog_attach_flags: 0,
+        link_ids: 0,
+        link_attach_flags: 0,
+        revision: 0,
+    };
+    bpf_mut(BPF_PROG_QUERY, &mut attributes)?;
+    let count = usize::try_from(attributes.count).map_err(io::Error::other)?;
+    Ok(ids.into_iter().take(count).collect())
 }
 
 /// Runs a TC program once over a frame, which it may not change, and gives what it returned.

@@ -12,6 +12,7 @@ mod gateways;
 mod nodes;
 mod pods;
 mod policies;
+mod unsteered;
 
 use super::*;
 use crate::{
