@@ -24,6 +24,7 @@ use crate::{
     nat::Statistics,
     resolve::{GatewayStatus, PodState},
     snapshot::Snapshot,
+    sources::files::Faults,
 };
 
 /// Upper bounds of the apply histogram: an apply is promised within 100 ms.
@@ -75,6 +76,7 @@ pub struct Metrics {
     connections: Arc<ArcSwap<Statistics>>,
     applies: Histogram,
     scrape_errors: AtomicU64,
+    state_faults: Faults,
 }
 
 impl Metrics {
@@ -87,6 +89,7 @@ impl Metrics {
             connections: Arc::default(),
             applies: Histogram::new(APPLY_BUCKETS),
             scrape_errors: AtomicU64::new(0),
+            state_faults: Faults::default(),
         }
     }
 
@@ -95,6 +98,15 @@ impl Metrics {
     pub fn with_connections(self, connections: Arc<ArcSwap<Statistics>>) -> Self {
         Self {
             connections,
+            ..self
+        }
+    }
+
+    /// With what is wrong in the state directory.
+    #[must_use]
+    pub fn with_state_faults(self, state_faults: Faults) -> Self {
+        Self {
+            state_faults,
             ..self
         }
     }
@@ -120,6 +132,7 @@ impl Metrics {
             connections: self.connections.load_full(),
             applies: self.applies.clone(),
             scrape_errors: self.scrape_errors.load(Ordering::Relaxed),
+            state_errors: self.state_faults.all().len() as u64,
         }));
         let mut out = String::new();
         text::encode(&mut out, &registry)?;
@@ -139,6 +152,7 @@ struct Scrape {
     connections: Arc<Statistics>,
     applies: Histogram,
     scrape_errors: u64,
+    state_errors: u64,
 }
 
 impl Collector for Scrape {
@@ -301,6 +315,18 @@ impl Scrape {
                 .skipped
                 .iter()
                 .map(|(kind, n)| ([("kind", kind.as_str())], *n)),
+        )?;
+        gauge(
+            e,
+            "egress_resources_restored",
+            "Objects in force as the last run kept them",
+            snapshot.restored as u64,
+        )?;
+        gauge(
+            e,
+            "egress_state_errors",
+            "Files of the state directory that are broken or cannot be written",
+            self.state_errors,
         )?;
         self.applies.encode(e.encode_descriptor(
             "egress_apply_duration",

@@ -280,7 +280,7 @@ impl Kernel {
         }
         // Both are named until the last packet of the old ones is through.
         let both = union(&self.names, &plans);
-        self.state_dir.keep_names(&both)?;
+        self.state_dir.keep_names(&both);
         self.names = Arc::new(both);
         told(counters.adopt(&self.names));
         self.translate(&plans.translation.additions)?;
@@ -292,7 +292,7 @@ impl Kernel {
         }
         self.translate(&plans.translation.removals)?;
         told(counters.retain(&plans.names));
-        self.state_dir.keep_names(&plans.names)?;
+        self.state_dir.keep_names(&plans.names);
         self.state = Arc::new(plans.policy.after);
         self.translation = plans.translation.after;
         self.names = Arc::new(plans.names);

@@ -56,6 +56,10 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
             )
         })?;
     let state_dir = StateDir::open(&settings.state_dir)?;
+    state_dir.set_aside_broken();
+    let faults = state_dir.faults();
+    let keeper = files::Keeper::new(state_dir.objects(), faults.clone());
+    let loader = files::Loader::keeping(settings.resources.clone(), keeper);
     let mut settings = settings;
     settings.resolve.local_ports = node::local_ports()?;
     if let Some(overlay) = &settings.overlay {
@@ -91,7 +95,8 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let connections = sweep::Published::default();
     let metrics = Arc::new(
         Metrics::new(Arc::clone(&snapshot), Arc::clone(&counters))
-            .with_connections(Arc::clone(&connections)),
+            .with_connections(Arc::clone(&connections))
+            .with_state_faults(faults),
     );
     let _sweeping = Sweeping::start(kernel.sweeper()?, connections)?;
     let pages = Pages {
@@ -112,7 +117,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     );
 
     let mut agent = Agent::new(
-        settings, kernel, overlay, addresses, counters, metrics, snapshot,
+        settings, loader, kernel, overlay, addresses, counters, metrics, snapshot,
     );
     agent.read_files();
     let mut unasked = BTreeSet::new();

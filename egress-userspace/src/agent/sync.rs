@@ -70,6 +70,7 @@ pub(super) struct Agent {
 impl Agent {
     pub(super) fn new(
         settings: Settings,
+        loader: Loader,
         kernel: Kernel,
         overlay: Overlay,
         addresses: Addresses,
@@ -82,7 +83,7 @@ impl Agent {
             ..Snapshot::default()
         };
         Self {
-            loader: Loader::new(settings.resources.clone()),
+            loader,
             settings,
             kernel,
             overlay,
@@ -156,7 +157,7 @@ impl Agent {
         let (changes, error) = match result {
             Ok(changes) => {
                 self.failures = 0;
-                self.snapshot.synced |= report::unreadable(&self.loaded).is_empty();
+                self.snapshot.synced |= self.loaded.unknown.is_empty();
                 self.snapshot.last_success = Some(finished);
                 (changes, None)
             }
@@ -190,6 +191,7 @@ impl Agent {
             .map(|(kind, n)| (kind.clone(), *n as u64))
             .collect();
         self.snapshot.degraded = report::degraded(&self.loaded);
+        self.snapshot.restored = self.loaded.restored.values().map(BTreeSet::len).sum();
         self.snapshot.kernel = self.kernel.state();
         self.snapshot.names = self.kernel.names();
         self.snapshot.interfaces = Arc::new(
@@ -203,13 +205,14 @@ impl Agent {
 
     fn try_sync(&mut self, view: &NodeView) -> anyhow::Result<usize> {
         let before = self.kernel.state();
-        let resolved = resolve(
+        let mut resolved = resolve(
             &self.loaded.model,
             view,
             &self.settings.resolve,
             &before.held(),
             &self.addresses.assigned(),
         );
+        resolved.warnings.extend(report::restored(&self.loaded));
         let uplinks = view.uplinks(&self.settings.resolve.uplinks);
         if self.kernel.took_over()
             && let Err(refusal) = takeover::refuse_to_forget(

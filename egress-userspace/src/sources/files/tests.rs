@@ -15,20 +15,20 @@ use crate::{
     model::{ObjectName, Target},
 };
 
-type Outcome = Result<(), Box<dyn std::error::Error>>;
+pub(super) type Outcome = Result<(), Box<dyn std::error::Error>>;
 
-fn policy(name: &str, cidr: &str) -> String {
+pub(super) fn policy(name: &str, cidr: &str) -> String {
     format!(
         "---\napiVersion: projectcalico.org/v3\nkind: EgressGatewayPolicy\nmetadata: {{name: {name}}}\nspec: {{rules: [{{destination: {{cidr: {cidr}}}}}]}}\n"
     )
 }
 
-fn namespace(name: &str) -> String {
+pub(super) fn namespace(name: &str) -> String {
     format!("---\n{{apiVersion: v1, kind: Namespace, metadata: {{name: {name}}}}}\n")
 }
 
 /// The policies in force, as "name=destination", and the namespaces.
-fn in_force(loaded: &Loaded) -> Vec<String> {
+pub(super) fn in_force(loaded: &Loaded) -> Vec<String> {
     let policies = loaded.model.policies.iter().map(|(name, policy)| {
         let rules: Vec<_> = policy.rules.iter().map(crate::model::Rule::label).collect();
         format!("{name}={}", rules.join("+"))
@@ -38,7 +38,7 @@ fn in_force(loaded: &Loaded) -> Vec<String> {
         .collect()
 }
 
-fn errors(loaded: &Loaded) -> Vec<String> {
+pub(super) fn errors(loaded: &Loaded) -> Vec<String> {
     loaded
         .diagnostics
         .iter()
