@@ -133,7 +133,7 @@ impl StateDir {
                 Ok(()) => format!("{reason}; it is {} now, and made anew", aside.display()),
                 Err(error) => format!("{reason}, and cannot be moved away: {error}"),
             };
-            self.faults.note(&file, reason);
+            self.faults.lost(&file, reason);
         }
     }
 
@@ -432,7 +432,7 @@ mod tests {
         assert_eq!(broken, expected);
         assert_eq!(state.address_book().read().unwrap(), BTreeSet::new());
         state.keep_names(&Names::default());
-        assert_eq!(state.faults().all().len(), 2, "the names are kept again");
+        assert_eq!(state.faults().all().len(), 3, "what was lost stays lost");
         fs::remove_dir_all(path.join("overlay.broken")).unwrap();
         assert!(state.remove().unwrap(), "what was set aside goes, too");
     }

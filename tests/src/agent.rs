@@ -272,6 +272,15 @@ impl Agent {
         String::from_utf8_lossy(&log).into_owned()
     }
 
+    /// Kilobytes that it has in memory.
+    pub fn resident(&self) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+        line.and_then(|line| line.split_whitespace().nth(1))
+            .and_then(|number| number.parse().ok())
+            .context("it has no memory: it has ended")
+    }
+
     fn pid(&self) -> Result<Pid> {
         Ok(Pid::from_raw(i32::try_from(self.child.id())?))
     }
@@ -298,7 +307,7 @@ impl Drop for Agent {
 }
 
 /// The agent's binary: `EGRESS_BIN`, or what cargo built beside this program.
-fn binary() -> Result<PathBuf> {
+pub fn binary() -> Result<PathBuf> {
     if let Some(path) = env::var_os("EGRESS_BIN") {
         let path = PathBuf::from(path);
         ensure!(

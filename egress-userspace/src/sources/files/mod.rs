@@ -8,7 +8,7 @@ mod watch;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::File,
+    fs::{File, Metadata},
     hash::{DefaultHasher, Hash, Hasher},
     io::Read as _,
     path::{Path, PathBuf},
@@ -29,6 +29,8 @@ use crate::{
 
 /// Faults of all files that are told; the rest is counted.
 const MAX_DIAGNOSTICS: usize = 5000;
+/// How often a file is read that somebody writes to meanwhile; what is written later is another change.
+const TRIES: usize = 3;
 /// The largest file that is read.
 const MAX_FILE_BYTES: u64 = 64 << 20;
 
@@ -343,9 +345,18 @@ fn read(path: &Path) -> Result<String, Box<Diagnostic>> {
         return Err(too_large());
     }
     let mut bytes = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes))
-        .map_err(unreadable)?;
+    for _ in 0..TRIES {
+        bytes.clear();
+        let mut file = File::open(path).map_err(unreadable)?;
+        let before = file.metadata().map_err(unreadable)?;
+        let mut part = (&mut file).take(MAX_FILE_BYTES + 1);
+        part.read_to_end(&mut bytes).map_err(unreadable)?;
+        let after = file.metadata().map_err(unreadable)?;
+        let of = |metadata: &Metadata| (metadata.len(), metadata.modified().ok());
+        if of(&before) == of(&after) {
+            break;
+        }
+    }
     if bytes.len() as u64 > MAX_FILE_BYTES {
         return Err(too_large());
     }

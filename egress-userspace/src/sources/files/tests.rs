@@ -416,6 +416,28 @@ fn changes_are_told_and_reading_is_none() -> Outcome {
 }
 
 #[test]
+fn half_a_file_is_no_change() -> Outcome {
+    use std::io::Write as _;
+    let dir = TempDir::new()?;
+    let path = dir.path().join("p.yaml");
+    fs::write(&path, policy("p", "10.0.0.0/8"))?;
+    let mut watching = Watching::new(&[dir.path()])?;
+    let mut file = fs::File::create(&path)?;
+    file.write_all(b"---\n")?;
+    assert!(watching.silent(), "it is being written");
+    file.write_all(policy("p", "11.0.0.0/8").as_bytes())?;
+    drop(file);
+    watching.told()?;
+    assert!(watching.silent());
+
+    // Who never closes it is not waited for.
+    let mut file = fs::File::options().append(true).open(&path)?;
+    file.write_all(b"# more\n")?;
+    watching.told()?;
+    Ok(())
+}
+
+#[test]
 fn a_config_map_that_is_swapped_is_seen() -> Outcome {
     let dir = TempDir::new()?;
     let mount = dir.path().join("mount");

@@ -23,32 +23,57 @@ const RETRY: Duration = Duration::from_secs(5);
 
 /// What is wrong in the state directory now: shared by those who find it and those who show it.
 #[derive(Clone, Debug, Default)]
-pub struct Faults(Arc<Mutex<BTreeMap<PathBuf, String>>>);
+pub struct Faults(Arc<Mutex<BTreeMap<PathBuf, Fault>>>);
+
+#[derive(Debug)]
+struct Fault {
+    reason: String,
+    /// Whether something was lost, which is not mended by writing the file anew.
+    lasting: bool,
+}
 
 impl Faults {
     /// What is wrong, by file.
     #[must_use]
     pub fn all(&self) -> BTreeMap<PathBuf, String> {
-        self.lock().clone()
+        let faults = self.lock();
+        let faults = faults.iter();
+        faults
+            .map(|(path, fault)| (path.clone(), fault.reason.clone()))
+            .collect()
     }
 
-    /// Notes a fault, and says it in the log unless it was said.
+    /// Notes that a file cannot be used now, and says it in the log unless it was said.
     pub fn note(&self, path: &Path, reason: String) {
+        self.insert(path, reason, false);
+    }
+
+    /// Notes that a file was broken, and what was in it is lost.
+    pub fn lost(&self, path: &Path, reason: String) {
+        self.insert(path, reason, true);
+    }
+
+    fn insert(&self, path: &Path, reason: String, lasting: bool) {
         let mut faults = self.lock();
-        if faults.get(path) != Some(&reason) {
-            tracing::warn!("{}: {reason}", path.display());
-            faults.insert(path.to_owned(), reason);
+        let before = faults.get(path);
+        if before.is_some_and(|fault| fault.reason == reason) {
+            return;
         }
+        tracing::warn!("{}: {reason}", path.display());
+        let lasting = lasting || before.is_some_and(|fault| fault.lasting);
+        faults.insert(path.to_owned(), Fault { reason, lasting });
     }
 
     /// Notes that a file is as it should be.
     pub fn mended(&self, path: &Path) {
-        if self.lock().remove(path).is_some() {
+        let mut faults = self.lock();
+        if faults.get(path).is_some_and(|fault| !fault.lasting) {
+            faults.remove(path);
             tracing::info!("{} is as it should be again", path.display());
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<PathBuf, String>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Fault>> {
         // Whoever panicked left a map that is whole.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -92,7 +117,7 @@ impl Keeper {
         let (pages, faults) = super::read(&self.directory);
         for (path, reason) in faults {
             let reason = format!("the last good version of objects is lost: {reason}");
-            self.faults.note(&path, reason);
+            self.faults.lost(&path, reason);
             // What cannot be moved is overwritten or fails again, and is said then.
             let _stays = fs::rename(&path, path.with_extension(BROKEN));
         }
