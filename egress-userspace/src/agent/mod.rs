@@ -117,8 +117,9 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     );
 
     let mut agent = Agent::new(
-        settings, loader, kernel, overlay, addresses, counters, metrics, snapshot,
-    );
+        settings, kernel, overlay, addresses, counters, metrics, snapshot,
+    )
+    .reading(loader);
     agent.read_files();
     let mut unasked = BTreeSet::new();
     loop {

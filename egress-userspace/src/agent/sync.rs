@@ -70,7 +70,6 @@ pub(super) struct Agent {
 impl Agent {
     pub(super) fn new(
         settings: Settings,
-        loader: Loader,
         kernel: Kernel,
         overlay: Overlay,
         addresses: Addresses,
@@ -83,7 +82,7 @@ impl Agent {
             ..Snapshot::default()
         };
         Self {
-            loader,
+            loader: Loader::new(settings.resources.clone()),
             settings,
             kernel,
             overlay,
@@ -101,6 +100,11 @@ impl Agent {
             look_at: Instant::now() + LOOK_AT_HOOKS,
             unseen: None,
         }
+    }
+
+    /// Reads resources with this loader.
+    pub(super) fn reading(self, loader: Loader) -> Self {
+        Self { loader, ..self }
     }
 
     pub(super) fn is_ready(&self) -> bool {
