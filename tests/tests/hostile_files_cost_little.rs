@@ -83,12 +83,12 @@ fn read_all(heavy: bool) -> Result<()> {
         (
             "deep lists",
             |path| repeated(path, "a: ", "[", 1_000_000),
-            &["nested"],
+            &["p.yaml:1:"],
         ),
         (
             "deep maps",
             |path| repeated(path, "", "- ", 1_000_000),
-            &["nested"],
+            &["p.yaml:1:"],
         ),
         (
             "a text repeated",
@@ -109,7 +109,7 @@ fn read_all(heavy: bool) -> Result<()> {
                 }
                 Ok(fs::write(path, text)?)
             },
-            &["not valid YAML", "replay"],
+            &["p.yaml:"],
         ),
         (
             "100,000 broken documents",
