@@ -25,6 +25,7 @@ use crate::{
     nat::Statistics,
     resolve::{GatewayStatus, PodState},
     snapshot::Snapshot,
+    sources::files::Faults,
 };
 
 /// Upper bounds of the apply histogram: an apply is promised within 100 ms.
@@ -77,6 +78,7 @@ pub struct Metrics {
     held: Option<ReadHeld>,
     applies: Histogram,
     scrape_errors: AtomicU64,
+    state_faults: Faults,
 }
 
 /// Whoever reads what interfaces that are closed have held back.
@@ -99,6 +101,7 @@ impl Metrics {
             held: None,
             applies: Histogram::new(APPLY_BUCKETS),
             scrape_errors: AtomicU64::new(0),
+            state_faults: Faults::default(),
         }
     }
 
@@ -119,6 +122,15 @@ impl Metrics {
     ) -> Self {
         Self {
             held: Some(ReadHeld(Box::new(read))),
+            ..self
+        }
+    }
+
+    /// With what is wrong in the state directory.
+    #[must_use]
+    pub fn with_state_faults(self, state_faults: Faults) -> Self {
+        Self {
+            state_faults,
             ..self
         }
     }
@@ -148,6 +160,7 @@ impl Metrics {
             held,
             applies: self.applies.clone(),
             scrape_errors: self.scrape_errors.load(Ordering::Relaxed),
+            state_errors: self.state_faults.all().len() as u64,
         }));
         let mut out = String::new();
         text::encode(&mut out, &registry)?;
@@ -168,6 +181,7 @@ struct Scrape {
     held: Option<Count>,
     applies: Histogram,
     scrape_errors: u64,
+    state_errors: u64,
 }
 
 impl Collector for Scrape {
@@ -370,6 +384,18 @@ impl Scrape {
                 .skipped
                 .iter()
                 .map(|(kind, n)| ([("kind", kind.as_str())], *n)),
+        )?;
+        gauge(
+            e,
+            "egress_resources_restored",
+            "Objects in force as the last run kept them",
+            snapshot.restored as u64,
+        )?;
+        gauge(
+            e,
+            "egress_state_errors",
+            "Files of the state directory that are broken or cannot be written",
+            self.state_errors,
         )?;
         self.applies.encode(e.encode_descriptor(
             "egress_apply_duration",

@@ -41,7 +41,8 @@ pub struct Places {
     /// [default: /sys/fs/bpf/egress]
     #[arg(long, value_name = "DIR")]
     pub pin_dir: Option<PathBuf>,
-    /// Directory for the names of counters [default: /run/egress/ and the pin directory's path]
+    /// Directory for what outlives the agent: the last good version of every object, the names of counters
+    /// [default: /run/egress/ and the pin directory's path]
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
 }
@@ -92,7 +93,8 @@ pub struct Flags {
     /// [default: /sys/fs/bpf/egress]
     #[arg(long, value_name = "DIR")]
     pub pin_dir: Option<PathBuf>,
-    /// Directory for the names of counters [default: /run/egress/ and the pin directory's path]
+    /// Directory for what outlives the agent: the last good version of every object, the names of counters
+    /// [default: /run/egress/ and the pin directory's path]
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
     /// Whether a pod's own annotations count, or only its namespace's [default: true]

@@ -38,6 +38,8 @@ pub struct Snapshot {
     pub skipped: BTreeMap<String, u64>,
     /// Objects whose newest version is refused.
     pub degraded: BTreeSet<Degraded>,
+    /// Objects in force as the last run kept them.
+    pub restored: usize,
     /// The last apply, whether it worked or not.
     pub last_apply: Option<Apply>,
     /// When an apply last worked.

@@ -304,6 +304,15 @@ impl Agent {
         String::from_utf8_lossy(&log).into_owned()
     }
 
+    /// Kilobytes that it has in memory.
+    pub fn resident(&self) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+        line.and_then(|line| line.split_whitespace().nth(1))
+            .and_then(|number| number.parse().ok())
+            .context("it has no memory: it has ended")
+    }
+
     /// Its process.
     pub fn pid(&self) -> Result<Pid> {
         Ok(Pid::from_raw(i32::try_from(self.child.id())?))
@@ -331,7 +340,7 @@ impl Drop for Agent {
 }
 
 /// A binary: what the variable names, or what lies beside this program.
-fn binary(name: &str, variable: &str) -> Result<PathBuf> {
+pub fn binary(name: &str, variable: &str) -> Result<PathBuf> {
     if let Some(path) = env::var_os(variable) {
         let path = PathBuf::from(path);
         ensure!(

@@ -371,7 +371,7 @@ impl Kernel {
         // Both are named until the last packet of the old ones is through.
         let both = union(&self.names, &plans);
         fault::step("keep both names")?;
-        self.state_dir.keep_names(&both)?;
+        self.state_dir.keep_names(&both);
         self.names = Arc::new(both);
         told(counters.adopt(&self.names));
         self.translate(&plans.translation.additions)?;
@@ -390,7 +390,7 @@ impl Kernel {
         self.translate(&plans.translation.removals)?;
         told(counters.retain(&plans.names));
         fault::step("keep the new names")?;
-        self.state_dir.keep_names(&plans.names)?;
+        self.state_dir.keep_names(&plans.names);
         self.state = Arc::new(plans.policy.after);
         self.translation = plans.translation.after;
         self.names = Arc::new(plans.names);

@@ -59,6 +59,10 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
             )
         })?;
     let state_dir = StateDir::open(&settings.state_dir)?;
+    state_dir.set_aside_broken();
+    let faults = state_dir.faults();
+    let keeper = files::Keeper::new(state_dir.objects(), faults.clone());
+    let loader = files::Loader::keeping(settings.resources.clone(), keeper);
     let mut settings = settings;
     settings.resolve.local_ports = node::local_ports()?;
     if let Some(overlay) = &settings.overlay {
@@ -98,7 +102,8 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let counters = kernel.counters();
     let connections = sweep::Published::default();
     let mut metrics = Metrics::new(Arc::clone(&snapshot), Arc::clone(&counters))
-        .with_connections(Arc::clone(&connections));
+        .with_connections(Arc::clone(&connections))
+        .with_state_faults(faults);
     if let Some(counter) = hold.counter() {
         metrics = metrics.with_held(counter);
     }
@@ -123,7 +128,8 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
 
     let mut agent = Agent::new(
         settings, kernel, hold, overlay, addresses, counters, metrics, snapshot,
-    );
+    )
+    .reading(loader);
     agent.read_files();
     let mut unasked = BTreeSet::new();
     loop {

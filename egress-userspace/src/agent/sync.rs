@@ -107,6 +107,11 @@ impl Agent {
         }
     }
 
+    /// Reads resources with this loader.
+    pub(super) fn reading(self, loader: Loader) -> Self {
+        Self { loader, ..self }
+    }
+
     pub(super) fn is_ready(&self) -> bool {
         self.snapshot.is_ready()
     }
@@ -182,7 +187,7 @@ impl Agent {
         let (changes, error) = match result {
             Ok(changes) => {
                 self.failures = 0;
-                self.snapshot.synced |= report::unreadable(&self.loaded).is_empty();
+                self.snapshot.synced |= self.loaded.unknown.is_empty();
                 self.snapshot.last_success = Some(finished);
                 (changes, None)
             }
@@ -216,6 +221,7 @@ impl Agent {
             .map(|(kind, n)| (kind.clone(), *n as u64))
             .collect();
         self.snapshot.degraded = report::degraded(&self.loaded);
+        self.snapshot.restored = self.loaded.restored.values().map(BTreeSet::len).sum();
         self.snapshot.kernel = self.kernel.state();
         self.snapshot.names = self.kernel.names();
         self.snapshot.interfaces = Arc::new(
@@ -229,13 +235,14 @@ impl Agent {
 
     fn try_sync(&mut self, view: &NodeView) -> anyhow::Result<usize> {
         let before = self.kernel.steered();
-        let resolved = resolve(
+        let mut resolved = resolve(
             &self.loaded.model,
             view,
             &self.settings.resolve,
             &before.held(),
             &self.addresses.assigned(),
         );
+        resolved.warnings.extend(report::restored(&self.loaded));
         let uplinks = view.uplinks(&self.settings.resolve.uplinks);
         if self.kernel.took_over()
             && let Err(refusal) = takeover::refuse_to_forget(

@@ -16,7 +16,7 @@ use crate::{
     settings::{Flags, Settings},
     sources::files::Loader,
     state::{KernelState, Names},
-    state_dir::{read_assigned, read_names},
+    state_dir::{self, read_assigned, read_names},
 };
 
 /// Arguments of `egress run`.
@@ -56,7 +56,8 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
 
 /// Prints what an apply would change, and says whether it is anything.
 async fn dry_run(settings: &Settings) -> anyhow::Result<bool> {
-    let loaded = Loader::new(settings.resources.clone()).load();
+    let kept = state_dir::objects(&settings.state_dir);
+    let loaded = Loader::going_on(settings.resources.clone(), &kept).load();
     for diagnostic in &loaded.diagnostics {
         println!("{}", diagnostic.render(false));
     }

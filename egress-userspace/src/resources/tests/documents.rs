@@ -30,6 +30,68 @@ fn hostile_yaml_is_refused() {
 }
 
 #[test]
+fn texts_that_repeat_a_long_one_are_refused() {
+    let long = "x".repeat(1 << 20);
+    let map = (0..300).fold(format!("a: &a {long}\n"), |text, n| {
+        text + &format!("b{n}: *a\n")
+    });
+    let list = format!("- &a [{}]\n{}", "{},".repeat(90_000), "- *a\n".repeat(900));
+    let keys = (0..300).fold(format!("? &a {long}\n: 1\n"), |text, n| {
+        text + &format!("- {{? *a : {n}}}\n").replacen("- ", &format!("k{n}: "), 1)
+    });
+    for (name, text) in [("map", map), ("list", list), ("keys", keys)] {
+        let file = read(&text);
+        assert!(file.incomplete, "{name}");
+        assert_eq!(file.diagnostics.len(), 1, "{name}");
+    }
+}
+
+#[test]
+fn what_is_said_of_a_file_has_an_end() {
+    let faults = "---\nkind: [\n".repeat(5000);
+    let object = |spec: &str| {
+        format!(
+            "apiVersion: projectcalico.org/v3\nkind: EgressGatewayPolicy\nmetadata: {{name: p}}\nspec: {spec}\n"
+        )
+    };
+    let fields = (0..5000).fold("{".to_owned(), |text, n| text + &format!("f{n}: 1, ")) + "}";
+    let long = "x".repeat(1 << 20);
+    let quoted = format!("{{rules: [{{destination: {{cidr: {long}}}}}]}}");
+    let kinds = (0..5000).fold(String::new(), |text, n| {
+        text + &format!("---\napiVersion: v1\nkind: K{n}\n")
+    });
+    let name = format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: {long}}}\n");
+    let kind = format!("apiVersion: v1\nkind: {long}\n");
+    for (what, text) in [
+        ("faults", faults),
+        ("fields", object(&fields)),
+        ("quoted", object(&quoted)),
+        ("kinds", kinds),
+        ("name", name),
+        ("kind", kind),
+    ] {
+        let file = read(&text);
+        let said: usize = file
+            .diagnostics
+            .iter()
+            .map(|d| d.render(false).len() + d.to_string().len())
+            .sum();
+        let skipped: usize = file.skipped.keys().map(String::len).sum();
+        assert!(
+            said < 2 << 20 && skipped < 1 << 14,
+            "{what}: {said} {skipped}"
+        );
+        let accounted = file.diagnostics.len() + file.untold + file.skipped.values().sum::<usize>();
+        let expected = match what {
+            "faults" | "kinds" => 5000,
+            "fields" => 50,
+            _ => 1,
+        };
+        assert_eq!(accounted, expected, "{what}");
+    }
+}
+
+#[test]
 fn many_documents_are_read() {
     const { assert!(MAX_DOCUMENTS >= 100_000) };
     let text = (0..20_000).fold(String::new(), |text, index| {
