@@ -1,8 +1,8 @@
 //! Where a translated packet goes next: asked before anything is written, so that what has no way is counted.
 //!
-//! `bpf_redirect_neigh` would find the next hop itself, but until Linux 6.18 it then forgets what the packet
-//! came with: of each one from the overlay, some 250 bytes that tell its tunnel stay allocated for ever (kernel
-//! commit 23f3770e1a53). With a next hop given it does not come to that.
+//! `bpf_redirect_neigh` would find the next hop itself, but kernels without the fix of October 2025 then forget what
+//! the packet came with: of each one from the overlay, some 250 bytes that tell its tunnel stay allocated for ever
+//! (cilium/cilium#42000 and #42052). With a next hop given it does not come to that.
 
 use aya_ebpf::bindings::{
     BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH,
