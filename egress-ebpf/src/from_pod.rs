@@ -197,13 +197,14 @@ fn refused(packet: &Packet<'_>, ip: &Ip, policy: u32, refusal: Refusal, shape: S
 /// Whether a packet of which the policy says so goes back the way its connection came in, if one did.
 ///
 /// What the kernel routes anyway need not ask. Where a policy is missing or broken, nobody said that
-/// anything of the pod's may pass.
+/// anything of the pod's may pass. For the sake of a network policy only what would go past it is refused, and
+/// answers do not: they are the kernel's.
 #[inline(always)]
 const fn may_be_reply(decision: Decision) -> bool {
     match decision {
-        Decision::Member(_) | Decision::Group { .. } | Decision::Drop(DropReason::NoGateway) => {
-            true
-        }
+        Decision::Member(_)
+        | Decision::Group { .. }
+        | Decision::Drop(DropReason::NoGateway | DropReason::PolicyEnforcement) => true,
         Decision::Unmatched | Decision::Local | Decision::Drop(_) => false,
     }
 }

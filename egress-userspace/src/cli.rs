@@ -66,6 +66,9 @@ struct Explain {
     /// What gateway pods are, as given to the agent; with --resources
     #[arg(long, value_enum, default_value_t, requires = "resources")]
     pod_gateways: PodGateways,
+    /// Whether packets are redirected past egress network policies, as given to the agent; with --resources
+    #[arg(long, requires = "resources")]
+    accept_networkpolicy_bypass: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -148,6 +151,7 @@ fn offline(args: &Explain, paths: &[PathBuf], node: Option<&str>) -> anyhow::Res
         node_name,
         local_cidrs: args.local_cidr.clone(),
         pod_gateways: args.pod_gateways,
+        accept_networkpolicy_bypass: args.accept_networkpolicy_bypass,
         overlay: Some(resolve::Overlay {
             device: OVERLAY_DEVICE.to_owned(),
             port: OVERLAY_PORT,

@@ -45,6 +45,9 @@ pub struct Explanation {
     pub rules: Vec<RuleLine>,
     /// Where the packets leave.
     pub gateways: Vec<GatewayShare>,
+    /// The egress network policies that what the pod's policy sends to gateways goes past, or would.
+    #[serde(default)]
+    pub network_policies: Vec<String>,
 }
 
 /// What happens to a packet.
@@ -173,6 +176,7 @@ pub fn explain(resolved: &Resolved, pod: &ObjectName, destination: IpAddr) -> Ex
         cluster_prefix: longest(&resolved.cluster_prefixes, destination),
         rules: Vec::new(),
         gateways: Vec::new(),
+        network_policies: Vec::new(),
     };
     let Some(source) = resolved.pods.get(pod) else {
         it.because = not_steered(resolved.pod_states.get(pod).copied());
@@ -180,6 +184,7 @@ pub fn explain(resolved: &Resolved, pod: &ObjectName, destination: IpAddr) -> Ex
     };
     it.policy = Some(source.policy.clone());
     it.interface = Some(source.interface.clone());
+    it.network_policies.clone_from(&source.network_policies);
     it.source = source
         .addresses
         .iter()
@@ -244,7 +249,12 @@ pub fn device(interfaces: &BTreeMap<u32, String>, ifindex: u32) -> String {
 fn not_steered(state: Option<PodState>) -> String {
     let why = match state {
         None => "no annotated pod of this name is known on this node",
-        Some(PodState::Steered | PodState::PolicyMissing) => "it is about to be steered",
+        Some(
+            PodState::Steered
+            | PodState::PolicyMissing
+            | PodState::PolicyEnforcement
+            | PodState::PolicyBypass,
+        ) => "it is about to be steered",
         Some(PodState::NoInterface) => "its host-side interface is not known (yet)",
         Some(PodState::NoOwnInterface) => {
             "its interface serves others too; name its own with the annotation egress.fastpath/interface"
@@ -312,6 +322,15 @@ fn decide(it: &mut Explanation, source: &SourcePod, rules: &[EffectiveRule]) {
                 Outcome::Local,
                 format!("Rule {} has no gateway.", rule.label),
             ),
+            Action::Drop(reason) => (
+                Outcome::Drop(reason.name().to_owned()),
+                format!(
+                    "Rule {} has gateways, but what goes there would go past {}: exclude the pod there, or accept that \
+                     with --accept-networkpolicy-bypass.",
+                    rule.label,
+                    source.network_policies.join(", ")
+                ),
+            ),
             Action::Gateways(gateways) => {
                 it.gateways = shares(gateways, destination);
                 if it.gateways.is_empty() {
@@ -320,10 +339,13 @@ fn decide(it: &mut Explanation, source: &SourcePod, rules: &[EffectiveRule]) {
                         no_gateway(rule, gateways, destination),
                     )
                 } else {
-                    (
-                        Outcome::Gateway,
-                        format!("Rule {} is the longest match.", rule.label),
-                    )
+                    let mut because = format!("Rule {} is the longest match.", rule.label);
+                    if !source.network_policies.is_empty() {
+                        // Which ones is told in a line of its own.
+                        because += " Network policies that judge what the pod sends do not see these packets, as \
+                                    --accept-networkpolicy-bypass has it.";
+                    }
+                    (Outcome::Gateway, because)
                 }
             }
         },
@@ -348,6 +370,7 @@ fn mismatch(rule: &EffectiveRule, destination: IpAddr) -> String {
 fn describe(action: &Action) -> String {
     match action {
         Action::Local => "local".to_owned(),
+        Action::Drop(reason) => format!("dropped ({})", reason.name()),
         Action::Gateways(gateways) if gateways.is_empty() => "no usable gateway".to_owned(),
         Action::Gateways(gateways) => {
             let names: Vec<String> = gateways.iter().map(|g| g.name.to_string()).collect();

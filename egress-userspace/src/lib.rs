@@ -18,6 +18,7 @@ pub mod lint;
 pub mod metrics;
 pub mod model;
 pub mod nat;
+pub mod network_policies;
 pub mod node;
 pub mod overlay_keys;
 pub mod privileges;

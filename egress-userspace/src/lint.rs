@@ -1,6 +1,7 @@
 //! What is valid and yet probably not meant.
 
 mod gateways;
+mod network_policies;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -85,6 +86,7 @@ pub fn lint(
         }
     }
     gateways::lint(&mut findings, model);
+    network_policies::lint(&mut findings, model);
     findings.found
 }
 

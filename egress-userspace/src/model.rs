@@ -54,6 +54,10 @@ pub struct Model {
     pub policies: BTreeMap<String, Policy>,
     /// `EgressGateway` objects: gateways that are not pods.
     pub gateways: BTreeMap<ObjectName, Gateway>,
+    /// Labels of service accounts.
+    pub service_accounts: BTreeMap<ObjectName, Labels>,
+    /// Network policies of others that judge what pods send, by kind and name, such as "NetworkPolicy apps/deny".
+    pub network_policies: BTreeMap<String, NetworkPolicy>,
     /// Prefixes of the cluster itself: Calico's `IPPool`s, `ServiceCIDR`s, the addresses of known Services.
     pub cluster_prefixes: BTreeSet<IpNet>,
 }
@@ -176,6 +180,28 @@ pub enum Preference {
     None,
     /// Those on the source pod's node if there is one, else all.
     NodeLocal,
+}
+
+/// A network policy that judges what pods send: whom it selects, which is all that matters here.
+///
+/// What its rules say is not looked at: one that allows everything selects its pods like any other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetworkPolicy {
+    /// Where its pods are.
+    pub scope: Scope,
+    /// Selects pods there.
+    pub pods: Selector,
+    /// Selects the service accounts of those pods; none is all of them.
+    pub service_accounts: Option<Selector>,
+}
+
+/// The namespaces of a network policy's pods.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Its own.
+    Own(String),
+    /// Those that a selector matches.
+    Selected(Selector),
 }
 
 /// An `EgressGateway`: a gateway that is not a pod.

@@ -100,6 +100,10 @@ pub struct Flags {
     /// Whether a pod's own annotations count, or only its namespace's [default: true]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     pub per_pod_policies: Option<bool>,
+    /// Redirect also what pods send that an egress network policy selects (Kubernetes' or Calico's, among the
+    /// resources), past that policy; without this it is dropped
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub accept_networkpolicy_bypass: Option<bool>,
     /// How programs are attached [default: what the kernel has]
     #[arg(long, value_name = "MODE")]
     #[serde(default)]
@@ -215,6 +219,9 @@ impl Flags {
             pin_dir: self.pin_dir.or(config.pin_dir),
             state_dir: self.state_dir.or(config.state_dir),
             per_pod_policies: self.per_pod_policies.or(config.per_pod_policies),
+            accept_networkpolicy_bypass: self
+                .accept_networkpolicy_bypass
+                .or(config.accept_networkpolicy_bypass),
             attach_mode: self.attach_mode.or(config.attach_mode),
             matrix_memory: self.matrix_memory.or(config.matrix_memory),
             max_pods: self.max_pods.or(config.max_pods),
@@ -302,6 +309,7 @@ impl Flags {
                 node_name,
                 local_cidrs: self.local_cidr,
                 per_pod_policies: self.per_pod_policies.unwrap_or(true),
+                accept_networkpolicy_bypass: self.accept_networkpolicy_bypass.unwrap_or(false),
                 pod_gateways: self.pod_gateways.unwrap_or_default(),
                 uplinks: self.uplink,
                 overlay: None,

@@ -262,6 +262,7 @@ fn naive(world: &Resolved, pod: &ObjectName, destination: IpAddr) -> Verdict {
         (Some((length, _)), Some(longer)) if longer > length => Verdict::Pass(PassKind::Local),
         (Some((_, rule)), _) => match &rule.action {
             resolve::Action::Local => Verdict::Pass(PassKind::Local),
+            resolve::Action::Drop(reason) => Verdict::Drop(*reason),
             resolve::Action::Gateways(all) => {
                 let usable: Vec<String> = all
                     .iter()

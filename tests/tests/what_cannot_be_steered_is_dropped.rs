@@ -2,11 +2,12 @@
 
 use std::net::IpAddr;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use egress_tests::{
     Scene, Stage,
-    client::Frame,
+    client::{Frame, unanswered, whoami},
     resources::{Resources, Via, gateway, gateway_at, namespace, pod, policy},
+    server::Whoami,
     stage::From,
     topology::{ELSEWHERE, INTERNAL, RED_NETWORK, Shape},
 };
@@ -62,6 +63,111 @@ fn a_rule_without_a_usable_gateway_drops() -> Result<()> {
     stage.expect_at("web", ELSEWHERE.v4.into(), From::Gateway("red"))?;
     stage.expect_dropped("web", ELSEWHERE.v6.into(), "NoGateway")?;
     stage.expect("web", INTERNAL, From::Pod)
+}
+
+/// Keeps the pod `web` in, as network policies are enforced by rules of the forward chain.
+const ENFORCEMENT: &str = "
+table inet enforcement {
+  counter judged {}
+  chain forward {
+    type filter hook forward priority filter; policy accept;
+    ct state established,related accept
+    ip saddr 10.65.0.10 counter name judged drop
+    ip6 saddr fd00:65::10 counter name judged drop
+  }
+}
+";
+const NETWORK_POLICY: &str = "
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: keep-in, namespace: default}
+spec:
+  podSelector: {matchLabels: {app: web}}
+  policyTypes: [Egress]
+";
+
+#[test]
+fn a_network_policy_is_passed_by_only_if_somebody_says_so() -> Result<()> {
+    let mut stage = Stage::new(&Shape::default(), |scene| {
+        let annotation = [("egressGatewayPolicy", "all")];
+        Ok(namespace("default", &[])
+            + &policy("all", &[("", Via::Code("red"))])
+            + &gateway(scene.gateway("red")?, "red", "")
+            + &pod("default", scene.pod("web")?, &annotation, &[("app", "web")])
+            + &pod("default", scene.pod("batch")?, &annotation, &[])
+            + "---"
+            + NETWORK_POLICY)
+    })?;
+    stage.scene.node.nft(ENFORCEMENT)?;
+    stage
+        .scene
+        .internet
+        .ip("route add 10.65.0.0/16 via 203.0.113.254
+         route add fd00:65::/32 via 2001:db8:113::254
+         ")?;
+    let _server = Whoami::start(&stage.pod("web")?.host)?;
+    let in_state = |stage: &Stage, wanted: &str| -> Result<()> {
+        let metrics = stage.metrics()?;
+        for state in ["policy_enforcement", "policy_bypass"] {
+            let found = metrics.sum("egress_pods", &[("state", state)]);
+            ensure!(
+                found == u64::from(state == wanted),
+                "{found} pods are {state}"
+            );
+        }
+        Ok(())
+    };
+    // What stays local comes by the rules, whatever we do; and so do answers.
+    let is_judged = |stage: &Stage| -> Result<()> {
+        for address in INTERNAL.addresses() {
+            let before = stage.scene.node.counter("judged")?.packets;
+            unanswered(&stage.pod("web")?.host, address)?;
+            ensure!(stage.scene.node.counter("judged")?.packets > before);
+        }
+        for address in [
+            IpAddr::from(stage.pod("web")?.v4),
+            stage.pod("web")?.v6.into(),
+        ] {
+            whoami(&stage.scene.internet, address)?;
+        }
+        Ok(())
+    };
+
+    in_state(&stage, "policy_enforcement")?;
+    for address in ELSEWHERE.addresses() {
+        stage.expect_dropped("web", address, "PolicyEnforcement")?;
+        let explained = stage.setup.command(&[
+            "explain",
+            "--pod",
+            "default/web",
+            "--dst",
+            &address.to_string(),
+        ])?;
+        ensure!(
+            explained.contains("dropped (PolicyEnforcement)")
+                && explained.contains("NetworkPolicy default/keep-in")
+                && explained.contains("agrees with the resources"),
+            "{explained}"
+        );
+    }
+    is_judged(&stage)?;
+    stage.expect("batch", ELSEWHERE, From::Gateway("red"))?;
+    let log = stage.agent()?.log();
+    let said = log.lines().filter(|line| line.contains("keep-in")).count();
+    ensure!(said == 1, "said {said} times:\n{log}");
+
+    // Somebody says so: the rules that keep the pod in do not see what is redirected.
+    stage.agent.take().context("the agent runs")?.terminate()?;
+    stage
+        .setup
+        .arguments
+        .push("--accept-networkpolicy-bypass".to_owned());
+    stage.agent = Some(stage.setup.start()?);
+    in_state(&stage, "policy_bypass")?;
+    let judged = stage.scene.node.counter("judged")?.packets;
+    stage.expect("web", ELSEWHERE, From::Gateway("red"))?;
+    ensure!(stage.scene.node.counter("judged")?.packets == judged);
+    is_judged(&stage)
 }
 
 /// The default route would still lead to the next hop's address, past the gateway.

@@ -200,6 +200,30 @@ fn gateways_that_no_node_takes_are_doubtful() -> Outcome {
 }
 
 #[test]
+fn network_policies_that_would_be_passed_by_are_doubtful() -> Outcome {
+    let policies = r#"
+{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: web, namespace: shop}, spec: {podSelector: {}, policyTypes: [Egress]}}
+---
+{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: later, namespace: shop}, spec: {podSelector: {matchLabels: {app: later}}, egress: [{}]}}
+---
+{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: unsteered, namespace: default}, spec: {podSelector: {}, policyTypes: [Egress]}}
+---
+{apiVersion: projectcalico.org/v3, kind: GlobalNetworkPolicy, metadata: {name: ingress}, spec: {types: [Ingress]}}
+---
+{apiVersion: projectcalico.org/v3, kind: GlobalNetworkPolicy, metadata: {name: broken}, spec: {types: [Egress], selector: "a = b"}}
+"#;
+    let files = [
+        ("cluster.yaml", CLUSTER),
+        ("egress.yaml", GOOD),
+        ("policies.yaml", policies),
+    ];
+    let (accepted, text) = validate(&files, ValidateOutput::Text)?;
+    assert!(!accepted);
+    insta::assert_snapshot!("network_policies", text);
+    Ok(())
+}
+
+#[test]
 fn a_missing_path_is_an_error() -> Outcome {
     let mut out = Vec::new();
     let args = ValidateArgs {

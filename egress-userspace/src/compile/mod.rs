@@ -1,7 +1,7 @@
 //! From what this node has to do to what the maps should say: pure, deterministic, without kernel numbers.
 //!
 //! Numbers of a row: 0 where nothing matches, 1 where the cluster's own prefix is the longest, then in the
-//! order of the rules one number for each (rule with gateways, family), and one that all rules without
+//! order of the rules one number for each (rule with gateways or a drop, family), and one that all rules without
 //! gateway share. Which gateways are usable changes verdicts only: numbers and rows depend on destinations.
 
 mod prefixes;
@@ -272,6 +272,10 @@ impl NumberTable {
                         verdicts.push(VerdictSpec::Local);
                         verdicts.len() - 1
                     }),
+                    Action::Drop(reason) => {
+                        verdicts.push(VerdictSpec::Drop(*reason));
+                        verdicts.len() - 1
+                    }
                     Action::Gateways(gateways) => {
                         verdicts.push(group(policy, rule, gateways, family)?);
                         verdicts.len() - 1

@@ -83,6 +83,9 @@ impl fmt::Display for Answer {
                 .unwrap_or("none contains the destination");
             writeln!(f, "cluster    {cluster}")?;
         }
+        if !it.network_policies.is_empty() {
+            writeln!(f, "judged by  {}", it.network_policies.join(", "))?;
+        }
         for gateway in &it.gateways {
             writeln!(
                 f,

@@ -1,12 +1,13 @@
 //! Which pods are steered on this node, by which policy, through which gateways: pure.
 //!
 //! `plan` turns a policy into rules with gateways, `gateways` knows which exist, `usable` by which ways, `choose`
-//! picks those that a pod uses, `egress` which egress addresses this node owns, `nodes` how it reaches the others, `pods`
+//! picks those that a pod uses, `enforcement` heeds the network policies of others, `egress` which egress addresses this node owns, `nodes` how it reaches the others, `pods`
 //! knows where pods are, and `cluster` which prefixes are the cluster's own.
 
 mod choose;
 mod cluster;
 mod egress;
+mod enforcement;
 mod gateways;
 mod nodes;
 mod plan;
@@ -45,6 +46,8 @@ pub struct Settings {
     pub local_cidrs: Vec<IpNet>,
     /// Whether a pod's own annotations count, or only its namespace's.
     pub per_pod_policies: bool,
+    /// Whether packets of pods that an egress network policy selects are redirected past it.
+    pub accept_networkpolicy_bypass: bool,
     /// What a gateway pod is.
     pub pod_gateways: PodGateways,
     /// The interfaces that lead to the outside; none are the devices of the default routes.
@@ -63,6 +66,7 @@ impl Default for Settings {
             node_name: String::new(),
             local_cidrs: Vec::new(),
             per_pod_policies: true,
+            accept_networkpolicy_bypass: false,
             pod_gateways: PodGateways::default(),
             uplinks: Vec::new(),
             overlay: None,
@@ -178,6 +182,8 @@ pub struct SourcePod {
     pub policy: String,
     /// What that policy means for this pod.
     pub fate: Fate,
+    /// The egress network policies that what its policy sends to gateways goes past, or would, by kind and name.
+    pub network_policies: Vec<String>,
     /// UDP ports on which connections may come in to it, in order, without repeats.
     pub udp_ports: Vec<u16>,
 }
@@ -209,6 +215,8 @@ pub enum Action {
     Local,
     /// Through one of these, sorted by name; an empty list drops. Equal groups are shared.
     Gateways(Arc<[UsableGateway]>),
+    /// Nowhere.
+    Drop(DropReason),
 }
 
 /// A gateway that can be used from this node.
@@ -240,6 +248,10 @@ pub enum PodState {
     Steered,
     /// Steered, but its policy does not exist or is invalid: everything is dropped.
     PolicyMissing,
+    /// Steered, but an egress network policy selects it: what would be redirected is dropped.
+    PolicyEnforcement,
+    /// Steered past an egress network policy that selects it, as the operator accepts.
+    PolicyBypass,
     /// Its host-side interface is not known (yet).
     NoInterface,
     /// Its interface serves others too, or is not its own.
@@ -259,6 +271,8 @@ impl PodState {
     pub const ALL: &[Self] = &[
         Self::Steered,
         Self::PolicyMissing,
+        Self::PolicyEnforcement,
+        Self::PolicyBypass,
         Self::NoInterface,
         Self::NoOwnInterface,
         Self::HostNetwork,
@@ -273,6 +287,8 @@ impl PodState {
         match self {
             Self::Steered => "steered",
             Self::PolicyMissing => "policy_missing",
+            Self::PolicyEnforcement => "policy_enforcement",
+            Self::PolicyBypass => "policy_bypass",
             Self::NoInterface => "no_interface",
             Self::NoOwnInterface => "no_own_interface",
             Self::HostNetwork => "host_network",

@@ -26,6 +26,8 @@ pub(super) struct Planner<'a, 'g> {
     /// By policy, and by namespace where a selector means the pod's own.
     plans: HashMap<(String, Option<&'a str>), Plan>,
     list_ids: BTreeMap<(GroupKey<'a>, bool), usize>,
+    /// What is left of rules without what they send to gateways, by the rules' address in memory: plans keep them.
+    refused: HashMap<(*const EffectiveRule, usize), Arc<[EffectiveRule]>>,
     pub(super) warnings: BTreeSet<String>,
 }
 
@@ -67,6 +69,7 @@ impl<'a, 'g> Planner<'a, 'g> {
             },
             plans: HashMap::new(),
             list_ids: BTreeMap::new(),
+            refused: HashMap::new(),
             warnings: BTreeSet::new(),
         }
     }
@@ -100,6 +103,26 @@ impl<'a, 'g> Planner<'a, 'g> {
                 (name, Fate::Rules(rules))
             }
         }
+    }
+
+    /// The rules of a plan, with a drop in place of gateways; shared by all pods that shared those.
+    pub(super) fn refuse(
+        &mut self,
+        rules: &Arc<[EffectiveRule]>,
+        reason: DropReason,
+    ) -> Arc<[EffectiveRule]> {
+        let refused = self.refused.entry((rules.as_ptr(), rules.len()));
+        let refused = refused.or_insert_with(|| {
+            let rules = rules.iter().map(|rule| EffectiveRule {
+                action: match &rule.action {
+                    Action::Gateways(_) => Action::Drop(reason),
+                    kept @ (Action::Local | Action::Drop(_)) => kept.clone(),
+                },
+                ..rule.clone()
+            });
+            rules.collect()
+        });
+        Arc::clone(refused)
     }
 
     /// The rules for a pod; `own` is whether they depend on its namespace.

@@ -8,7 +8,8 @@ use std::{
 use egress_common::DropReason;
 
 use super::{
-    Fate, Held, PodState, Resolved, Settings, SourcePod, gateways::Gateways, plan::Planner,
+    Fate, Held, PodState, Resolved, Settings, SourcePod, enforcement, gateways::Gateways,
+    plan::Planner,
 };
 use crate::{
     model::{Model, ObjectName, Phase, Pod, Steering},
@@ -96,9 +97,12 @@ pub(super) fn resolve<'a>(
                             list(&addresses)
                         ));
                     }
+                    let enforced =
+                        enforcement::enforce(model, settings, (name, pod), &mut fate, planner);
+                    resolved.warnings.extend(enforced.warning);
                     let state = match fate {
                         Fate::Drop(_) => PodState::PolicyMissing,
-                        Fate::Rules(_) => PodState::Steered,
+                        Fate::Rules(_) => enforced.state,
                     };
                     resolved.pods.insert(
                         name.clone(),
@@ -109,6 +113,7 @@ pub(super) fn resolve<'a>(
                             addresses,
                             policy,
                             fate,
+                            network_policies: enforced.policies,
                             udp_ports: pod.inbound_udp.clone(),
                         },
                     );
@@ -436,7 +441,7 @@ fn one_per_family(addresses: &[IpAddr]) -> Vec<IpAddr> {
     [first(true), first(false)].into_iter().flatten().collect()
 }
 
-fn list<T: ToString>(items: &[T]) -> String {
+pub(super) fn list<T: ToString>(items: &[T]) -> String {
     let items: Vec<_> = items.iter().map(ToString::to_string).collect();
     items.join(", ")
 }

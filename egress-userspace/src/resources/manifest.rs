@@ -3,20 +3,20 @@
 use std::fmt::Write as _;
 
 use super::{
-    Kind,
+    Type,
     yaml::{Data, Key, Value},
 };
 
 /// Writes an object in YAML's flow style, without line breaks and without the parts that nothing here reads.
 ///
-/// Its type is written out, which items of a typed list leave to the list.
-pub(super) fn line(value: &Value, kind: Kind) -> String {
+/// Its type, one that is known, is written out, which items of a typed list leave to the list.
+pub(super) fn line(value: &Value, written: &Type<'_>) -> String {
+    let Type { api_version, kind } = written;
     let mut out = String::from("{");
     // Writing into a string cannot fail.
     let _cannot_fail = write!(
         out,
-        "\"apiVersion\": \"{}\", \"kind\": \"{kind:?}\",",
-        kind.api_version()
+        "\"apiVersion\": \"{api_version}\", \"kind\": \"{kind}\","
     );
     if let Data::Map(entries) = &value.data {
         let is_type = |key: &Key| matches!(key.text.as_str(), "apiVersion" | "kind");
@@ -170,7 +170,11 @@ mod tests {
     #[test]
     fn what_is_not_read_is_not_written() {
         let text = "{kind: Pod, spec: {containers: [{name: a}], nodeName: n}}";
-        let read = yaml::parse(text, 0..text.len()).map(|value| line(&value, Kind::Pod));
+        let pod = Type {
+            api_version: "v1",
+            kind: "Pod",
+        };
+        let read = yaml::parse(text, 0..text.len()).map(|value| line(&value, &pod));
         let expected = r#"{"apiVersion": "v1", "kind": "Pod",? "spec" : {? "nodeName" : "n",},}"#;
         assert_eq!(read.as_deref(), Ok(expected));
     }

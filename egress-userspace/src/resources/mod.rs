@@ -4,6 +4,7 @@ mod annotations;
 mod cluster;
 mod gateway;
 mod manifest;
+mod network_policy;
 mod policy;
 mod report;
 mod yaml;
@@ -18,7 +19,7 @@ use serde::Serialize;
 
 use crate::{
     diagnostic::{Diagnostic, Place, Severity, Source},
-    model::{Gateway, Namespace, Node, Pod, Policy},
+    model::{Gateway, Labels, Namespace, NetworkPolicy, Node, Pod, Policy},
 };
 use cluster::{Annotations, Metadata};
 pub(crate) use gateway::interface_fault;
@@ -47,6 +48,8 @@ pub enum Kind {
     Node,
     /// `v1 Service`.
     Service,
+    /// `v1 ServiceAccount`.
+    ServiceAccount,
     /// Calico's `EgressGatewayPolicy`.
     EgressGatewayPolicy,
     /// `egress.fastpath EgressGateway`.
@@ -55,6 +58,25 @@ pub enum Kind {
     IPPool,
     /// `networking.k8s.io ServiceCIDR`.
     ServiceCIDR,
+    /// `networking.k8s.io NetworkPolicy`.
+    NetworkPolicy,
+    /// Calico's own `NetworkPolicy`.
+    CalicoNetworkPolicy,
+    /// Calico's `GlobalNetworkPolicy`.
+    GlobalNetworkPolicy,
+    /// `policy.networking.k8s.io AdminNetworkPolicy`.
+    AdminNetworkPolicy,
+    /// `policy.networking.k8s.io BaselineAdminNetworkPolicy`.
+    BaselineAdminNetworkPolicy,
+    /// `policy.networking.k8s.io ClusterNetworkPolicy`, which takes the place of the two before.
+    ClusterNetworkPolicy,
+}
+
+/// The type of an object as its manifest, or the list that it is in, has it.
+#[derive(Clone, Copy, Debug)]
+struct Type<'v> {
+    api_version: &'v str,
+    kind: &'v str,
 }
 
 impl Kind {
@@ -64,6 +86,7 @@ impl Kind {
             ("v1", "Pod") => Self::Pod,
             ("v1", "Node") => Self::Node,
             ("v1", "Service") => Self::Service,
+            ("v1", "ServiceAccount") => Self::ServiceAccount,
             ("projectcalico.org/v3" | "crd.projectcalico.org/v1", "EgressGatewayPolicy") => {
                 Self::EgressGatewayPolicy
             }
@@ -73,22 +96,47 @@ impl Kind {
                 "networking.k8s.io/v1" | "networking.k8s.io/v1beta1" | "networking.k8s.io/v1alpha1",
                 "ServiceCIDR",
             ) => Self::ServiceCIDR,
+            ("networking.k8s.io/v1", "NetworkPolicy") => Self::NetworkPolicy,
+            ("projectcalico.org/v3" | "crd.projectcalico.org/v1", "NetworkPolicy") => {
+                Self::CalicoNetworkPolicy
+            }
+            ("projectcalico.org/v3" | "crd.projectcalico.org/v1", "GlobalNetworkPolicy") => {
+                Self::GlobalNetworkPolicy
+            }
+            ("policy.networking.k8s.io/v1alpha1", "AdminNetworkPolicy") => Self::AdminNetworkPolicy,
+            ("policy.networking.k8s.io/v1alpha1", "BaselineAdminNetworkPolicy") => {
+                Self::BaselineAdminNetworkPolicy
+            }
+            ("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy") => {
+                Self::ClusterNetworkPolicy
+            }
             _ => return None,
         })
     }
 
-    /// An API version that [`Self::find`] knows it by.
-    const fn api_version(self) -> &'static str {
-        match self {
-            Self::Namespace | Self::Pod | Self::Node | Self::Service => "v1",
-            Self::EgressGatewayPolicy | Self::IPPool => "projectcalico.org/v3",
-            Self::EgressGateway => "egress.fastpath/v1alpha1",
-            Self::ServiceCIDR => "networking.k8s.io/v1",
-        }
+    const fn is_namespaced(self) -> bool {
+        matches!(
+            self,
+            Self::Pod
+                | Self::Service
+                | Self::ServiceAccount
+                | Self::EgressGateway
+                | Self::NetworkPolicy
+                | Self::CalicoNetworkPolicy
+        )
     }
 
-    const fn is_namespaced(self) -> bool {
-        matches!(self, Self::Pod | Self::Service | Self::EgressGateway)
+    /// Whether it is somebody else's network policy.
+    pub(crate) const fn is_network_policy(self) -> bool {
+        matches!(
+            self,
+            Self::NetworkPolicy
+                | Self::CalicoNetworkPolicy
+                | Self::GlobalNetworkPolicy
+                | Self::AdminNetworkPolicy
+                | Self::BaselineAdminNetworkPolicy
+                | Self::ClusterNetworkPolicy
+        )
     }
 }
 
@@ -126,6 +174,10 @@ pub enum Object {
     Policy(Policy),
     /// An `EgressGateway`.
     Gateway(Gateway),
+    /// The labels of a service account.
+    ServiceAccount(Labels),
+    /// A network policy of others; none if it says nothing of what pods send.
+    NetworkPolicy(Option<NetworkPolicy>),
     /// The prefixes of a Service, an `IPPool` or a `ServiceCIDR`.
     ClusterPrefixes(Vec<IpNet>),
 }
@@ -287,7 +339,7 @@ impl ParsedFile {
             return;
         }
         match Kind::find(api_version, kind) {
-            Some(kind) => self.read_object(source, value, kind),
+            Some(found) => self.read_object(source, value, found, &Type { api_version, kind }),
             None => self.skip(source, entries, api_version, kind),
         }
     }
@@ -322,7 +374,7 @@ impl ParsedFile {
         }
     }
 
-    fn read_object(&mut self, source: &Source, value: &Value, kind: Kind) {
+    fn read_object(&mut self, source: &Source, value: &Value, kind: Kind, written: &Type<'_>) {
         let nameless = Report::new(source, format!("{kind:?}"));
         let Some((id, place)) = identify(&nameless, value, kind) else {
             self.incomplete = true;
@@ -331,11 +383,13 @@ impl ParsedFile {
         };
         let report = Report::new(source, id.to_string());
         report.no_duplicate_keys(value);
-        let (object, parts) = content(&report, value, &id);
+        let (object, parts) = content(&report, value, &id, written);
         let valid = !report.refused();
         self.tell(report.into_diagnostics());
-        // Without its namespace or itself, an annotated pod would be routed past its gateways.
-        let keep = valid || matches!(id.kind, Kind::Namespace | Kind::Pod);
+        // Without its namespace or itself, an annotated pod would be routed past its gateways; without a network
+        // policy, what the policy would stop is redirected past it.
+        let keep =
+            valid || matches!(id.kind, Kind::Namespace | Kind::Pod) || id.kind.is_network_policy();
         self.entries.push(Entry {
             id,
             valid,
@@ -344,7 +398,7 @@ impl ParsedFile {
                 object: place,
                 parts,
             },
-            manifest: valid.then(|| manifest::line(value, kind).into()),
+            manifest: valid.then(|| manifest::line(value, written).into()),
         });
     }
 }
@@ -394,7 +448,12 @@ fn identify(report: &Report<'_>, value: &Value, kind: Kind) -> Option<(ObjectId,
 }
 
 /// The object's content, and the places of its parts.
-fn content(report: &Report<'_>, value: &Value, id: &ObjectId) -> (Option<Object>, Vec<Place>) {
+fn content(
+    report: &Report<'_>,
+    value: &Value,
+    id: &ObjectId,
+    written: &Type<'_>,
+) -> (Option<Object>, Vec<Place>) {
     let Some(object) = report.fields(value, "the object") else {
         return (None, Vec::new());
     };
@@ -422,6 +481,16 @@ fn content(report: &Report<'_>, value: &Value, id: &ObjectId) -> (Option<Object>
             let gateway = gateway::read(report, &object, metadata.labels);
             (gateway.map(Object::Gateway), Vec::new())
         }
+        Kind::ServiceAccount => (Some(Object::ServiceAccount(metadata.labels)), Vec::new()),
+        Kind::NetworkPolicy
+        | Kind::CalicoNetworkPolicy
+        | Kind::GlobalNetworkPolicy
+        | Kind::AdminNetworkPolicy
+        | Kind::BaselineAdminNetworkPolicy
+        | Kind::ClusterNetworkPolicy => {
+            let policy = network_policy::read(report, &object, id, written);
+            (Some(Object::NetworkPolicy(policy)), Vec::new())
+        }
         Kind::Service => prefixes(cluster::service(report, &object)),
         Kind::IPPool => prefixes(cluster::ip_pool(report, &object)),
         Kind::ServiceCIDR => prefixes(cluster::service_cidr(report, &object)),
@@ -439,7 +508,7 @@ fn read_metadata<'v>(report: &Report<'_>, object: &Fields<'v>, id: &'v ObjectId)
     let field = |name| metadata.and_then(|metadata| metadata.get(name));
     // Nothing of the other kinds is selected by labels or steered by annotations.
     let steered = matches!(id.kind, Kind::Namespace | Kind::Pod);
-    let labelled = steered || id.kind == Kind::EgressGateway;
+    let labelled = steered || matches!(id.kind, Kind::EgressGateway | Kind::ServiceAccount);
     Metadata {
         labels: field("labels")
             .filter(|_| labelled)

@@ -33,6 +33,46 @@ impl Selector {
         Self(Node::All)
     }
 
+    /// The selector of objects that have this label.
+    #[must_use]
+    pub const fn has(label: String) -> Self {
+        Self(Node::Has(label))
+    }
+
+    /// The selector of objects whose label has this value.
+    #[must_use]
+    pub const fn equal(label: String, value: String) -> Self {
+        Self(Node::Equal(label, value))
+    }
+
+    /// The selector of objects whose label has one of these values.
+    #[must_use]
+    pub const fn one_of(label: String, values: BTreeSet<String>) -> Self {
+        Self(Node::In(label, values))
+    }
+
+    /// The selector of what this one does not select.
+    #[must_use]
+    pub fn negated(self) -> Self {
+        Self(self.0.negated())
+    }
+
+    /// The selector of what all of these select, which is everything if there are none.
+    #[must_use]
+    pub fn every(selectors: Vec<Self>) -> Self {
+        if selectors.is_empty() {
+            return Self::all();
+        }
+        let nodes = selectors.into_iter().map(|selector| selector.0);
+        Self(Node::conjunction(nodes.collect()))
+    }
+
+    /// Whether it asks for no other labels than these.
+    #[must_use]
+    pub fn asks_only_for(&self, labels: &[&str]) -> bool {
+        self.0.asks_only_for(labels)
+    }
+
     /// Whether an object with these labels is selected.
     ///
     /// As in Calico, `!=` and `not in` hold for an object without the label, the other comparisons do not,
@@ -134,6 +174,24 @@ impl Node {
             Self::Not(inner) => !inner.matches(labels),
             Self::And(operands) => operands.iter().all(|operand| operand.matches(labels)),
             Self::Or(operands) => operands.iter().any(|operand| operand.matches(labels)),
+        }
+    }
+
+    fn asks_only_for(&self, labels: &[&str]) -> bool {
+        match self {
+            Self::All | Self::Global => true,
+            Self::Has(label)
+            | Self::Equal(label, _)
+            | Self::NotEqual(label, _)
+            | Self::In(label, _)
+            | Self::NotIn(label, _)
+            | Self::Contains(label, _)
+            | Self::StartsWith(label, _)
+            | Self::EndsWith(label, _) => labels.contains(&label.as_str()),
+            Self::Not(inner) => inner.asks_only_for(labels),
+            Self::And(operands) | Self::Or(operands) => {
+                operands.iter().all(|operand| operand.asks_only_for(labels))
+            }
         }
     }
 

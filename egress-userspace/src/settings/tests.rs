@@ -56,6 +56,22 @@ fn each_pin_directory_has_its_state_directory() {
 }
 
 #[test]
+fn network_policies_are_passed_by_only_if_somebody_says_so() {
+    for (line, accepted) in [
+        ("", false),
+        ("accept-networkpolicy-bypass: false", false),
+        ("accept-networkpolicy-bypass: true", true),
+    ] {
+        let file = config(&format!("resources: [/a]\n{line}\n"));
+        let settings = Flags::default().settings(Some(file.path())).unwrap();
+        assert_eq!(
+            settings.resolve.accept_networkpolicy_bypass, accepted,
+            "{line}"
+        );
+    }
+}
+
+#[test]
 fn interfaces_to_hold_are_patterns() {
     let file = config("resources: [/a]\nhold-interfaces: ['cali*', lxc7]\n");
     let settings = Flags::default().settings(Some(file.path())).unwrap();

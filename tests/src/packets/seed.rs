@@ -97,6 +97,7 @@ pub fn resolved<'a>(
                     policy: policy.to_owned(),
                     fate,
                     mtu: 1500,
+                    network_policies: Vec::new(),
                     udp_ports: Vec::new(),
                 };
                 (ObjectName::new("default", name), pod)

@@ -30,8 +30,10 @@ fn naive(pod: &SourcePod, cluster: &BTreeSet<IpNet>, to: IpAddr) -> VerdictSpec 
     if cluster.is_some_and(|cluster| cluster > length.max(0)) {
         return VerdictSpec::Local;
     }
-    let Action::Gateways(gateways) = &rule.action else {
-        return VerdictSpec::Local;
+    let gateways = match &rule.action {
+        Action::Local => return VerdictSpec::Local,
+        Action::Drop(reason) => return VerdictSpec::Drop(*reason),
+        Action::Gateways(gateways) => gateways,
     };
     let mut members: Vec<MemberSpec> = gateways
         .iter()
@@ -196,4 +198,41 @@ fn facts_of_pods_are_under_each_of_their_addresses() -> Result<(), CompileError>
     let state = compile(&resolved, &Limits::default())?;
     assert_eq!(state.facts, expected);
     Ok(())
+}
+
+/// What a network policy takes from one pod is verdicts, and no memory for another row.
+#[test]
+fn refused_rules_share_the_row_of_those_that_are_not() {
+    let rules = |first: Action| {
+        fate(vec![
+            (None, first.clone()),
+            (Some(net("10.0.0.0/8")), Action::Local),
+            (Some(net("192.0.2.0/24")), first),
+        ])
+    };
+    let open = Action::Gateways([gateway(1, true, true, 1)].into());
+    let refused = Action::Drop(DropReason::PolicyEnforcement);
+    let resolved = Resolved {
+        pods: BTreeMap::from([pod(1, "p", rules(open)), pod(2, "p", rules(refused))]),
+        cluster_prefixes: [net("10.96.0.0/12")].into(),
+        ..Resolved::default()
+    };
+    let state = compile(&resolved, &Limits::default()).unwrap();
+    assert_eq!((state.profiles.len(), state.rows.len()), (2, 1));
+    let key = |number| PodKey {
+        ifindex: 100 + u32::from(number),
+        addr: IpAddr::from([10, 0, 0, number]).into(),
+    };
+    let told = |number: u8, to: &str| told(&state, key(number), to.parse().unwrap()).unwrap();
+    for to in ["198.51.100.1", "192.0.2.1"] {
+        assert!(matches!(told(1, to), VerdictSpec::Gateways(_)), "{to}");
+        assert_eq!(
+            *told(2, to),
+            VerdictSpec::Drop(DropReason::PolicyEnforcement),
+            "{to}"
+        );
+    }
+    for (number, to) in [(1, "10.1.1.1"), (2, "10.1.1.1"), (2, "10.97.0.1")] {
+        assert_eq!(*told(number, to), VerdictSpec::Local, "{number} to {to}");
+    }
 }

@@ -117,6 +117,7 @@ fn arbitrary_action() -> impl Strategy<Value = Action> {
     );
     prop_oneof![
         1 => Just(Action::Local),
+        1 => Just(Action::Drop(DropReason::PolicyEnforcement)),
         3 => gateways.prop_map(|gateways| Action::Gateways(
             gateways
                 .into_iter()
@@ -161,6 +162,7 @@ fn pod(number: u8, policy: &str, fate: Fate) -> (ObjectName, SourcePod) {
         policy: policy.to_owned(),
         fate,
         mtu: 1500,
+        network_policies: Vec::new(),
         udp_ports: Vec::new(),
     };
     (ObjectName::new("pods", format!("pod{number}")), pod)

@@ -83,6 +83,41 @@ fn a_policy_that_is_missing_drops_inside_the_cluster_too() {
 }
 
 #[test]
+fn network_policies_that_packets_go_past_are_named() {
+    let ask = |action: Action, dst: &str| {
+        let mut pod = pod(
+            "p",
+            Fate::Rules([rule(None, action), rule(Some("10.0.0.0/8"), Action::Local)].into()),
+        );
+        pod.network_policies = vec!["NetworkPolicy shop/deny".to_owned()];
+        let resolved = Resolved {
+            pods: BTreeMap::from([(ObjectName::new("shop", "web"), pod)]),
+            ..Resolved::default()
+        };
+        offline(
+            &resolved,
+            &ObjectName::new("shop", "web"),
+            dst.parse().unwrap(),
+        )
+    };
+    let refused = || Action::Drop(DropReason::PolicyEnforcement);
+    let it = ask(refused(), "192.0.2.80").explanation;
+    assert_eq!(it.verdict, Outcome::Drop("PolicyEnforcement".to_owned()));
+    assert!(
+        it.because.contains("NetworkPolicy shop/deny"),
+        "{}",
+        it.because
+    );
+    let it = ask(refused(), "10.1.1.1").explanation;
+    assert_eq!((it.verdict, it.network_policies.len()), (Outcome::Local, 1));
+    let open = || Action::Gateways([gateway("red", 1, &["192.0.2.1"])].into());
+    let text = ask(refused(), "192.0.2.80").to_string()
+        + "----\n"
+        + &ask(open(), "192.0.2.80").to_string();
+    insta::assert_snapshot!(text);
+}
+
+#[test]
 fn a_pod_that_is_not_steered_hears_why() {
     let node = node();
     let dst = "8.8.8.8".parse().unwrap();

@@ -65,6 +65,7 @@ fn pod(policy: &str, fate: Fate) -> SourcePod {
         policy: policy.to_owned(),
         fate,
         mtu: 1500,
+        network_policies: Vec::new(),
         udp_ports: Vec::new(),
     }
 }

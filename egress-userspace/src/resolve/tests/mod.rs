@@ -8,6 +8,7 @@
 
 mod claims;
 mod egress;
+mod enforcement;
 mod gateways;
 mod nodes;
 mod pods;
@@ -241,6 +242,7 @@ fn rules(resolved: &Resolved, pod: &str) -> Vec<String> {
             .iter()
             .map(|rule| match &rule.action {
                 Action::Local => format!("{} -> local", rule.label),
+                Action::Drop(reason) => format!("{} -> drop {}", rule.label, reason.name()),
                 Action::Gateways(gateways) => {
                     let names: Vec<_> = gateways.iter().map(|g| g.name.name.as_str()).collect();
                     format!("{} -> {}", rule.label, names.join(","))

@@ -399,6 +399,13 @@ impl Loaded {
             Object::Node(object) => drop(model.nodes.insert(name, object)),
             Object::Policy(object) => drop(model.policies.insert(name, object)),
             Object::Gateway(object) => drop(model.gateways.insert(full_name(), object)),
+            Object::ServiceAccount(labels) => {
+                drop(model.service_accounts.insert(full_name(), labels));
+            }
+            Object::NetworkPolicy(Some(policy)) => {
+                drop(model.network_policies.insert(entry.id.to_string(), policy));
+            }
+            Object::NetworkPolicy(None) => {}
             Object::ClusterPrefixes(prefixes) => model.cluster_prefixes.extend(prefixes),
         }
         self.places.insert(entry.id.clone(), entry.places.clone());

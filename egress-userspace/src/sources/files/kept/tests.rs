@@ -143,6 +143,38 @@ fn a_restart_goes_on_with_what_cannot_be_read() -> Outcome {
     Ok(())
 }
 
+/// Of the forms that Calico has for one policy, only what is stored judges both directions without saying so.
+#[test]
+fn network_policies_are_kept_as_they_were_written() -> Outcome {
+    let policy = |name: &str, version: &str, spec: &str| {
+        format!(
+            "---\n{{apiVersion: {version}, kind: GlobalNetworkPolicy, metadata: {{name: {name}}}, spec: {{{spec}}}}}\n"
+        )
+    };
+    let (stored, served) = ("crd.projectcalico.org/v1", "projectcalico.org/v3");
+    let runs = Runs::new()?;
+    let good = policy("a", stored, "selector: has(a)") + &policy("b", served, "selector: has(b)");
+    runs.write("p.yaml", &good)?;
+    let before = runs.once().0.model.network_policies;
+    assert_eq!(before.keys().collect::<Vec<_>>(), ["GlobalNetworkPolicy a"]);
+    runs.write("p.yaml", &policy("a", stored, "selector: nonsense"))?;
+    for _ in 0..2 {
+        let (loaded, _) = runs.once();
+        assert_eq!(loaded.model.network_policies, before);
+        assert!(loaded.degraded.contains("GlobalNetworkPolicy a"));
+    }
+    // One that was never good selects all that it might.
+    runs.write("p.yaml", &policy("c", stored, "selector: nonsense"))?;
+    let (loaded, _) = runs.once();
+    assert_eq!(
+        loaded.model.network_policies["GlobalNetworkPolicy c"]
+            .pods
+            .to_string(),
+        "all()"
+    );
+    Ok(())
+}
+
 #[test]
 fn what_is_gone_from_what_can_be_read_is_gone() -> Outcome {
     let runs = Runs::new()?;
