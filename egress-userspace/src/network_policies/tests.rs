@@ -376,6 +376,23 @@ fn what_cannot_be_read_selects_all_that_it_might() {
 }
 
 #[test]
+fn what_says_nothing_of_what_pods_send_is_not_looked_at() {
+    for (kind, spec) in [
+        (K8S, "{podSelector: nonsense, policyTypes: [Ingress]}"),
+        (CALICO, "{selector: nonsense, types: [Ingress]}"),
+        (GLOBAL, "{namespaceSelector: nonsense, doNotTrack: 1}"),
+        (ADMIN, "{subject: nonsense, ingress: [{}]}"),
+    ] {
+        let file = read(kind, spec);
+        assert_eq!(
+            (selected(&file).as_str(), file.diagnostics.len()),
+            ("ingress only", 0),
+            "{kind}"
+        );
+    }
+}
+
+#[test]
 fn staged_policies_and_others_are_skipped() {
     for kind in [
         "projectcalico.org/v3 StagedNetworkPolicy",

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::{
-    Type,
+    kind::Type,
     yaml::{Data, Key, Value},
 };
 

@@ -3,6 +3,7 @@
 mod annotations;
 mod cluster;
 mod gateway;
+mod kind;
 mod manifest;
 mod network_policy;
 mod policy;
@@ -12,10 +13,9 @@ mod yaml;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, fmt, ops::Range, sync::Arc};
+use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use ipnet::IpNet;
-use serde::Serialize;
 
 use crate::{
     diagnostic::{Diagnostic, Place, Severity, Source},
@@ -23,6 +23,8 @@ use crate::{
 };
 use cluster::{Annotations, Metadata};
 pub(crate) use gateway::interface_fault;
+use kind::Type;
+pub use kind::{Kind, ObjectId};
 use report::{Fields, Report};
 use yaml::{Data, Value};
 
@@ -36,130 +38,6 @@ const MAX_SKIPPED_KINDS: usize = 100;
 const MAX_NAME: usize = 253;
 /// The YAML parser recurses, with large frames in debug builds; a document of the greatest depth fits.
 const PARSER_STACK: usize = 64 << 20;
-
-/// The kinds that are understood.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-pub enum Kind {
-    /// `v1 Namespace`.
-    Namespace,
-    /// `v1 Pod`.
-    Pod,
-    /// `v1 Node`.
-    Node,
-    /// `v1 Service`.
-    Service,
-    /// `v1 ServiceAccount`.
-    ServiceAccount,
-    /// Calico's `EgressGatewayPolicy`.
-    EgressGatewayPolicy,
-    /// `egress.fastpath EgressGateway`.
-    EgressGateway,
-    /// Calico's `IPPool`.
-    IPPool,
-    /// `networking.k8s.io ServiceCIDR`.
-    ServiceCIDR,
-    /// `networking.k8s.io NetworkPolicy`.
-    NetworkPolicy,
-    /// Calico's own `NetworkPolicy`.
-    CalicoNetworkPolicy,
-    /// Calico's `GlobalNetworkPolicy`.
-    GlobalNetworkPolicy,
-    /// `policy.networking.k8s.io AdminNetworkPolicy`.
-    AdminNetworkPolicy,
-    /// `policy.networking.k8s.io BaselineAdminNetworkPolicy`.
-    BaselineAdminNetworkPolicy,
-    /// `policy.networking.k8s.io ClusterNetworkPolicy`, which takes the place of the two before.
-    ClusterNetworkPolicy,
-}
-
-/// The type of an object as its manifest, or the list that it is in, has it.
-#[derive(Clone, Copy, Debug)]
-struct Type<'v> {
-    api_version: &'v str,
-    kind: &'v str,
-}
-
-impl Kind {
-    fn find(api_version: &str, kind: &str) -> Option<Self> {
-        Some(match (api_version, kind) {
-            ("v1", "Namespace") => Self::Namespace,
-            ("v1", "Pod") => Self::Pod,
-            ("v1", "Node") => Self::Node,
-            ("v1", "Service") => Self::Service,
-            ("v1", "ServiceAccount") => Self::ServiceAccount,
-            ("projectcalico.org/v3" | "crd.projectcalico.org/v1", "EgressGatewayPolicy") => {
-                Self::EgressGatewayPolicy
-            }
-            ("projectcalico.org/v3" | "crd.projectcalico.org/v1", "IPPool") => Self::IPPool,
-            ("egress.fastpath/v1alpha1", "EgressGateway") => Self::EgressGateway,
-            (
-                "networking.k8s.io/v1" | "networking.k8s.io/v1beta1" | "networking.k8s.io/v1alpha1",
-                "ServiceCIDR",
-            ) => Self::ServiceCIDR,
-            ("networking.k8s.io/v1", "NetworkPolicy") => Self::NetworkPolicy,
-            ("projectcalico.org/v3" | "crd.projectcalico.org/v1", "NetworkPolicy") => {
-                Self::CalicoNetworkPolicy
-            }
-            ("projectcalico.org/v3" | "crd.projectcalico.org/v1", "GlobalNetworkPolicy") => {
-                Self::GlobalNetworkPolicy
-            }
-            ("policy.networking.k8s.io/v1alpha1", "AdminNetworkPolicy") => Self::AdminNetworkPolicy,
-            ("policy.networking.k8s.io/v1alpha1", "BaselineAdminNetworkPolicy") => {
-                Self::BaselineAdminNetworkPolicy
-            }
-            ("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy") => {
-                Self::ClusterNetworkPolicy
-            }
-            _ => return None,
-        })
-    }
-
-    const fn is_namespaced(self) -> bool {
-        matches!(
-            self,
-            Self::Pod
-                | Self::Service
-                | Self::ServiceAccount
-                | Self::EgressGateway
-                | Self::NetworkPolicy
-                | Self::CalicoNetworkPolicy
-        )
-    }
-
-    /// Whether it is somebody else's network policy.
-    pub(crate) const fn is_network_policy(self) -> bool {
-        matches!(
-            self,
-            Self::NetworkPolicy
-                | Self::CalicoNetworkPolicy
-                | Self::GlobalNetworkPolicy
-                | Self::AdminNetworkPolicy
-                | Self::BaselineAdminNetworkPolicy
-                | Self::ClusterNetworkPolicy
-        )
-    }
-}
-
-/// Which object.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-pub struct ObjectId {
-    /// Its kind.
-    pub kind: Kind,
-    /// Its namespace, if its kind has one; "default" if it names none.
-    pub namespace: Option<String>,
-    /// Its name.
-    pub name: String,
-}
-
-impl fmt::Display for ObjectId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?} ", self.kind)?;
-        if let Some(namespace) = &self.namespace {
-            write!(f, "{namespace}/")?;
-        }
-        f.write_str(&self.name)
-    }
-}
 
 /// An object's content.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -458,6 +336,7 @@ fn content(
         return (None, Vec::new());
     };
     let metadata = read_metadata(report, &object, id);
+    let namespace = id.namespace.as_deref();
     match id.kind {
         Kind::Namespace => {
             let (namespace, place) = cluster::namespace(report, metadata);
@@ -482,19 +361,22 @@ fn content(
             (gateway.map(Object::Gateway), Vec::new())
         }
         Kind::ServiceAccount => (Some(Object::ServiceAccount(metadata.labels)), Vec::new()),
-        Kind::NetworkPolicy
-        | Kind::CalicoNetworkPolicy
-        | Kind::GlobalNetworkPolicy
-        | Kind::AdminNetworkPolicy
-        | Kind::BaselineAdminNetworkPolicy
-        | Kind::ClusterNetworkPolicy => {
-            let policy = network_policy::read(report, &object, id, written);
-            (Some(Object::NetworkPolicy(policy)), Vec::new())
+        Kind::NetworkPolicy => judge(network_policy::kubernetes(report, &object, namespace)),
+        Kind::CalicoNetworkPolicy | Kind::GlobalNetworkPolicy => {
+            let stored = written.api_version.starts_with("crd.");
+            judge(network_policy::calico(report, &object, namespace, stored))
         }
+        Kind::AdminNetworkPolicy
+        | Kind::BaselineAdminNetworkPolicy
+        | Kind::ClusterNetworkPolicy => judge(network_policy::admin(report, &object)),
         Kind::Service => prefixes(cluster::service(report, &object)),
         Kind::IPPool => prefixes(cluster::ip_pool(report, &object)),
         Kind::ServiceCIDR => prefixes(cluster::service_cidr(report, &object)),
     }
+}
+
+const fn judge(policy: Option<NetworkPolicy>) -> (Option<Object>, Vec<Place>) {
+    (Some(Object::NetworkPolicy(policy)), Vec::new())
 }
 
 const fn prefixes(prefixes: Vec<IpNet>) -> (Option<Object>, Vec<Place>) {

@@ -5,7 +5,6 @@
 use std::collections::BTreeSet;
 
 use super::{
-    Kind, ObjectId, Type,
     report::{Consequence, Fields, Report},
     yaml::Value,
 };
@@ -14,108 +13,101 @@ use crate::{
     selector::Selector,
 };
 
-/// Reads `spec`; none if the policy says nothing of what pods send.
-pub(super) fn read(
-    report: &Report<'_>,
-    object: &Fields<'_>,
-    id: &ObjectId,
-    written: &Type<'_>,
-) -> Option<NetworkPolicy> {
-    let scope = match &id.namespace {
-        Some(namespace) => Scope::Own(namespace.clone()),
-        None => Scope::Selected(Selector::all()),
-    };
-    let spec = report
-        .required(object, "spec")
-        .and_then(|spec| report.fields(spec, "spec"));
-    let Some(spec) = spec else {
-        return Some(NetworkPolicy {
-            scope,
-            pods: Selector::all(),
-            service_accounts: None,
-        });
-    };
-    match id.kind {
-        Kind::NetworkPolicy => kubernetes(report, &spec, scope),
-        Kind::CalicoNetworkPolicy | Kind::GlobalNetworkPolicy => {
-            calico(report, &spec, scope, written)
-        }
-        _ => admin(report, &spec),
-    }
-}
-
 /// `networking.k8s.io/v1`: without types a policy judges what pods send if it has rules for that
 /// (`SetDefaults_NetworkPolicy` of Kubernetes' API server).
-fn kubernetes(report: &Report<'_>, spec: &Fields<'_>, scope: Scope) -> Option<NetworkPolicy> {
-    let judges = types(report, spec, "policyTypes").unwrap_or_else(|| has_rules(report, spec));
-    judges.then(|| NetworkPolicy {
-        scope,
-        pods: label_selector(report, spec, "podSelector"),
-        service_accounts: None,
-    })
+pub(super) fn kubernetes(
+    report: &Report<'_>,
+    object: &Fields<'_>,
+    namespace: Option<&str>,
+) -> Option<NetworkPolicy> {
+    let mut policy = everything(namespace);
+    let Some(spec) = spec(report, object) else {
+        return Some(policy);
+    };
+    if !types(report, &spec, "policyTypes").unwrap_or_else(|| has_rules(report, &spec)) {
+        return None;
+    }
+    policy.pods = label_selector(report, &spec, "podSelector");
+    Some(policy)
 }
 
 /// Calico's: what passes through its API gets types by the rules that it has. What was put among the stored objects
 /// without types judges both directions (`ExtractPolicyMetadata` in Felix).
-fn calico(
+pub(super) fn calico(
     report: &Report<'_>,
-    spec: &Fields<'_>,
-    scope: Scope,
-    written: &Type<'_>,
+    object: &Fields<'_>,
+    namespace: Option<&str>,
+    stored: bool,
 ) -> Option<NetworkPolicy> {
-    let stored = written.api_version.starts_with("crd.");
-    let judges = types(report, spec, "types").unwrap_or_else(|| stored || has_rules(report, spec));
-    // Of these a host's own interfaces have an eye on, never a pod's.
-    let of_hosts = ["doNotTrack", "preDNAT"].into_iter().any(|field| {
-        let value = spec
-            .get(field)
-            .filter(|_| matches!(scope, Scope::Selected(_)));
-        value.is_some_and(|value| report.boolean(value, field).unwrap_or(false))
-    });
-    if !judges || of_hosts {
+    let mut policy = everything(namespace);
+    let Some(spec) = spec(report, object) else {
+        return Some(policy);
+    };
+    if !types(report, &spec, "types").unwrap_or_else(|| stored || has_rules(report, &spec)) {
         return None;
     }
-    let scope = match scope {
-        Scope::Own(_) => scope,
-        Scope::Selected(all) => {
-            Scope::Selected(selector(report, spec, "namespaceSelector").unwrap_or(all))
+    if namespace.is_none() {
+        // Of these a host's own interfaces have an eye on, never a pod's.
+        let is_set = |field: &'static str| {
+            let value = spec.get(field);
+            value.is_some_and(|value| report.boolean(value, field).unwrap_or(false))
+        };
+        if is_set("doNotTrack") || is_set("preDNAT") {
+            return None;
         }
-    };
-    Some(NetworkPolicy {
-        scope,
-        pods: selector(report, spec, "selector").unwrap_or_else(Selector::all),
-        service_accounts: selector(report, spec, "serviceAccountSelector"),
-    })
+        if let Some(selector) = selector(report, &spec, "namespaceSelector") {
+            policy.scope = Scope::Selected(selector);
+        }
+    }
+    if let Some(selector) = selector(report, &spec, "selector") {
+        policy.pods = selector;
+    }
+    policy.service_accounts = selector(report, &spec, "serviceAccountSelector");
+    Some(policy)
 }
 
 /// `policy.networking.k8s.io`: no rules, no effect.
-fn admin(report: &Report<'_>, spec: &Fields<'_>) -> Option<NetworkPolicy> {
-    if !has_rules(report, spec) {
-        return None;
-    }
-    let mut policy = NetworkPolicy {
-        scope: Scope::Selected(Selector::all()),
-        pods: Selector::all(),
-        service_accounts: None,
-    };
-    let Some(subject) = report
-        .required(spec, "subject")
-        .and_then(|subject| report.fields(subject, "subject"))
-    else {
+pub(super) fn admin(report: &Report<'_>, object: &Fields<'_>) -> Option<NetworkPolicy> {
+    let mut policy = everything(None);
+    let Some(spec) = spec(report, object) else {
         return Some(policy);
     };
-    report.only(&subject, &["namespaces", "pods"]);
-    if subject.get("namespaces").is_some() {
-        policy.scope = Scope::Selected(label_selector(report, &subject, "namespaces"));
-    } else if let Some(pods) = report
-        .required(&subject, "pods")
-        .and_then(|pods| report.fields(pods, "pods"))
+    if !has_rules(report, &spec) {
+        return None;
+    }
+    if let Some(subject) = report
+        .required(&spec, "subject")
+        .and_then(|subject| report.fields(subject, "subject"))
     {
-        report.only(&pods, &["namespaceSelector", "podSelector"]);
-        policy.scope = Scope::Selected(label_selector(report, &pods, "namespaceSelector"));
-        policy.pods = label_selector(report, &pods, "podSelector");
+        report.only(&subject, &["namespaces", "pods"]);
+        if subject.get("namespaces").is_some() {
+            policy.scope = Scope::Selected(label_selector(report, &subject, "namespaces"));
+        } else if let Some(pods) = report
+            .required(&subject, "pods")
+            .and_then(|pods| report.fields(pods, "pods"))
+        {
+            report.only(&pods, &["namespaceSelector", "podSelector"]);
+            policy.scope = Scope::Selected(label_selector(report, &pods, "namespaceSelector"));
+            policy.pods = label_selector(report, &pods, "podSelector");
+        }
     }
     Some(policy)
+}
+
+fn spec<'v>(report: &Report<'_>, object: &Fields<'v>) -> Option<Fields<'v>> {
+    report.fields(report.required(object, "spec")?, "spec")
+}
+
+/// All pods of a namespace, or of all of them.
+fn everything(namespace: Option<&str>) -> NetworkPolicy {
+    NetworkPolicy {
+        scope: match namespace {
+            Some(namespace) => Scope::Own(namespace.to_owned()),
+            None => Scope::Selected(Selector::all()),
+        },
+        pods: Selector::all(),
+        service_accounts: None,
+    }
 }
 
 /// Whether the types have what pods send among them; none if there are no types.
