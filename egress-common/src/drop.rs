@@ -87,7 +87,7 @@ reasons! {
     /// The uplink of the egress address has no route to where the packet goes.
     NoRoute = 23,
     /// An egress network policy selects the pod, and would not see the packet: it is redirected before the forward chain.
-    PolicyEnforcement = 24,
+    PolicyEnforcement = 26,
 }
 
 impl DropReason {
