@@ -359,6 +359,8 @@ fn what_else_changes_the_rule_is_undone() -> Result<()> {
     {
         node.nft(change)?;
         let began = Instant::now();
+        // No scrape fails meanwhile.
+        stage.metrics()?;
         stage
             .agent()?
             .wait_for_metrics("it is noticed", |metrics| {

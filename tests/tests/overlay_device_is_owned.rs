@@ -11,6 +11,7 @@ use egress_tests::{
     topology::{ELSEWHERE, NODE_V4},
     wait,
 };
+use egress_userspace::kernel::{Paths, detach_all};
 use serde_json::Value;
 
 const DEVICE: &str = "egress.vxlan";
@@ -132,12 +133,8 @@ fn it_opens_only_once_its_program_is_there() -> Result<()> {
 fn its_program_is_put_back() -> Result<()> {
     let stage = stage_with(&[])?;
     expect_at_work(&stage.scene)?;
-    for entry in fs::read_dir(stage.setup.pin_dir().join("links"))? {
-        let path = entry?.path();
-        if path.to_string_lossy().contains(PROGRAM) {
-            fs::remove_file(path)?;
-        }
-    }
+    let errors = detach_all(&Paths::new(stage.setup.pin_dir()));
+    ensure!(errors.is_empty(), "{errors:?}");
     wait::until_within("its program is back", Duration::from_secs(3), || {
         let metrics = stage.metrics()?;
         ensure!(metrics.sum("egress_programs_reattached_total", &[]) >= 1);

@@ -34,7 +34,7 @@ fn every_threat_names_tests_that_exist() -> Result<()> {
             .with_context(|| format!("there is no test {test} in {}", path.display()))?;
         let attributes = before.rsplit_once("\n}\n").map_or(before, |(_, near)| near);
         ensure!(
-            attributes.contains("#[test]"),
+            attributes.contains("#[test]") || attributes.contains("#[tokio::test"),
             "{test} in {} is no test",
             path.display()
         );

@@ -11,7 +11,10 @@ use egress_tests::{
     topology::{ELSEWHERE, Layout},
     wait,
 };
-use egress_userspace::privileges::NEEDED;
+use egress_userspace::{
+    kernel::{Paths, detach_all},
+    privileges::NEEDED,
+};
 
 /// An egress address of the scene's node, on its uplink.
 const ADDRESS: &str = "172.18.0.201";
@@ -113,8 +116,14 @@ fn expect_all_its_work(stage: &mut Stage) -> Result<()> {
         .write("late.yaml", &resources::pod("shop", &late, &[], &[]))?;
     stage.wait_until_seen("late", ELSEWHERE.v4.into(), From::Gateway("blue"))?;
     // What others take away comes back: programs, the overlay's device, an egress address, nftables' table.
-    for entry in fs::read_dir(stage.setup.pin_dir().join("links"))? {
-        fs::remove_file(entry?.path())?;
+    let errors = detach_all(&Paths::new(stage.setup.pin_dir()));
+    ensure!(errors.is_empty(), "{errors:?}");
+    let pins = fs::read_dir(stage.setup.pin_dir().join("maps"))?;
+    let maps: Vec<_> = pins
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<Result<_, _>>()?;
+    for map in &maps {
+        fs::remove_file(map)?;
     }
     let node = &stage.scene.node;
     node.ip(&format!(
@@ -128,6 +137,8 @@ fn expect_all_its_work(stage: &mut Stage) -> Result<()> {
         .wait_for_metrics("programs and table are back", |metrics| {
             let reattached = metrics.sum("egress_programs_reattached_total", &[]);
             ensure!(reattached >= 3, "put back {reattached} times");
+            let pinned = metrics.sum("egress_pins_restored_total", &[]);
+            ensure!(pinned >= maps.len() as u64, "pinned {pinned} of {maps:?}");
             let restored = metrics.sum("egress_hold_restored_total", &[]);
             ensure!(restored >= 1, "put up again {restored} times");
             Ok(())

@@ -111,20 +111,34 @@ fn capacities_that_cannot_be_are_refused() -> Result<()> {
         assert!(said.contains(words), "no word of {words:?} in\n{said}");
     }
 
-    // Maps that are in the kernel keep their size.
-    setup.arguments = vec!["--max-pods".to_owned(), "64".to_owned()];
+    // Maps of connections keep their size; what is filled from the resources is filled anew in another.
+    let of = |pods: &str, connections: &str| {
+        ["--max-pods", pods, "--nat-connections", connections]
+            .map(str::to_owned)
+            .to_vec()
+    };
+    setup.arguments = of("64", "4096");
     let mut stage = Stage::start_with(scene, resources, setup)?;
     stage.agent.take().context("no agent")?.kill()?;
     let during = stage.scene.inventory()?;
     let mut larger = stage.setup.clone();
-    larger.arguments = vec!["--max-pods".to_owned(), "65".to_owned()];
+    larger.arguments = of("64", "4097");
     let said = larger.refusal()?;
-    for words in ["64 entries", "--max-pods asks for 65", "egress detach"] {
+    for words in [
+        "4096 entries",
+        "--nat-connections asks for 4097",
+        "egress detach",
+    ] {
         assert!(said.contains(words), "no word of {words:?} in\n{said}");
     }
     assert_eq!(stage.scene.inventory()?, during);
     stage.expect("web", ELSEWHERE, From::Gateway("blue"))?;
+    larger.arguments = of("65", "4096");
+    stage.agent = Some(larger.start()?);
+    stage.expect("web", ELSEWHERE, From::Gateway("blue"))?;
+    stage.agent.take().context("no agent")?.terminate()?;
     stage.setup.detach()?;
+    larger.arguments = of("65", "4097");
     stage.agent = Some(larger.start()?);
     stage.expect("web", ELSEWHERE, From::Gateway("blue"))
 }

@@ -2,7 +2,10 @@
 //!
 //! The rule itself stands in nftables and needs nobody (`node/nft`); here is who may pass it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Mutex, PoisonError},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use egress_common::counter::Count;
@@ -147,13 +150,19 @@ impl Hold {
     }
 
     /// Whoever reads the packets that were held back so far; none if nothing is to be held.
+    ///
+    /// While something else has removed the table, that is what was read last: it is put up again within the
+    /// second and counts on from about there, and no scrape fails for it.
     pub(super) fn counter(&self) -> Option<impl Fn() -> Result<Count> + Send + Sync + 'static> {
         let table = self.table.clone();
+        let last = Mutex::new(self.standing.held);
         (!self.patterns.is_empty()).then_some(move || {
-            let standing = table.read()?;
-            // It is put up again within the second, and counts on from where it was.
-            let standing = standing.context("the nftables table that closes interfaces is gone")?;
-            Ok(standing.held)
+            let now = table.read()?.map(|standing| standing.held);
+            let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(now) = now.filter(|now| now.packets >= last.packets) {
+                *last = now;
+            }
+            Ok(*last)
         })
     }
 

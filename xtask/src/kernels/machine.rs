@@ -59,7 +59,7 @@ impl Machine<'_> {
             .arg(self.kernel.image()?)
             .arg("-initrd")
             .arg(&memory)
-            .args(["-append", "console=ttyS0 quiet panic=-1"])
+            .args(["-append", "console=ttyS0 quiet panic=-1 no_timer_check"])
             .stdin(Stdio::null())
             .stderr(said.try_clone()?)
             .stdout(said);
