@@ -77,6 +77,8 @@ names! {
     ANSWER_COUNTS,
     /// Array: how many more answers a source may have.
     ANSWER_BUCKETS,
+    /// Hash: gateway on another node → when it was asked, and when it answered.
+    PROBES,
 }
 
 /// Capacities of the maps, in entries, before flags change them.
@@ -111,4 +113,6 @@ pub mod capacity {
     pub const NAT_SOURCES: u32 = 65_536;
     /// Buckets that limit answers: a source's is found by its hash.
     pub const ANSWER_BUCKETS: u32 = 4096;
+    /// Gateways on other nodes that are probed.
+    pub const PROBES: u32 = 4096;
 }
