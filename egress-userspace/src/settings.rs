@@ -2,6 +2,7 @@
 
 mod nat;
 mod overlay;
+mod probes;
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -24,6 +25,7 @@ use crate::{
 pub use self::{
     nat::{NatOptions, NatTimeout, PortRange},
     overlay::{OVERLAY_DEVICE, OVERLAY_PORT, OVERLAY_VNI, OverlayOptions},
+    probes::{Milliseconds, NextHopProbe, ProbeOptions},
 };
 
 /// Where the agent pins by default.
@@ -164,6 +166,18 @@ pub struct Flags {
     /// be given several times [default: as Linux conntrack has them]
     #[arg(long, value_name = "STATE=SECONDS", num_args = 1..)]
     pub nat_timeout: Vec<NatTimeout>,
+    /// Pause between two probes of a gateway, such as 300ms or 1s [default: 300ms]
+    #[arg(long, value_name = "TIME")]
+    pub probe_interval: Option<Milliseconds>,
+    /// Time without a reply after which a gateway is down [default: 900ms]
+    #[arg(long, value_name = "TIME")]
+    pub probe_timeout: Option<Milliseconds>,
+    /// How long a gateway that was down must answer before it is up again [default: 2s]
+    #[arg(long, value_name = "TIME")]
+    pub probe_up_after: Option<Milliseconds>,
+    /// How next hops are probed [default: arp]
+    #[arg(long, value_name = "HOW")]
+    pub next_hop_probe: Option<NextHopProbe>,
     /// Let the programs log each packet that they drop: for debugging, not for production
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub debug_log: Option<bool>,
@@ -190,6 +204,8 @@ pub struct Settings {
     pub overlay: Option<OverlayOptions>,
     /// Source NAT on this node.
     pub nat: NatOptions,
+    /// How gateways are probed.
+    pub probes: ProbeOptions,
 }
 
 impl Flags {
@@ -229,6 +245,10 @@ impl Flags {
             nat_source_quota: self.nat_source_quota.or(config.nat_source_quota),
             nat_port_range: self.nat_port_range.or(config.nat_port_range),
             nat_timeout: either(self.nat_timeout, config.nat_timeout),
+            probe_interval: self.probe_interval.or(config.probe_interval),
+            probe_timeout: self.probe_timeout.or(config.probe_timeout),
+            probe_up_after: self.probe_up_after.or(config.probe_up_after),
+            next_hop_probe: self.next_hop_probe.or(config.next_hop_probe),
             debug_log: self.debug_log.or(config.debug_log),
         }
     }
@@ -239,6 +259,7 @@ impl Flags {
         }
         let overlay = self.overlay()?;
         let nat = self.nat()?;
+        let probes = self.probes()?;
         for name in &self.uplink {
             if let Some(fault) = interface_fault(name) {
                 bail!("--uplink: {name:?} {fault}");
@@ -310,6 +331,7 @@ impl Flags {
             uplinks: self.uplink,
             overlay,
             nat,
+            probes,
         })
     }
 }

@@ -551,7 +551,7 @@ fn rows(of: &Overlaid) -> Vec<Row> {
         rows.push(row("too big", of.out(1300), FIRST, gateway, Refuse(TooBig)));
     }
     for (name, kind) in [
-        ("an unknown kind", [0x02, 3, 0, 0, 0, 0]),
+        ("an unknown kind", [0x02, 5, 0, 0, 0, 0]),
         ("a MAC that is not ours", [0x00, 1, 7, 8, 9, 10]),
     ] {
         rows.push(Row {

@@ -12,9 +12,10 @@ use super::sweep::Sweeper;
 use crate::{
     counters::Counters,
     diff::{self, Change, Plan},
+    health::OverlayProber,
     http::ReadMaps,
     kernel::{
-        CounterMaps, CounterReader, Datapath, Hook, Maps, NatMaps, NatSweep, Paths, Program,
+        CounterMaps, CounterReader, Datapath, GatewayProbes, Hook, Maps, NatMaps, NatSweep, Paths, Program,
         ProgramLog,
     },
     settings::Settings,
@@ -102,6 +103,15 @@ impl Kernel {
     pub(super) fn sweeper(&mut self) -> anyhow::Result<Sweeper> {
         let program = NatSweep::new(self.datapath.nat_sweep()?)?;
         Ok(Sweeper::new(NatMaps::open(&self.paths)?, program))
+    }
+
+    /// Whoever asks gateways on other nodes whether they are in order.
+    pub(super) fn prober(&mut self) -> anyhow::Result<OverlayProber> {
+        let program = self.datapath.probe()?;
+        Ok(OverlayProber::new(GatewayProbes::open(
+            &self.paths,
+            program,
+        )?))
     }
 
     pub(super) fn attach_mode(&self) -> &'static str {

@@ -4,6 +4,7 @@
 
 pub mod addresses;
 mod apply;
+mod health;
 mod hooks;
 mod overlay;
 mod report;
@@ -36,6 +37,7 @@ use tokio::{
 use self::{
     addresses::{Addresses, Moved, answered},
     apply::Kernel,
+    health::Health,
     hooks::Outside,
     overlay::Overlay,
     report::Report,
@@ -119,6 +121,8 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
             .with_connections(Arc::clone(&connections)),
     );
     let _sweeping = Sweeping::start(kernel.sweeper()?, connections)?;
+    let health = Health::start(&mut kernel, &settings.probes)?;
+    metrics.show_probes(health.board());
     let pages = Pages {
         snapshot: Arc::clone(&snapshot),
         metrics: Arc::clone(&metrics),
@@ -137,9 +141,10 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     );
 
     let mut agent = Agent::new(
-        settings, kernel, overlay, addresses, counters, metrics, snapshot,
+        settings, kernel, overlay, addresses, health, counters, metrics, snapshot,
     );
     agent.read_files();
+    let health_changed = agent.health.board();
     loop {
         let view = node_changed.view();
         tokio::task::block_in_place(|| agent.sync(&view));
@@ -160,6 +165,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
             told = node_changed.changed() => told?,
             () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => {}
             () = sleep(ASK_AGAIN), if ask_again => {}
+            () = health_changed.changed() => {}
             () = agent.hook_lost() => {}
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
@@ -234,6 +240,7 @@ struct Agent {
     kernel: Kernel,
     overlay: Overlay,
     addresses: Addresses,
+    health: Health,
     sources: Sources,
     counters: Arc<Counters>,
     metrics: Arc<Metrics>,
@@ -252,11 +259,16 @@ struct Agent {
 }
 
 impl Agent {
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is made once, in the one place that calls this"
+    )]
     fn new(
         settings: Settings,
         kernel: Kernel,
         overlay: Overlay,
         addresses: Addresses,
+        health: Health,
         counters: Arc<Counters>,
         metrics: Arc<Metrics>,
         published: Arc<ArcSwap<Snapshot>>,
@@ -271,6 +283,7 @@ impl Agent {
             kernel,
             overlay,
             addresses,
+            health,
             sources: Sources::default(),
             counters,
             metrics,
@@ -385,6 +398,7 @@ impl Agent {
             &self.settings.resolve,
             &before.held(),
             &self.addresses.assigned(),
+            &self.health.faults(),
         );
         let uplinks = view.uplinks(&self.settings.uplinks);
         if self.kernel.took_over()
@@ -458,6 +472,8 @@ impl Agent {
         warnings.extend(self.sources.problems().iter().cloned());
         self.report.warnings(&warnings);
         let brought = brought?.but(errors);
+        self.health.watch(&resolved.subjects, &self.kernel.names());
+        self.report.gateways(&resolved.gateways);
         for pod in takeover::let_go(&before, &self.kernel.state(), view) {
             tracing::warn!("no longer steered, though its interface is still there: {pod}");
         }

@@ -6,12 +6,13 @@ use std::{
 };
 
 use super::{
-    GatewayStatus, Settings, UsableGateway,
+    GatewayStatus, Resolved, Settings, UsableGateway,
     egress::Owned,
     pods::steering,
     usable::{Finder, State},
 };
 use crate::{
+    health::Faults,
     model::{Gateway, GatewaySelector, Labels, Model, ObjectName, Phase, Pod, Steering, Target},
     node::NodeIndex,
     selector::Selector,
@@ -72,17 +73,18 @@ impl<'a> Gateways<'a> {
         model: &'a Model,
         index: &NodeIndex<'_>,
         settings: &Settings,
+        faults: &Faults,
         owned: &mut Owned<'_>,
-        warnings: &mut BTreeSet<String>,
+        resolved: &mut Resolved,
     ) -> Self {
-        let candidates = candidates(model, warnings);
+        let candidates = candidates(model, &mut resolved.warnings);
         let ranges = namespaces(&candidates);
         let groups: BTreeMap<_, _> = selectors_in_use(model, settings)
             .into_iter()
             .map(|key| (key, members(model, &candidates, &ranges, key)))
             .collect();
         let matched: BTreeSet<usize> = groups.values().flatten().copied().collect();
-        let mut finder = Finder::new(index, settings, owned, warnings);
+        let mut finder = Finder::new(index, settings, faults, owned, &mut resolved.warnings);
         let states = candidates
             .iter()
             .enumerate()
@@ -94,6 +96,7 @@ impl<'a> Gateways<'a> {
                 matters.then(|| (position, finder.state(candidate)))
             })
             .collect();
+        resolved.subjects = finder.subjects;
         Self {
             candidates,
             groups,

@@ -28,6 +28,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 
 use crate::{
+    health::{Faults, Subject},
     model::{Model, ObjectName},
     node::NodeView,
     overlay_keys::OverlayKeys,
@@ -110,7 +111,7 @@ pub type Held = BTreeMap<IpAddr, u32>;
 /// Egress addresses that the agent has put on this node's interfaces: the node has them for no other reason.
 pub type Assigned = BTreeSet<IpAddr>;
 
-/// Resolves the model on this node.
+/// Resolves the model on this node, on which those with `faults` do not answer.
 ///
 /// Equal inputs give equal results.
 #[must_use]
@@ -120,6 +121,7 @@ pub fn resolve(
     settings: &Settings,
     held: &Held,
     assigned: &Assigned,
+    faults: &Faults,
 ) -> Resolved {
     let index = node.index();
     let mut resolved = Resolved {
@@ -128,7 +130,7 @@ pub fn resolve(
     };
     let mut owned = egress::Owned::new(model, &index, settings, assigned, &mut resolved.warnings);
     let gateways =
-        gateways::Gateways::new(model, &index, settings, &mut owned, &mut resolved.warnings);
+        gateways::Gateways::new(model, &index, settings, faults, &mut owned, &mut resolved);
     resolved.translation = owned.translation();
     let mut planner = plan::Planner::new(model, &gateways);
     pods::resolve(
@@ -157,6 +159,8 @@ pub struct Resolved {
     pub pod_states: BTreeMap<ObjectName, PodState>,
     /// Bridges and pods' addresses on them that nothing is known of yet: to be asked for until the view tells.
     pub to_solicit: BTreeSet<(u32, IpAddr)>,
+    /// Who is to be asked whether it is in order, and the gateways that need it.
+    pub subjects: BTreeMap<Subject, BTreeSet<ObjectName>>,
     /// What the operator should know, one sentence each, without repeats.
     pub warnings: BTreeSet<String>,
 }

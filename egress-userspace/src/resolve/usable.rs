@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     gateway_id::gateway_id,
+    health::{Faults, Subject},
     model::{Exit, Gateway, ObjectName, Pod},
     node::{self, NoWay, NodeIndex},
 };
@@ -31,8 +32,11 @@ pub(super) struct State {
 pub(super) struct Finder<'f, 'a, 'o> {
     index: &'f NodeIndex<'f>,
     settings: &'f Settings,
+    faults: &'f Faults,
     owned: &'f mut Owned<'o>,
     warnings: &'f mut BTreeSet<String>,
+    /// Who is to be asked whether it is in order, and the gateways that need it.
+    pub(super) subjects: BTreeMap<Subject, BTreeSet<ObjectName>>,
     /// Who has which number.
     ids: BTreeMap<GatewayId, &'a ObjectName>,
     /// Whose each egress address is.
@@ -62,14 +66,17 @@ impl<'f, 'a, 'o> Finder<'f, 'a, 'o> {
     pub(super) fn new(
         index: &'f NodeIndex<'f>,
         settings: &'f Settings,
+        faults: &'f Faults,
         owned: &'f mut Owned<'o>,
         warnings: &'f mut BTreeSet<String>,
     ) -> Self {
         Self {
             index,
             settings,
+            faults,
             owned,
             warnings,
+            subjects: BTreeMap::new(),
             ids: BTreeMap::new(),
             claims: BTreeMap::new(),
         }
@@ -224,7 +231,10 @@ impl<'f, 'a, 'o> Finder<'f, 'a, 'o> {
         let mut usable: Vec<Way> = Vec::new();
         let mut problems = Vec::new();
         for way in ways {
-            match way {
+            let answered = way
+                .map_err(|problem| problem.to_string())
+                .and_then(|way| self.answered(known, way));
+            match answered {
                 // Sources refuse it, and pods have one address of each family; who else may ask is told.
                 Ok(way) if usable.iter().any(|w| w.family() == way.family()) => {
                     self.warnings.insert(format!(
@@ -234,7 +244,6 @@ impl<'f, 'a, 'o> Finder<'f, 'a, 'o> {
                 Ok(way) => usable.push(way),
                 // Two addresses often have the same problem.
                 Err(problem) => {
-                    let problem = problem.to_string();
                     if !problems.contains(&problem) {
                         problems.push(problem);
                     }
@@ -264,6 +273,30 @@ impl<'f, 'a, 'o> Finder<'f, 'a, 'o> {
             }),
             local: known.local,
         }
+    }
+}
+
+impl Finder<'_, '_, '_> {
+    /// A way, unless whoever is at its end does not answer.
+    fn answered(&mut self, known: &Known<'_>, way: Way) -> Result<Way, String> {
+        let subject = match &way {
+            Way::Overlay { node, .. } => Subject::Gateway {
+                name: known.name.clone(),
+                id: known.id,
+                node: node.clone(),
+            },
+            Way::NextHop {
+                next_hop, ifindex, ..
+            } => Subject::NextHop {
+                address: *next_hop,
+                ifindex: *ifindex,
+            },
+            Way::Here { .. } => return Ok(way),
+        };
+        let fault = self.faults.get(&subject).cloned();
+        let needed_by = self.subjects.entry(subject).or_default();
+        needed_by.insert(known.name.clone());
+        fault.map_or(Ok(way), Err)
     }
 }
 

@@ -30,6 +30,7 @@ struct World {
     settings: Settings,
     held: Held,
     assigned: Assigned,
+    faults: Faults,
 }
 
 fn ip(text: &str) -> IpAddr {
@@ -135,6 +136,7 @@ impl World {
             },
             held: Held::new(),
             assigned: Assigned::new(),
+            faults: Faults::new(),
         }
     }
 
@@ -233,6 +235,7 @@ impl World {
                 &self.settings,
                 &self.held,
                 &self.assigned,
+                &self.faults,
             )
         };
         let resolved = resolve();

@@ -1,0 +1,67 @@
+//! Who is asked whether it is in order, and what that says of gateways.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use super::apply::Kernel;
+use crate::{
+    health::{Asking, Board, Faults, Subject},
+    model::ObjectName,
+    settings::ProbeOptions,
+    state::Names,
+};
+
+/// The threads that ask.
+pub(super) struct Health {
+    board: Arc<Board>,
+    overlay: Asking,
+}
+
+impl Health {
+    /// Starts them; they ask nobody yet.
+    ///
+    /// # Errors
+    /// The kernel refuses a thread.
+    pub(super) fn start(kernel: &mut Kernel, options: &ProbeOptions) -> anyhow::Result<Self> {
+        let board = Board::new();
+        let overlay = Asking::start(
+            "probe overlay",
+            kernel.prober()?,
+            options.timing,
+            Arc::clone(&board),
+        )?;
+        Ok(Self { board, overlay })
+    }
+
+    /// What they write down.
+    pub(super) fn board(&self) -> Arc<Board> {
+        Arc::clone(&self.board)
+    }
+
+    /// Who is not usable now.
+    pub(super) fn faults(&self) -> Faults {
+        self.board.faults()
+    }
+
+    /// Has exactly these asked: nodes by the numbers that the maps have for them by now.
+    pub(super) fn watch(
+        &mut self,
+        subjects: &BTreeMap<Subject, BTreeSet<ObjectName>>,
+        names: &Names,
+    ) {
+        let mut gateways = BTreeMap::new();
+        for subject in subjects.keys() {
+            match subject {
+                Subject::Gateway { node, .. } => {
+                    if let Some(index) = names.nodes.get(node) {
+                        gateways.insert(subject.clone(), *index);
+                    }
+                }
+                Subject::NextHop { .. } => {}
+            }
+        }
+        self.overlay.watch(gateways);
+    }
+}

@@ -1,0 +1,135 @@
+//! Which gateways answer: probes, and what they say of whom is usable.
+//!
+//! `judge` decides by what was seen of one subject (pure), `round` asks all of them again and again on a thread, and
+//! `overlay` is how gateways on other nodes are asked. `resolve` takes the [`Faults`] as one of its inputs and
+//! says who is to be asked.
+
+mod judge;
+mod overlay;
+mod round;
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use egress_common::gateway::GatewayId;
+use tokio::sync::Notify;
+
+pub use self::{
+    judge::{Judge, Seen, Timing},
+    overlay::OverlayProber,
+    round::{Asking, Prober},
+};
+use crate::model::ObjectName;
+
+/// Who is asked whether it is in order.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Subject {
+    /// A gateway with an egress address, on the node that owns it.
+    Gateway {
+        /// Its name.
+        name: ObjectName,
+        /// Its number on every node.
+        id: GatewayId,
+        /// The node.
+        node: String,
+    },
+    /// A next hop.
+    NextHop {
+        /// Its address.
+        address: IpAddr,
+        /// The device that leads to it.
+        ifindex: u32,
+    },
+}
+
+impl Subject {
+    /// How it is asked, as metrics have it.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Gateway { .. } => "overlay",
+            Self::NextHop { .. } => "next_hop",
+        }
+    }
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gateway { name, node, .. } => write!(f, "the gateway {name} on its node {node}"),
+            Self::NextHop { address, .. } => write!(f, "the next hop {address}"),
+        }
+    }
+}
+
+/// Who is not usable, and why.
+pub type Faults = BTreeMap<Subject, String>;
+
+/// What is known of those who are asked, for whoever needs it: written by the threads that ask.
+#[derive(Debug, Default)]
+pub struct Board {
+    outcomes: Mutex<BTreeMap<Subject, Outcome>>,
+    changed: Notify,
+}
+
+/// What is known of one subject.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Why it is not usable, if it is not.
+    pub fault: Option<String>,
+    /// How long the last reply took; nothing before the first.
+    pub round_trip: Option<Duration>,
+}
+
+impl Board {
+    /// An empty one.
+    #[must_use]
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// Who is not usable now.
+    #[must_use]
+    pub fn faults(&self) -> Faults {
+        self.lock()
+            .iter()
+            .filter_map(|(subject, outcome)| Some((subject.clone(), outcome.fault.clone()?)))
+            .collect()
+    }
+
+    /// How long the last reply of each took.
+    #[must_use]
+    pub fn round_trips(&self) -> BTreeMap<Subject, Duration> {
+        self.lock()
+            .iter()
+            .filter_map(|(subject, outcome)| Some((subject.clone(), outcome.round_trip?)))
+            .collect()
+    }
+
+    /// Waits until somebody has become usable or has ceased to be.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// Writes down what is known of a subject, and wakes who waits if its fault is another.
+    pub fn note(&self, subject: &Subject, outcome: Outcome) {
+        let before = self.lock().insert(subject.clone(), outcome.clone());
+        if before.and_then(|before| before.fault) != outcome.fault {
+            self.changed.notify_one();
+        }
+    }
+
+    /// Forgets a subject.
+    pub fn forget(&self, subject: &Subject) {
+        self.lock().remove(subject);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Subject, Outcome>> {
+        self.outcomes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

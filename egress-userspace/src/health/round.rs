@@ -1,0 +1,207 @@
+//! The thread that asks everybody of one kind, again and again, and writes down what it finds.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        mpsc::{self, RecvTimeoutError},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use nix::time::{ClockId, clock_gettime};
+
+use super::{Board, Judge, Outcome, Seen, Subject, Timing};
+
+/// A way of asking.
+pub trait Prober: Send + 'static {
+    /// Makes ready to ask exactly these; the number of a gateway is its node's index of `NODE_STATE`.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    fn watch(&mut self, subjects: &BTreeMap<Subject, u32>) -> anyhow::Result<()>;
+
+    /// Sends a question.
+    ///
+    /// # Errors
+    /// It was not sent: that nobody answers it says nothing.
+    fn ask(&mut self, subject: &Subject) -> anyhow::Result<()>;
+
+    /// What was seen of a subject so far. Times are those of `CLOCK_MONOTONIC`.
+    ///
+    /// # Errors
+    /// That cannot be known.
+    fn seen(&mut self, subject: &Subject) -> anyhow::Result<Seen>;
+
+    /// Why a subject is not usable that was silent for so long.
+    fn fault(&self, subject: &Subject, silence: Duration) -> String;
+}
+
+/// The thread; it ends with this.
+#[derive(Debug)]
+pub struct Asking {
+    orders: Option<mpsc::Sender<BTreeMap<Subject, u32>>>,
+    asked: BTreeMap<Subject, u32>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Asking {
+    /// Starts a thread of this name that asks nobody yet.
+    ///
+    /// # Errors
+    /// The kernel refuses a thread.
+    pub fn start(
+        name: &str,
+        prober: impl Prober,
+        timing: Timing,
+        board: Arc<Board>,
+    ) -> anyhow::Result<Self> {
+        let (orders, received) = mpsc::channel();
+        let round = Round {
+            prober,
+            timing,
+            board,
+            subjects: BTreeMap::new(),
+            failed: false,
+        };
+        let thread = std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || round.run(&received))
+            .context("cannot start a thread that probes gateways")?;
+        Ok(Self {
+            orders: Some(orders),
+            asked: BTreeMap::new(),
+            thread: Some(thread),
+        })
+    }
+
+    /// Has exactly these asked from now on.
+    pub fn watch(&mut self, subjects: BTreeMap<Subject, u32>) {
+        if subjects == self.asked {
+            return;
+        }
+        self.asked.clone_from(&subjects);
+        let told = self.orders.as_ref().map(|orders| orders.send(subjects));
+        if !matches!(told, Some(Ok(()))) {
+            tracing::error!("gateways are not probed any more: start the agent again");
+        }
+    }
+}
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        drop(self.orders.take());
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("a thread that probes gateways has panicked");
+        }
+    }
+}
+
+struct Round<P> {
+    prober: P,
+    timing: Timing,
+    board: Arc<Board>,
+    subjects: BTreeMap<Subject, Judge>,
+    /// Whether the last questions could not be sent, which is said once.
+    failed: bool,
+}
+
+impl<P: Prober> Round<P> {
+    fn run(mut self, orders: &mpsc::Receiver<BTreeMap<Subject, u32>>) {
+        let mut next = now();
+        loop {
+            let wake = self.look(next);
+            let order = if self.subjects.is_empty() {
+                orders.recv().map_err(|_| RecvTimeoutError::Disconnected)
+            } else {
+                orders.recv_timeout(wake.saturating_sub(now()))
+            };
+            match order {
+                Ok(subjects) => {
+                    self.change(&subjects);
+                    next = now();
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            if now() >= next {
+                self.ask();
+                // A thread that was late does not make up for what it missed.
+                next = now() + self.timing.interval;
+            }
+        }
+    }
+
+    fn change(&mut self, subjects: &BTreeMap<Subject, u32>) {
+        if let Err(error) = self.prober.watch(subjects) {
+            tracing::error!("some gateways are not probed, and count as usable: {error:#}");
+        }
+        let gone: Vec<Subject> = self
+            .subjects
+            .keys()
+            .filter(|subject| !subjects.contains_key(subject))
+            .cloned()
+            .collect();
+        for subject in gone {
+            self.subjects.remove(&subject);
+            self.board.forget(&subject);
+        }
+        for subject in subjects.keys() {
+            if !self.subjects.contains_key(subject) {
+                let seen = self.prober.seen(subject).unwrap_or_default();
+                let judge = Judge::new(now(), &seen, &self.timing);
+                self.subjects.insert(subject.clone(), judge);
+            }
+        }
+    }
+
+    fn ask(&mut self) {
+        let mut error = None;
+        for subject in self.subjects.keys() {
+            if let Err(refusal) = self.prober.ask(subject) {
+                error = Some((subject, refusal));
+            }
+        }
+        if let Some((subject, error)) = &error
+            && !self.failed
+        {
+            tracing::warn!("cannot ask {subject} whether it is in order: {error:#}");
+        }
+        self.failed = error.is_some();
+    }
+
+    /// Judges everybody, and says when to look again: when the next questions are due at `next`, or soon after the last
+    /// ones were sent, or when somebody will have been silent for too long.
+    fn look(&mut self, next: Duration) -> Duration {
+        let now = now();
+        let soon = (next + self.timing.interval / 4).saturating_sub(self.timing.interval);
+        let mut wake = if soon > now { soon } else { next };
+        for (subject, judge) in &mut self.subjects {
+            let Ok(seen) = self.prober.seen(subject) else {
+                // Nothing is known: everything stays as it is.
+                continue;
+            };
+            judge.look(now, &seen, &self.timing);
+            let outcome = Outcome {
+                fault: (!judge.is_up()).then(|| self.prober.fault(subject, self.timing.timeout)),
+                round_trip: seen.heard.map(|_| seen.round_trip),
+            };
+            self.board.note(subject, outcome);
+            if let Some(deadline) = judge.deadline(&seen, &self.timing)
+                && deadline > now
+            {
+                wake = wake.min(deadline);
+            }
+        }
+        wake
+    }
+}
+
+/// The time of `CLOCK_MONOTONIC`, as programs read it.
+fn now() -> Duration {
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from)
+}

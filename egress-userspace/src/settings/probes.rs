@@ -1,0 +1,97 @@
+//! How gateways are probed: its flags, checked.
+
+use std::{str::FromStr, time::Duration};
+
+use anyhow::ensure;
+use clap::ValueEnum;
+use serde::Deserialize;
+
+use super::Flags;
+use crate::health::Timing;
+
+/// Probing more often costs more than it tells.
+const SHORTEST: Duration = Duration::from_millis(10);
+
+/// How gateways are probed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ProbeOptions {
+    /// When a gateway counts as down or up.
+    pub timing: Timing,
+    /// How next hops are asked.
+    pub next_hops: NextHopProbe,
+}
+
+/// How next hops are asked whether they are in order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NextHopProbe {
+    /// For their hardware address: ARP, or IPv6 neighbour discovery.
+    #[default]
+    Arp,
+    /// By ICMP or `ICMPv6` echo requests.
+    Icmp,
+    /// Not at all: they count as usable.
+    Off,
+}
+
+impl Flags {
+    /// The probes, as these flags have them.
+    pub(super) fn probes(&self) -> anyhow::Result<ProbeOptions> {
+        let default = Timing::default();
+        let time = |flag: Option<Milliseconds>, default| flag.map_or(default, |time| time.0);
+        let timing = Timing {
+            interval: time(self.probe_interval, default.interval),
+            timeout: time(self.probe_timeout, default.timeout),
+            up_after: time(self.probe_up_after, default.up_after),
+        };
+        ensure!(
+            timing.interval >= SHORTEST,
+            "--probe-interval is below {} ms: probes would cost more than they tell",
+            SHORTEST.as_millis()
+        );
+        ensure!(
+            timing.timeout >= timing.interval * 2,
+            "--probe-timeout {:?} is less than twice --probe-interval {:?}: one lost probe would count as a gateway \
+             that is down",
+            timing.timeout,
+            timing.interval
+        );
+        Ok(ProbeOptions {
+            timing,
+            next_hops: self.next_hop_probe.unwrap_or_default(),
+        })
+    }
+}
+
+/// A time, in milliseconds at best: a number with the unit `ms`, `s` or `m`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Milliseconds(pub Duration);
+
+impl FromStr for Milliseconds {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let refuse = || format!("{text:?} is no time: write a number with its unit, ms, s or m, such as 300ms");
+        let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+        let (number, unit) = text.split_at(digits);
+        let number: u64 = number.parse().map_err(|_| refuse())?;
+        let milliseconds = match unit {
+            "ms" => Some(number),
+            "s" => number.checked_mul(1000),
+            "m" => number.checked_mul(60_000),
+            _ => None,
+        };
+        milliseconds
+            .map(|number| Self(Duration::from_millis(number)))
+            .ok_or_else(refuse)
+    }
+}
+
+impl TryFrom<String> for Milliseconds {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
