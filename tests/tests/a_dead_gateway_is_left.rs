@@ -101,6 +101,12 @@ fn traffic_is_on_another_member_within_a_second_of_silence() -> Result<()> {
                 ensure!(flow.last()?.0 != used, "it is still on {}", egress.name);
                 flow.last_silence()
             })?);
+            let others: Vec<_> = PAIR
+                .iter()
+                .map(|(other, _)| *other)
+                .filter(|other| *other != egress)
+                .collect();
+            wait_until_up(stage, &others)?;
             mend(stage, node)?;
         }
         silences.sort();
