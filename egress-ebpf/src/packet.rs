@@ -8,8 +8,8 @@ use aya_ebpf::{
         bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1,
     },
     helpers::{
-        bpf_clone_redirect, bpf_redirect, bpf_redirect_neigh, bpf_skb_change_tail, bpf_skb_get_tunnel_key,
-        bpf_skb_load_bytes, bpf_skb_set_tunnel_key, bpf_skb_vlan_pop,
+        bpf_clone_redirect, bpf_redirect, bpf_redirect_neigh, bpf_skb_change_tail,
+        bpf_skb_get_tunnel_key, bpf_skb_load_bytes, bpf_skb_set_tunnel_key, bpf_skb_vlan_pop,
     },
     programs::TcContext,
 };

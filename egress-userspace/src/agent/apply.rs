@@ -15,8 +15,8 @@ use crate::{
     health::OverlayProber,
     http::ReadMaps,
     kernel::{
-        CounterMaps, CounterReader, Datapath, GatewayProbes, Hook, Maps, NatMaps, NatSweep, Paths, Program,
-        ProgramLog,
+        CounterMaps, CounterReader, Datapath, GatewayProbes, Hook, Maps, NatMaps, NatSweep, Paths,
+        Program, ProgramLog,
     },
     settings::Settings,
     snapshot::AttachedProgram,

@@ -45,7 +45,8 @@ impl Health {
         self.board.faults()
     }
 
-    /// Has exactly these asked: nodes by the numbers that the maps have for them by now.
+    /// Has exactly these asked: nodes by the numbers that the maps have for them by now. What an earlier run has
+    /// found is among the faults when this returns.
     pub(super) fn watch(
         &mut self,
         subjects: &BTreeMap<Subject, BTreeSet<ObjectName>>,

@@ -47,6 +47,7 @@ use self::{
 use crate::{
     compile::compile,
     counters::Counters,
+    health::Faults,
     http::{self, Pages},
     kernel::{Hook, Program, ProgramLog},
     metrics::Metrics,
@@ -392,14 +393,18 @@ impl Agent {
 
     fn try_sync(&mut self, view: &NodeView) -> anyhow::Result<usize> {
         let before = self.kernel.state();
-        let resolved = resolve(
-            &self.loaded.model,
-            view,
-            &self.settings.resolve,
-            &before.held(),
-            &self.addresses.assigned(),
-            &self.health.faults(),
-        );
+        let (held, assigned) = (before.held(), self.addresses.assigned());
+        let resolve_with = |faults: &Faults| {
+            let settings = &self.settings.resolve;
+            resolve(&self.loaded.model, view, settings, &held, &assigned, faults)
+        };
+        let faults = self.health.faults();
+        let mut resolved = resolve_with(&faults);
+        self.health.watch(&resolved.subjects, &self.kernel.names());
+        let known = self.health.faults();
+        if known != faults {
+            resolved = resolve_with(&known);
+        }
         let uplinks = view.uplinks(&self.settings.uplinks);
         if self.kernel.took_over()
             && let Err(refusal) = takeover::refuse_to_forget(

@@ -71,7 +71,14 @@ async fn dry_run(settings: &Settings) -> anyhow::Result<bool> {
         settled.overlay = Some(overlay.with_keys()?);
     }
     let assigned = read_assigned(&settings.state_dir)?;
-    let resolved = resolve(&loaded.model, &view, &settled, &state.held(), &assigned, &Faults::new());
+    let resolved = resolve(
+        &loaded.model,
+        &view,
+        &settled,
+        &state.held(),
+        &assigned,
+        &Faults::new(),
+    );
     for warning in &resolved.warnings {
         println!("warning: {warning}");
     }

@@ -39,10 +39,16 @@ pub trait Prober: Send + 'static {
     fn fault(&self, subject: &Subject, silence: Duration) -> String;
 }
 
+/// How long whoever gives an order waits until it is carried out.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Who is to be asked, and whom to tell when what is known of them by now is written down.
+type Order = (BTreeMap<Subject, u32>, mpsc::SyncSender<()>);
+
 /// The thread; it ends with this.
 #[derive(Debug)]
 pub struct Asking {
-    orders: Option<mpsc::Sender<BTreeMap<Subject, u32>>>,
+    orders: Option<mpsc::Sender<Order>>,
     asked: BTreeMap<Subject, u32>,
     thread: Option<JoinHandle<()>>,
 }
@@ -77,15 +83,21 @@ impl Asking {
         })
     }
 
-    /// Has exactly these asked from now on.
+    /// Has exactly these asked from now on. When it returns, the board has what an earlier run knew of them.
     pub fn watch(&mut self, subjects: BTreeMap<Subject, u32>) {
         if subjects == self.asked {
             return;
         }
         self.asked.clone_from(&subjects);
-        let told = self.orders.as_ref().map(|orders| orders.send(subjects));
-        if !matches!(told, Some(Ok(()))) {
+        let (done, is_done) = mpsc::sync_channel(1);
+        let orders = self.orders.as_ref();
+        let told = orders.is_some_and(|orders| orders.send((subjects, done)).is_ok());
+        if !told {
             tracing::error!("gateways are not probed any more: start the agent again");
+            return;
+        }
+        if is_done.recv_timeout(PATIENCE).is_err() {
+            tracing::warn!("it takes long to begin probing: gateways count as usable until then");
         }
     }
 }
@@ -111,7 +123,7 @@ struct Round<P> {
 }
 
 impl<P: Prober> Round<P> {
-    fn run(mut self, orders: &mpsc::Receiver<BTreeMap<Subject, u32>>) {
+    fn run(mut self, orders: &mpsc::Receiver<Order>) {
         let mut next = now();
         loop {
             let wake = self.look(next);
@@ -121,8 +133,11 @@ impl<P: Prober> Round<P> {
                 orders.recv_timeout(wake.saturating_sub(now()))
             };
             match order {
-                Ok(subjects) => {
+                Ok((subjects, done)) => {
                     self.change(&subjects);
+                    self.look(next);
+                    // Whoever gave the order may have lost patience.
+                    let _gone = done.try_send(());
                     next = now();
                 }
                 Err(RecvTimeoutError::Timeout) => {}

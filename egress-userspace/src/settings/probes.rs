@@ -72,7 +72,9 @@ impl FromStr for Milliseconds {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let refuse = || format!("{text:?} is no time: write a number with its unit, ms, s or m, such as 300ms");
+        let refuse = || {
+            format!("{text:?} is no time: write a number with its unit, ms, s or m, such as 300ms")
+        };
         let digits = text.bytes().take_while(u8::is_ascii_digit).count();
         let (number, unit) = text.split_at(digits);
         let number: u64 = number.parse().map_err(|_| refuse())?;

@@ -121,7 +121,9 @@ impl ClusterStage {
     /// Ends a node's agent as the kernel would, and leaves what is in the kernel.
     pub fn kill_agent(&mut self, node: &str) -> Result<()> {
         let agent = self.agents.remove(node);
-        agent.with_context(|| format!("there is no agent on {node}"))?.kill()
+        agent
+            .with_context(|| format!("there is no agent on {node}"))?
+            .kill()
     }
 
     /// Starts a node's agent again.

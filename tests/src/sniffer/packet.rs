@@ -174,10 +174,8 @@ fn overlay(outer: &Network<'_>) -> Content {
 fn is_probe(frame: &[u8]) -> bool {
     let source = frame.get(6..12).and_then(|bytes| bytes.try_into().ok());
     let kind = source.and_then(|mac| FrameKind::from_mac(Mac(mac)));
-    matches!(
-        kind,
-        Some(FrameKind::Probe(_) | FrameKind::ProbeReply(_))
-    ) && ethertype(frame) == Some(probe::ETHERTYPE)
+    matches!(kind, Some(FrameKind::Probe(_) | FrameKind::ProbeReply(_)))
+        && ethertype(frame) == Some(probe::ETHERTYPE)
         && frame.len() == probe::LENGTH
 }
 
