@@ -76,6 +76,12 @@ pub(crate) fn handle(packet: &Packet<'_>) -> Emergence {
             probe::note(packet, gateway, sender.origin);
             Emergence::Noted
         }
+        // Nodes ask one that starts, too: nothing is lost by that, and nothing is wrong.
+        Err(DropReason::OverlayMalformed | DropReason::OverlayUnknownNode)
+            if probe::is_one(packet) =>
+        {
+            Emergence::Noted
+        }
         Err(reason) => Emergence::Dropped {
             reason,
             shape: Shape::of_frame(packet),

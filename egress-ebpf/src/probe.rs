@@ -6,7 +6,8 @@ use egress_common::{
     gateway::{EGRESS_DOWN, GatewayId},
     maps::capacity,
     overlay::FrameKind,
-    probe::{GATEWAY_AT, Probe, SENT_AT},
+    pod::mac_from_word,
+    probe::{ETHERTYPE, GATEWAY_AT, Probe, SENT_AT},
 };
 
 use crate::{egress, overlay, packet::Packet};
@@ -49,6 +50,16 @@ pub(crate) fn send(packet: &Packet<'_>) -> i32 {
             NOT_SENT
         }
     }
+}
+
+/// Whether a frame of whomever says that it is a probe or the answer to one.
+#[inline(always)]
+pub(crate) fn is_one(packet: &Packet<'_>) -> bool {
+    let kind = packet
+        .mac_words()
+        .and_then(|(_, source)| FrameKind::from_mac(mac_from_word(source)));
+    matches!(kind, Some(FrameKind::Probe(_) | FrameKind::ProbeReply(_)))
+        && packet.ethertype() == ETHERTYPE
 }
 
 /// Answers another node's probe if the gateway is this node's and in order.

@@ -16,6 +16,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 
 use crate::{
+    health::NextHopProbe,
     kernel::{AttachMode, Capacities, LoadOptions, Paths},
     resolve::{self, PodGateways},
     resources::interface_fault,
@@ -25,7 +26,7 @@ use crate::{
 pub use self::{
     nat::{NatOptions, NatTimeout, PortRange},
     overlay::{OVERLAY_DEVICE, OVERLAY_PORT, OVERLAY_VNI, OverlayOptions},
-    probes::{Milliseconds, NextHopProbe, ProbeOptions},
+    probes::{Milliseconds, ProbeOptions},
 };
 
 /// Where the agent pins by default.

@@ -7,7 +7,7 @@ use std::{
 
 use super::apply::Kernel;
 use crate::{
-    health::{Asking, Board, Faults, Subject},
+    health::{Asking, Board, Faults, NextHopProbe, NextHopProber, Subject},
     model::ObjectName,
     settings::ProbeOptions,
     state::Names,
@@ -17,6 +17,8 @@ use crate::{
 pub(super) struct Health {
     board: Arc<Board>,
     overlay: Asking,
+    /// None if next hops are not to be asked.
+    next_hops: Option<Asking>,
 }
 
 impl Health {
@@ -32,7 +34,20 @@ impl Health {
             options.timing,
             Arc::clone(&board),
         )?;
-        Ok(Self { board, overlay })
+        let next_hops = match options.next_hops {
+            NextHopProbe::Off => None,
+            how => Some(Asking::start(
+                "probe next hops",
+                NextHopProber::new(how),
+                options.timing,
+                Arc::clone(&board),
+            )?),
+        };
+        Ok(Self {
+            board,
+            overlay,
+            next_hops,
+        })
     }
 
     /// What they write down.
@@ -52,7 +67,7 @@ impl Health {
         subjects: &BTreeMap<Subject, BTreeSet<ObjectName>>,
         names: &Names,
     ) {
-        let mut gateways = BTreeMap::new();
+        let (mut gateways, mut next_hops) = (BTreeMap::new(), BTreeMap::new());
         for subject in subjects.keys() {
             match subject {
                 Subject::Gateway { node, .. } => {
@@ -60,9 +75,14 @@ impl Health {
                         gateways.insert(subject.clone(), *index);
                     }
                 }
-                Subject::NextHop { .. } => {}
+                Subject::NextHop { .. } => {
+                    next_hops.insert(subject.clone(), 0);
+                }
             }
         }
         self.overlay.watch(gateways);
+        if let Some(asking) = &mut self.next_hops {
+            asking.watch(next_hops);
+        }
     }
 }

@@ -1,10 +1,12 @@
 //! Which gateways answer: probes, and what they say of whom is usable.
 //!
 //! `judge` decides by what was seen of one subject (pure), `round` asks all of them again and again on a thread, and
-//! `overlay` is how gateways on other nodes are asked. `resolve` takes the [`Faults`] as one of its inputs and
+//! `overlay` is how gateways on other nodes are asked, `next_hop` how next hops are. `resolve` takes the [`Faults`] as one of its inputs and
 //! says who is to be asked.
 
 mod judge;
+mod messages;
+mod next_hop;
 mod overlay;
 mod round;
 
@@ -21,6 +23,7 @@ use tokio::sync::Notify;
 
 pub use self::{
     judge::{Judge, Seen, Timing},
+    next_hop::{NextHopProbe, NextHopProber},
     overlay::OverlayProber,
     round::{Asking, Prober},
 };

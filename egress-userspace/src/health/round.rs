@@ -217,6 +217,6 @@ impl<P: Prober> Round<P> {
 }
 
 /// The time of `CLOCK_MONOTONIC`, as programs read it.
-fn now() -> Duration {
+pub(super) fn now() -> Duration {
     clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from)
 }

@@ -3,11 +3,10 @@
 use std::{str::FromStr, time::Duration};
 
 use anyhow::ensure;
-use clap::ValueEnum;
 use serde::Deserialize;
 
 use super::Flags;
-use crate::health::Timing;
+use crate::health::{NextHopProbe, Timing};
 
 /// Probing more often costs more than it tells.
 const SHORTEST: Duration = Duration::from_millis(10);
@@ -19,19 +18,6 @@ pub struct ProbeOptions {
     pub timing: Timing,
     /// How next hops are asked.
     pub next_hops: NextHopProbe,
-}
-
-/// How next hops are asked whether they are in order.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum NextHopProbe {
-    /// For their hardware address: ARP, or IPv6 neighbour discovery.
-    #[default]
-    Arp,
-    /// By ICMP or `ICMPv6` echo requests.
-    Icmp,
-    /// Not at all: they count as usable.
-    Off,
 }
 
 impl Flags {
