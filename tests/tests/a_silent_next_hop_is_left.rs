@@ -149,7 +149,7 @@ fn each_family_is_asked() -> Result<()> {
         let nodad = if address.contains(':') { "nodad" } else { "" };
         // The route went with the address.
         red.ip(&format!(
-            "addr add {address} dev eth0 {nodad}\nroute add {route}\n"
+            "addr add {address} dev eth0 {nodad}\nroute replace {route}\n"
         ))?;
         wait::until("it is no longer so", || {
             let (_, status) = stage.agent()?.get("/status")?;
