@@ -5,6 +5,7 @@ use std::{
     fmt,
     net::IpAddr,
     num::NonZeroU32,
+    time::Duration,
 };
 
 pub use egress_common::verdict::Replies;
@@ -88,6 +89,20 @@ pub struct Pod {
     pub phase: Phase,
     /// Whether its readiness condition is true.
     pub ready: bool,
+    /// Whether it is about to go: as a gateway it takes no new connections.
+    pub leaving: Leaving,
+}
+
+/// Whether somebody is about to go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Leaving {
+    /// No.
+    #[default]
+    No,
+    /// `egress.fastpath/drain` says so.
+    Asked,
+    /// It is being deleted.
+    Terminating,
 }
 
 /// Where a pod stands in its life.
@@ -189,6 +204,10 @@ pub struct Gateway {
     pub weight: NonZeroU32,
     /// Who translates, and where.
     pub exit: Exit,
+    /// Whether it takes no new connections: `egress.fastpath/drain`, or it is being deleted.
+    pub leaving: Leaving,
+    /// How long connections that it has may stay then; none is what the agent is told.
+    pub drain_timeout: Option<Duration>,
 }
 
 /// Where the traffic of a gateway leaves.

@@ -179,6 +179,9 @@ pub struct Flags {
     /// How next hops are probed [default: arp]
     #[arg(long, value_name = "HOW")]
     pub next_hop_probe: Option<NextHopProbe>,
+    /// How long connections of a gateway that is drained may stay, unless its drainTimeout says it [default: 10m]
+    #[arg(long, value_name = "TIME")]
+    pub drain_timeout: Option<Milliseconds>,
     /// Let the programs log each packet that they drop: for debugging, not for production
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub debug_log: Option<bool>,
@@ -249,6 +252,7 @@ impl Flags {
             probe_interval: self.probe_interval.or(config.probe_interval),
             probe_timeout: self.probe_timeout.or(config.probe_timeout),
             probe_up_after: self.probe_up_after.or(config.probe_up_after),
+            drain_timeout: self.drain_timeout.or(config.drain_timeout),
             next_hop_probe: self.next_hop_probe.or(config.next_hop_probe),
             debug_log: self.debug_log.or(config.debug_log),
         }

@@ -14,6 +14,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use egress_tests::{
     ClusterStage, Host,
+    client::Conversation,
     cluster::{BLUE, ClusterShape, ELSEWHERE, Egress, RED, SHOP, gateway_spec},
     resources::{Via, namespace, pod, policy},
     wait,
@@ -158,6 +159,27 @@ fn traffic_is_on_another_member_within_a_second_of_silence() -> Result<()> {
             down == up && down >= RUNS,
             "down {down} times, up {up} times"
         );
+        Ok(())
+    })
+}
+
+/// What began on another member stays there when the dead one comes back.
+#[test]
+fn connections_that_began_meanwhile_stay() -> Result<()> {
+    const MANY: usize = 16;
+    stage(&["--probe-up-after", "100ms"])?.play(|stage| {
+        cut(stage, "gw-1")?;
+        wait_until_up(stage, &[BLUE])?;
+        let remote = [IpAddr::from(ELSEWHERE.v4), IpAddr::from(ELSEWHERE.v6)];
+        let talks = (0..MANY)
+            .map(|n| Conversation::start(stage.host("web")?, remote[n % 2]))
+            .collect::<Result<Vec<_>>>()?;
+        mend(stage, "gw-1")?;
+        wait_until_up(stage, &[RED, BLUE])?;
+        for talk in talks {
+            talk.go_on(20)?;
+            talk.end()?;
+        }
         Ok(())
     })
 }

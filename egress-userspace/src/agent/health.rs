@@ -75,6 +75,7 @@ impl Health {
                         gateways.insert(subject.clone(), *index);
                     }
                 }
+                Subject::Drained { .. } => {}
                 Subject::NextHop { .. } => {
                     next_hops.insert(subject.clone(), 0);
                 }

@@ -4,6 +4,7 @@
 
 pub mod addresses;
 mod apply;
+mod drain;
 mod health;
 mod hooks;
 mod overlay;
@@ -37,6 +38,7 @@ use tokio::{
 use self::{
     addresses::{Addresses, Moved, answered},
     apply::Kernel,
+    drain::Drains,
     health::Health,
     hooks::Outside,
     overlay::Overlay,
@@ -156,6 +158,10 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
             tell_supervisor();
         }
         let retry = agent.retry_at();
+        let drained = agent
+            .drains
+            .next(std::time::Instant::now())
+            .map(Instant::from_std);
         let ask_again = solicit(&agent.snapshot.resolved.to_solicit).await;
         tokio::select! {
             told = files_changed.recv() => {
@@ -167,6 +173,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
             () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => {}
             () = sleep(ASK_AGAIN), if ask_again => {}
             () = health_changed.changed() => {}
+            () = sleep_until(drained.unwrap_or_else(Instant::now)), if drained.is_some() => {}
             () = agent.hook_lost() => {}
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
@@ -242,6 +249,7 @@ struct Agent {
     overlay: Overlay,
     addresses: Addresses,
     health: Health,
+    drains: Drains,
     sources: Sources,
     counters: Arc<Counters>,
     metrics: Arc<Metrics>,
@@ -280,6 +288,7 @@ impl Agent {
         };
         Self {
             loader: Loader::new(settings.resources.clone()),
+            drains: Drains::new(settings.probes.drain_timeout),
             settings,
             kernel,
             overlay,
@@ -398,10 +407,14 @@ impl Agent {
             let settings = &self.settings.resolve;
             resolve(&self.loaded.model, view, settings, &held, &assigned, faults)
         };
-        let faults = self.health.faults();
+        let now = std::time::Instant::now();
+        let mut faults = self.health.faults();
+        self.drains.add_faults(now, &mut faults);
         let mut resolved = resolve_with(&faults);
         self.health.watch(&resolved.subjects, &self.kernel.names());
-        let known = self.health.faults();
+        self.drains.note(&resolved.draining, now);
+        let mut known = self.health.faults();
+        self.drains.add_faults(now, &mut known);
         if known != faults {
             resolved = resolve_with(&known);
         }

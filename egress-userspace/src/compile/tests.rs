@@ -97,6 +97,7 @@ fn gateway(number: u8, v4: bool, v6: bool, weight: u32) -> UsableGateway {
     UsableGateway {
         id: gateway_id(&name),
         weight: NonZeroU32::new(weight).unwrap_or(NonZeroU32::MIN),
+        standing: Standing::Serving,
         ways: ways.collect(),
         name,
     }
@@ -237,6 +238,7 @@ fn naive(pod: &SourcePod, cluster: &BTreeSet<IpNet>, to: IpAddr) -> VerdictSpec 
                 rule: rule.label.clone(),
             },
             weight: gateway.weight,
+            standing: gateway.standing,
             way: way.clone(),
         })
         .collect();

@@ -23,7 +23,7 @@ use crate::{
         slots::Tables,
         tests::{arbitrary_resolved, net, probes, told},
     },
-    state::{Extent, MemberSpec, Profile, VerdictSpec, Way},
+    state::{Extent, MemberSpec, Profile, Standing, VerdictSpec, Way},
 };
 
 /// Flows whose hashes land in different slots.
@@ -404,6 +404,7 @@ fn spec(policy: &str, rule: &str, gateway: u8) -> MemberSpec {
             rule: rule.to_owned(),
         },
         weight: NonZeroU32::MIN,
+        standing: Standing::Serving,
         way: Way::NextHop {
             next_hop: IpAddr::from([192, 168, 9, gateway]),
             ifindex: 7,

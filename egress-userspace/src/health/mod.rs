@@ -48,6 +48,11 @@ pub enum Subject {
         /// The device that leads to it.
         ifindex: u32,
     },
+    /// A gateway that takes no new connections: whether those that it has may stay is asked of the clock alone.
+    Drained {
+        /// Its name.
+        name: ObjectName,
+    },
 }
 
 impl Subject {
@@ -57,6 +62,7 @@ impl Subject {
         match self {
             Self::Gateway { .. } => "overlay",
             Self::NextHop { .. } => "next_hop",
+            Self::Drained { .. } => "drain",
         }
     }
 }
@@ -66,6 +72,7 @@ impl fmt::Display for Subject {
         match self {
             Self::Gateway { name, node, .. } => write!(f, "the gateway {name} on its node {node}"),
             Self::NextHop { address, .. } => write!(f, "the next hop {address}"),
+            Self::Drained { name } => write!(f, "the drained gateway {name}"),
         }
     }
 }

@@ -239,7 +239,7 @@ impl Prober for NextHopProber {
                 "its next hop {address} has not answered {what} for {} ms",
                 silence.as_millis()
             ),
-            Subject::Gateway { .. } => String::new(),
+            Subject::Gateway { .. } | Subject::Drained { .. } => String::new(),
         }
     }
 }
@@ -247,7 +247,7 @@ impl Prober for NextHopProber {
 const fn place(subject: &Subject) -> Option<(u32, IpAddr)> {
     match subject {
         Subject::NextHop { address, ifindex } => Some((*ifindex, *address)),
-        Subject::Gateway { .. } => None,
+        Subject::Gateway { .. } | Subject::Drained { .. } => None,
     }
 }
 

@@ -54,7 +54,7 @@ impl Prober for OverlayProber {
                  down, or no program of ours is there",
                 silence.as_millis()
             ),
-            Subject::NextHop { .. } => String::new(),
+            Subject::NextHop { .. } | Subject::Drained { .. } => String::new(),
         }
     }
 }
@@ -62,6 +62,6 @@ impl Prober for OverlayProber {
 const fn id(subject: &Subject) -> Option<GatewayId> {
     match subject {
         Subject::Gateway { id, .. } => Some(*id),
-        Subject::NextHop { .. } => None,
+        Subject::NextHop { .. } | Subject::Drained { .. } => None,
     }
 }

@@ -97,6 +97,7 @@ impl<'a> Gateways<'a> {
             })
             .collect();
         resolved.subjects = finder.subjects;
+        resolved.draining = finder.draining;
         Self {
             candidates,
             groups,

@@ -20,6 +20,7 @@ use std::{
     net::IpAddr,
     num::NonZeroU32,
     sync::Arc,
+    time::Duration,
 };
 
 use clap::ValueEnum;
@@ -35,7 +36,7 @@ use crate::{
     state::Translation,
 };
 
-pub use crate::state::Way;
+pub use crate::state::{Standing, Way};
 
 /// What the operator settled for this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -161,6 +162,9 @@ pub struct Resolved {
     pub to_solicit: BTreeSet<(u32, IpAddr)>,
     /// Who is to be asked whether it is in order, and the gateways that need it.
     pub subjects: BTreeMap<Subject, BTreeSet<ObjectName>>,
+    /// Gateways that take no new connections, and how long those that they have may stay; none is what the agent is
+    /// told.
+    pub draining: BTreeMap<ObjectName, Option<Duration>>,
     /// What the operator should know, one sentence each, without repeats.
     pub warnings: BTreeSet<String>,
 }
@@ -222,6 +226,8 @@ pub struct UsableGateway {
     pub id: GatewayId,
     /// Its share.
     pub weight: NonZeroU32,
+    /// Which flows are its.
+    pub standing: Standing,
     /// Its ways, at most one of each family.
     pub ways: Vec<Way>,
 }

@@ -10,7 +10,7 @@ use egress_common::DropReason;
 use ipnet::IpNet;
 
 use super::{
-    Action, EffectiveRule, Fate, UsableGateway,
+    Action, EffectiveRule, Fate, Standing, UsableGateway,
     choose::Chooser,
     gateways::{Gateways, GroupKey},
 };
@@ -132,7 +132,7 @@ impl<'a, 'g> Planner<'a, 'g> {
                         let most = selector.max_next_hops.map_or(usize::MAX, |n| {
                             usize::try_from(n.get()).unwrap_or(usize::MAX)
                         });
-                        if most >= self.groups.lists[list].len() {
+                        if most >= self.groups.lists[list].gateways.len() {
                             PlannedTarget::All(list)
                         } else {
                             let choice = (list, most);
@@ -174,6 +174,7 @@ impl<'a, 'g> Planner<'a, 'g> {
             .copied()
             .filter(|&gateway| self.groups.gateways.usable(gateway).is_some())
             .collect();
+        let all = usable.len();
         if usable.is_empty() {
             self.warn_unusable(pod, policy, label, selector, matched.len());
         }
@@ -191,6 +192,11 @@ impl<'a, 'g> Planner<'a, 'g> {
                     .collect();
                 // Different selectors often mean the same gateways, and then a pod chooses once for all of them.
                 let list = if local.is_empty() { usable } else { local };
+                // Where others are missing that may come back, flows are to stay with who remains.
+                let list = List {
+                    remaining: list.len() == 1 && matched.len() > all,
+                    gateways: list,
+                };
                 let known = lists.iter().position(|other| *other == list);
                 known.unwrap_or_else(|| {
                     lists.push(list);
@@ -235,7 +241,9 @@ impl Plan {
             .choices
             .iter()
             .flat_map(|&(list, most)| {
-                chooser.choose(&groups.lists[list], most, |gateway| gateways.name(gateway))
+                chooser.choose(&groups.lists[list].gateways, most, |gateway| {
+                    gateways.name(gateway)
+                })
             })
             .collect();
         if let Some(rules) = self.outcomes.get(&chosen) {
@@ -245,7 +253,10 @@ impl Plan {
         let mut parts = Vec::new();
         for &(_, most) in &self.choices {
             let (part, others) = rest.split_at(most);
-            parts.push(groups.group(part));
+            parts.push(groups.group(List {
+                gateways: part.to_vec(),
+                remaining: false,
+            }));
             rest = others;
         }
         let rules: Arc<[_]> = self
@@ -266,29 +277,40 @@ impl Plan {
     }
 }
 
+/// The usable gateways of a selector, after its preference.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct List {
+    gateways: Vec<usize>,
+    /// Whether it is only one because others of the selector are not usable now.
+    remaining: bool,
+}
+
 /// Lists of gateways by number, and what they stand for.
 struct Groups<'a, 'g> {
     gateways: &'g Gateways<'a>,
-    /// The usable gateways of a selector, after its preference.
-    lists: Vec<Vec<usize>>,
-    made: HashMap<Vec<usize>, Arc<[UsableGateway]>>,
+    lists: Vec<List>,
+    made: HashMap<List, Arc<[UsableGateway]>>,
 }
 
 impl Groups<'_, '_> {
     fn whole(&mut self, list: usize) -> Arc<[UsableGateway]> {
         let list = self.lists[list].clone();
-        self.group(&list)
+        self.group(list)
     }
 
-    fn group(&mut self, list: &[usize]) -> Arc<[UsableGateway]> {
-        if let Some(group) = self.made.get(list) {
+    fn group(&mut self, list: List) -> Arc<[UsableGateway]> {
+        if let Some(group) = self.made.get(&list) {
             return Arc::clone(group);
         }
-        let group: Arc<[_]> = list
-            .iter()
-            .filter_map(|&gateway| self.gateways.usable(gateway).cloned())
-            .collect();
-        self.made.insert(list.to_vec(), Arc::clone(&group));
+        let usable = |&gateway: &usize| {
+            let mut usable = self.gateways.usable(gateway)?.clone();
+            if list.remaining && usable.standing == Standing::Serving {
+                usable.standing = Standing::Remaining;
+            }
+            Some(usable)
+        };
+        let group: Arc<[_]> = list.gateways.iter().filter_map(usable).collect();
+        self.made.insert(list, Arc::clone(&group));
         group
     }
 }

@@ -4,19 +4,20 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     num::NonZeroU32,
+    time::Duration,
 };
 
 use egress_common::{gateway::GatewayId, verdict::Replies};
 
 use super::{
-    GatewayStatus, PodGateways, Settings, UsableGateway, Way,
+    GatewayStatus, PodGateways, Settings, Standing, UsableGateway, Way,
     egress::{Held, Owned, Request},
     gateways::{Candidate, Kind},
 };
 use crate::{
     gateway_id::gateway_id,
     health::{Faults, Subject},
-    model::{Exit, Gateway, ObjectName, Pod},
+    model::{Exit, Gateway, Leaving, ObjectName, Pod},
     node::{self, NoWay, NodeIndex},
 };
 
@@ -37,6 +38,8 @@ pub(super) struct Finder<'f, 'a, 'o> {
     warnings: &'f mut BTreeSet<String>,
     /// Who is to be asked whether it is in order, and the gateways that need it.
     pub(super) subjects: BTreeMap<Subject, BTreeSet<ObjectName>>,
+    /// Who takes no new connections, and for how long those that are there may stay.
+    pub(super) draining: BTreeMap<ObjectName, Option<Duration>>,
     /// Who has which number.
     ids: BTreeMap<GatewayId, &'a ObjectName>,
     /// Whose each egress address is.
@@ -48,6 +51,7 @@ struct Known<'a> {
     name: &'a ObjectName,
     id: GatewayId,
     weight: NonZeroU32,
+    standing: Standing,
     /// Whether it runs on this node.
     local: bool,
 }
@@ -77,6 +81,7 @@ impl<'f, 'a, 'o> Finder<'f, 'a, 'o> {
             owned,
             warnings,
             subjects: BTreeMap::new(),
+            draining: BTreeMap::new(),
             ids: BTreeMap::new(),
             claims: BTreeMap::new(),
         }
@@ -89,6 +94,7 @@ impl<'f, 'a, 'o> Finder<'f, 'a, 'o> {
             name,
             id: gateway_id(name),
             weight: NonZeroU32::MIN,
+            standing: Standing::Serving,
             local: false,
         };
         let first = *self.ids.entry(known.id).or_insert(name);
@@ -97,6 +103,25 @@ impl<'f, 'a, 'o> Finder<'f, 'a, 'o> {
                 "its name amounts to the same number as that of {first}, and nodes could not tell the two apart: \
                  rename either"
             ));
+        }
+        let (leaving, drain_timeout) = match candidate.kind {
+            Kind::Object(gateway) => (gateway.leaving, gateway.drain_timeout),
+            Kind::Pod(pod) => (pod.leaving, None),
+        };
+        if leaving != Leaving::No {
+            known.standing = Standing::Draining;
+            self.draining.insert(name.clone(), drain_timeout);
+            let why = match leaving {
+                Leaving::Terminating => "it is being deleted",
+                Leaving::Asked | Leaving::No => "egress.fastpath/drain asks for it",
+            };
+            self.warnings.insert(format!(
+                "gateway {name} takes no new connections where its group has another member: {why}"
+            ));
+            let over = self.faults.get(&Subject::Drained { name: name.clone() });
+            if let Some(reason) = over {
+                return known.down(reason.clone());
+            }
         }
         match candidate.kind {
             Kind::Object(gateway) => {
@@ -159,7 +184,10 @@ impl<'f, 'a, 'o> Finder<'f, 'a, 'o> {
         if pod.addresses.is_empty() {
             return known.down("the pod has no address yet");
         }
-        if !pod.ready {
+        // A pod that only holds an address need not do anything for it until it is gone.
+        let holds_on = pod.leaving == Leaving::Terminating
+            && self.settings.pod_gateways == PodGateways::Translate;
+        if !pod.ready && !holds_on {
             return known.down("the pod is not ready");
         }
         match self.settings.pod_gateways {
@@ -269,6 +297,7 @@ impl<'f, 'a, 'o> Finder<'f, 'a, 'o> {
                 name: name.clone(),
                 id: known.id,
                 weight: known.weight,
+                standing: known.standing,
                 ways: usable,
             }),
             local: known.local,

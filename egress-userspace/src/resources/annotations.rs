@@ -23,6 +23,7 @@ const SELECTOR: &str = "egress.projectcalico.org/selector";
 const NAMESPACE_SELECTOR: &str = "egress.projectcalico.org/namespaceSelector";
 const MAX_NEXT_HOPS: &str = "egress.projectcalico.org/maxNextHops";
 const INTERFACE: &str = "egress.fastpath/interface";
+const DRAIN: &str = "egress.fastpath/drain";
 const INBOUND_UDP: &str = "egress.fastpath/inbound-udp";
 
 /// What the annotations of a namespace or a pod ask for, and where.
@@ -110,6 +111,20 @@ pub(super) fn read_interface(report: &Report<'_>, annotations: &Fields<'_>) -> O
     let help = "write the name of the pod's host-side interface, such as cali0123456789a";
     report.problem(Consequence::Accepted, &value.span, message, help);
     None
+}
+
+/// Whether a gateway is to take no new connections.
+pub(super) fn read_drain(report: &Report<'_>, annotations: &Fields<'_>) -> bool {
+    match read(report, annotations, DRAIN) {
+        Some((_, Some("true"))) => true,
+        None | Some((_, None | Some("false"))) => false,
+        Some((value, Some(text))) => {
+            let message = format!("`{DRAIN}`: {text:?} is neither \"true\" nor \"false\"");
+            let help = "write \"true\" for a gateway that takes no new connections; until then it takes them";
+            report.problem(Consequence::Accepted, &value.span, message, help);
+            false
+        }
+    }
 }
 
 /// The UDP ports on which connections may come in to a pod, in order; none if one of them is wrong.

@@ -367,7 +367,7 @@ fn content(report: &Report<'_>, value: &Value, id: &ObjectId) -> (Option<Object>
             .map(|(policy, places)| (Object::Policy(policy), places))
             .map_or_else(Default::default, |(policy, places)| (Some(policy), places)),
         Kind::EgressGateway => {
-            let gateway = gateway::read(report, &object, metadata.labels);
+            let gateway = gateway::read(report, &object, metadata);
             (gateway.map(Object::Gateway), Vec::new())
         }
         Kind::Service => prefixes(cluster::service(report, &object)),
@@ -393,7 +393,8 @@ fn read_metadata<'v>(report: &Report<'_>, object: &Fields<'v>, id: &'v ObjectId)
             .filter(|_| labelled)
             .map(|value| cluster::labels(report, value))
             .unwrap_or_default(),
-        annotations: match field("annotations").filter(|_| steered) {
+        terminating: field("deletionTimestamp").is_some_and(|value| value.data != Data::Null),
+        annotations: match field("annotations").filter(|_| labelled) {
             None => Annotations::None,
             Some(value) => report
                 .fields(value, "annotations")

@@ -8,8 +8,8 @@ use super::{Kind, Object, ParsedFile, parse};
 use crate::{
     diagnostic::{Severity, Source},
     model::{
-        EgressAddresses, Exit, Gateway, GatewaySelector, Labels, Namespace, Node, Phase, Pod,
-        Policy, Preference, Replies, Rule, Steering, Target,
+        EgressAddresses, Exit, Gateway, GatewaySelector, Labels, Leaving, Namespace, Node, Phase,
+        Pod, Policy, Preference, Replies, Rule, Steering, Target,
     },
     selector::Selector,
 };
@@ -361,6 +361,8 @@ fn an_egress_gateway_means_what_it_says() -> Outcome {
     };
     let expected = |weight, interface: Option<&str>, egress| {
         Some(Object::Gateway(Gateway {
+            leaving: Leaving::No,
+            drain_timeout: None,
             labels: Labels::new(),
             interface: interface.map(str::to_owned),
             weight,
@@ -412,6 +414,55 @@ fn labels(pairs: &[(&str, &str)]) -> Labels {
 }
 
 #[test]
+fn who_is_about_to_go_says_so() -> Outcome {
+    let asked = |value: &str| format!("annotations: {{egress.fastpath/drain: {value}}}");
+    for (metadata, expected) in [
+        (asked("\"true\""), Leaving::Asked),
+        (asked("\"false\""), Leaving::No),
+        (
+            "deletionTimestamp: \"2026-01-01T00:00:00Z\"".to_owned(),
+            Leaving::Terminating,
+        ),
+        ("deletionTimestamp: null".to_owned(), Leaving::No),
+    ] {
+        let gateway = read(&format!(
+            "apiVersion: egress.fastpath/v1alpha1\nkind: EgressGateway\nmetadata: {{name: g, {metadata}}}\nspec: \
+             {{nextHops: [192.0.2.1], drainTimeout: 90s}}\n"
+        ));
+        let Some(Object::Gateway(gateway)) = only_object(gateway) else {
+            return Err(metadata.into());
+        };
+        assert_eq!(gateway.leaving, expected, "{metadata}");
+        assert_eq!(
+            gateway.drain_timeout,
+            Some(std::time::Duration::from_secs(90))
+        );
+        let pod = read(&format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: p, {metadata}}}\n"
+        ));
+        let Some(Object::Pod(pod)) = only_object(pod) else {
+            return Err(metadata.into());
+        };
+        assert_eq!(pod.leaving, expected, "{metadata}");
+    }
+    let text = "apiVersion: egress.fastpath/v1alpha1\nkind: EgressGateway\nmetadata: {name: g}\nspec: \
+                {nextHops: [192.0.2.1], drainTimeout: 90}\n";
+    assert_eq!(read(text).diagnostics.len(), 1);
+    for (value, complaint) in [("\"\"", "is empty"), ("\"yes\"", "neither")] {
+        let pod = format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: p, {}}}\n",
+            asked(value)
+        );
+        let found = read(&pod).diagnostics;
+        assert!(
+            found.len() == 1 && found[0].message.contains(complaint),
+            "{found:?}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
 fn a_pod_means_what_it_says() -> Outcome {
     let text = r#"
 apiVersion: v1
@@ -452,6 +503,7 @@ status:
         inbound_udp: vec![53, 5060],
         node: Some("n1".to_owned()),
         addresses: vec!["10.0.0.1".parse()?, "fd00::1".parse()?],
+        leaving: Leaving::No,
         host_network: false,
         phase: Phase::Alive,
         ready: true,
@@ -535,6 +587,8 @@ items:
         (
             "EgressGateway shop/g",
             Object::Gateway(Gateway {
+                leaving: Leaving::No,
+                drain_timeout: None,
                 labels: labels(&[("a", "b")]),
                 interface: Some("eth1".to_owned()),
                 weight: NonZeroU32::new(1000).ok_or("zero")?,
@@ -547,6 +601,8 @@ items:
         (
             "EgressGateway default/h",
             Object::Gateway(Gateway {
+                leaving: Leaving::No,
+                drain_timeout: None,
                 labels: Labels::new(),
                 interface: None,
                 weight: NonZeroU32::MIN,

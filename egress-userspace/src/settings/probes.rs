@@ -12,12 +12,27 @@ use crate::health::{NextHopProbe, Timing};
 const SHORTEST: Duration = Duration::from_millis(10);
 
 /// How gateways are probed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProbeOptions {
     /// When a gateway counts as down or up.
     pub timing: Timing,
     /// How next hops are asked.
     pub next_hops: NextHopProbe,
+    /// How long connections of a gateway that is drained may stay.
+    pub drain_timeout: Duration,
+}
+
+/// How long connections may stay unless somebody says otherwise.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(600);
+
+impl Default for ProbeOptions {
+    fn default() -> Self {
+        Self {
+            timing: Timing::default(),
+            next_hops: NextHopProbe::default(),
+            drain_timeout: DRAIN_TIMEOUT,
+        }
+    }
 }
 
 impl Flags {
@@ -45,11 +60,12 @@ impl Flags {
         Ok(ProbeOptions {
             timing,
             next_hops: self.next_hop_probe.unwrap_or_default(),
+            drain_timeout: time(self.drain_timeout, DRAIN_TIMEOUT),
         })
     }
 }
 
-/// A time, in milliseconds at best: a number with the unit `ms`, `s` or `m`.
+/// A time, in milliseconds at best: a number with the unit `ms`, `s`, `m` or `h`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Milliseconds(pub Duration);
@@ -59,7 +75,9 @@ impl FromStr for Milliseconds {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let refuse = || {
-            format!("{text:?} is no time: write a number with its unit, ms, s or m, such as 300ms")
+            format!(
+                "{text:?} is no time: write a number with its unit, ms, s, m or h, such as 300ms"
+            )
         };
         let digits = text.bytes().take_while(u8::is_ascii_digit).count();
         let (number, unit) = text.split_at(digits);
@@ -68,6 +86,7 @@ impl FromStr for Milliseconds {
             "ms" => Some(number),
             "s" => number.checked_mul(1000),
             "m" => number.checked_mul(60_000),
+            "h" => number.checked_mul(3_600_000),
             _ => None,
         };
         milliseconds

@@ -8,6 +8,7 @@
 
 mod egress;
 mod gateways;
+mod health;
 mod nodes;
 mod pods;
 mod policies;
@@ -15,8 +16,8 @@ mod policies;
 use super::*;
 use crate::{
     model::{
-        EgressAddresses, Exit, Gateway, GatewaySelector, Labels, Namespace, Node, Phase, Pod,
-        Policy, Preference, Replies, Rule, Steering, Target,
+        EgressAddresses, Exit, Gateway, GatewaySelector, Labels, Leaving, Namespace, Node, Phase,
+        Pod, Policy, Preference, Replies, Rule, Steering, Target,
     },
     node::{Link, Route},
     selector::Selector,
@@ -161,6 +162,7 @@ impl World {
             host_network: false,
             phase: Phase::Alive,
             ready: true,
+            leaving: Leaving::No,
         };
         self.model.pods.entry(name(text)).or_insert(pod)
     }
@@ -187,6 +189,8 @@ impl World {
                 addresses: next_hops.iter().map(|hop| ip(hop)).collect(),
                 replies: Replies::Recorded,
             },
+            leaving: Leaving::No,
+            drain_timeout: None,
         };
         self.model.gateways.entry(name(text)).or_insert(gateway)
     }

@@ -1,0 +1,134 @@
+//! What silence and drains mean for groups.
+
+use super::*;
+
+/// Three gateways on other nodes, and a pod that uses all of them.
+fn world() -> World {
+    let mut world = World::new();
+    world.with_overlay();
+    world.steered("apps/web", 2, "p");
+    world.policy("p", vec![rule(None, Some(in_egress("all()")))]);
+    for (n, gateway) in ["egress/a", "egress/b", "egress/c"].into_iter().enumerate() {
+        let node = format!("there-{n}");
+        world.node_object(&node, &[&format!("192.0.2.{}", 20 + n)]);
+        world.egress(gateway, &node, &[&format!("203.0.113.{n}")]);
+    }
+    world
+}
+
+fn subject(world: &World, gateway: &str) -> Subject {
+    let asked = world.resolve().subjects;
+    let found = asked
+        .iter()
+        .find(|(_, names)| names.contains(&name(gateway)));
+    found.unwrap().0.clone()
+}
+
+/// The members of the pod's one rule, with their standing.
+fn members(world: &World) -> Vec<(String, Standing)> {
+    match &world.resolve().pods[&name("apps/web")].fate {
+        Fate::Rules(rules) => match &rules[0].action {
+            Action::Gateways(gateways) => gateways
+                .iter()
+                .map(|gateway| (gateway.name.name.clone(), gateway.standing))
+                .collect(),
+            Action::Local => panic!("local"),
+        },
+        Fate::Drop(reason) => panic!("{reason:?}"),
+    }
+}
+
+#[test]
+fn who_does_not_answer_is_in_no_group() {
+    use Standing::{Remaining, Serving};
+    let mut world = world();
+    let all = ["a", "b", "c"].map(|name| (name.to_owned(), Serving));
+    assert_eq!(members(&world), all);
+    assert_eq!(world.resolve().subjects.len(), 3);
+    for (gateway, left) in [
+        ("egress/a", &[("b", Serving), ("c", Serving)][..]),
+        // Who comes back finds the flows that began meanwhile where they began.
+        ("egress/b", &[("c", Remaining)]),
+        ("egress/c", &[]),
+    ] {
+        let silent = subject(&world, gateway);
+        world.faults.insert(silent, "it is silent".to_owned());
+        let left: Vec<_> = left
+            .iter()
+            .map(|(name, standing)| ((*name).to_owned(), *standing))
+            .collect();
+        assert_eq!(members(&world), left);
+        let resolved = world.resolve();
+        assert_down(&resolved, gateway, &["it is silent"]);
+        // It is asked all the same: how else would it come back?
+        assert_eq!(resolved.subjects.len(), 3);
+    }
+}
+
+#[test]
+fn a_group_of_one_by_choice_remembers_nothing() {
+    let mut world = world();
+    world.policy("p", vec![rule(None, Some(at_most(1, in_egress("all()"))))]);
+    assert_eq!(members(&world)[0].1, Standing::Serving);
+}
+
+#[test]
+fn next_hops_are_asked_for_each_family() {
+    let mut world = World::new();
+    world.gateway("egress/g", "", &["192.0.2.77", "2001:db8::77"]);
+    world.gateway("egress/h", "", &["192.0.2.77"]);
+    let resolved = world.resolve();
+    let asked: Vec<usize> = resolved.subjects.values().map(BTreeSet::len).collect();
+    assert_eq!(asked, [2, 1]);
+    let (silent, _) = resolved.subjects.first_key_value().unwrap();
+    world
+        .faults
+        .insert(silent.clone(), "it is silent".to_owned());
+    let resolved = world.resolve();
+    assert_down(&resolved, "egress/h", &["it is silent"]);
+    assert_warned(&resolved, &["egress/g", "one family only", "it is silent"]);
+}
+
+#[test]
+fn who_is_drained_stays_until_its_time_is_over() {
+    let mut world = world();
+    for leaving in [Leaving::Asked, Leaving::Terminating] {
+        world.gateway_mut("egress/b").leaving = leaving;
+        world.gateway_mut("egress/b").drain_timeout = Some(Duration::from_secs(7));
+        let resolved = world.resolve();
+        assert_eq!(members(&world)[1].1, Standing::Draining);
+        let draining = [(name("egress/b"), Some(Duration::from_secs(7)))];
+        assert_eq!(resolved.draining, draining.into());
+    }
+    let over = Subject::Drained {
+        name: name("egress/b"),
+    };
+    world.faults.insert(over, "its time is over".to_owned());
+    assert_down(&world.resolve(), "egress/b", &["its time is over"]);
+    assert_eq!(members(&world).len(), 2);
+    // Somebody's fault of before means nothing to who is not drained any more.
+    world.gateway_mut("egress/b").leaving = Leaving::No;
+    assert_eq!(members(&world).len(), 3);
+}
+
+#[test]
+fn a_pod_that_terminates_holds_its_address_ready_or_not() {
+    for (leaving, ready, meaning, usable) in [
+        (Leaving::No, false, PodGateways::Translate, false),
+        (Leaving::Asked, false, PodGateways::Translate, false),
+        (Leaving::Asked, true, PodGateways::Translate, true),
+        (Leaving::Terminating, false, PodGateways::Translate, true),
+        (Leaving::Terminating, false, PodGateways::Forward, false),
+        (Leaving::Terminating, true, PodGateways::Forward, true),
+    ] {
+        let mut world = World::new();
+        world.settings.pod_gateways = meaning;
+        world.steered("apps/web", 2, "p");
+        world.policy("p", vec![rule(None, Some(in_egress("all()")))]);
+        let pod = world.pod("egress/holder", 9);
+        (pod.leaving, pod.ready) = (leaving, ready);
+        let status = &world.resolve().gateways[&name("egress/holder")];
+        let is_up = matches!(status, GatewayStatus::Up(_));
+        assert_eq!(is_up, usable, "{leaving:?} {ready} {meaning:?}: {status:?}");
+    }
+}
