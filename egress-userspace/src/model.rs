@@ -150,6 +150,20 @@ pub struct Rule {
     pub destination: Option<IpNet>,
     /// Where its packets go.
     pub target: Target,
+    /// Where they go while none of its gateways is usable.
+    pub on_failure: OnFailure,
+}
+
+/// What becomes of a rule's packets while none of its gateways is usable.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum OnFailure {
+    /// They are dropped.
+    #[default]
+    Drop,
+    /// They are left to the kernel's own routing, and leave with whatever address that gives them.
+    Local,
+    /// They go through these gateways, and are dropped if none of those is usable either.
+    Fallback(GatewaySelector),
 }
 
 impl Rule {

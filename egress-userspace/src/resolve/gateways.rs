@@ -13,7 +13,10 @@ use super::{
 };
 use crate::{
     health::Faults,
-    model::{Gateway, GatewaySelector, Labels, Model, ObjectName, Phase, Pod, Steering, Target},
+    model::{
+        Gateway, GatewaySelector, Labels, Model, ObjectName, OnFailure, Phase, Pod, Steering,
+        Target,
+    },
     node::NodeIndex,
     selector::Selector,
 };
@@ -209,10 +212,18 @@ fn selectors_in_use<'a>(model: &'a Model, settings: &Settings) -> BTreeSet<Group
                     .get(policy)
                     .into_iter()
                     .flat_map(|p| &p.rules);
-                keys.extend(rules.filter_map(|rule| match &rule.target {
-                    Target::Gateways(selector) => Some(GroupKey::new(selector, &name.namespace)),
-                    Target::Local => None,
-                }));
+                for rule in rules {
+                    let own = match &rule.target {
+                        Target::Gateways(selector) => Some(selector),
+                        Target::Local => None,
+                    };
+                    let fallback = match &rule.on_failure {
+                        OnFailure::Fallback(selector) => Some(selector),
+                        OnFailure::Drop | OnFailure::Local => None,
+                    };
+                    let selectors = own.into_iter().chain(fallback);
+                    keys.extend(selectors.map(|s| GroupKey::new(s, &name.namespace)));
+                }
             }
             Some(Steering::Gateways(selector)) => {
                 keys.insert(GroupKey::new(selector, &name.namespace));

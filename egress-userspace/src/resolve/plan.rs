@@ -14,7 +14,9 @@ use super::{
     choose::Chooser,
     gateways::{Gateways, GroupKey},
 };
-use crate::model::{GatewaySelector, Model, ObjectName, Preference, Rule, Steering, Target};
+use crate::model::{
+    GatewaySelector, Model, ObjectName, OnFailure, Preference, Rule, Steering, Target,
+};
 
 /// The policy that packets of pods with an unreadable annotation are counted under.
 const INVALID: &str = "annotation:invalid";
@@ -29,8 +31,12 @@ pub(super) struct Planner<'a, 'g> {
     pub(super) warnings: BTreeSet<String>,
 }
 
-/// A rule's label, its destination, and its gateways unless it is local.
-type Unplanned<'a> = (String, Option<IpNet>, Option<&'a GatewaySelector>);
+/// A rule's label, its destination, and unless it is local its gateways and what happens without them.
+type Unplanned<'a> = (
+    String,
+    Option<IpNet>,
+    Option<(&'a GatewaySelector, &'a OnFailure)>,
+);
 
 /// A policy whose selectors are resolved, before a pod chooses.
 struct Plan {
@@ -86,7 +92,14 @@ impl<'a, 'g> Planner<'a, 'g> {
                 Some(policy) => {
                     let own = policy.rules.iter().any(|rule| match &rule.target {
                         Target::Local => false,
-                        Target::Gateways(selector) => selector.namespaces.is_none(),
+                        Target::Gateways(selector) => {
+                            let fallback = match &rule.on_failure {
+                                OnFailure::Fallback(selector) => Some(selector),
+                                OnFailure::Drop | OnFailure::Local => None,
+                            };
+                            let mut selectors = [selector].into_iter().chain(fallback);
+                            selectors.any(|selector| selector.namespaces.is_none())
+                        }
                     });
                     let rules = self.rules(pod, name, own, || policy_rules(&policy.rules));
                     (name.clone(), Fate::Rules(rules))
@@ -95,7 +108,13 @@ impl<'a, 'g> Planner<'a, 'g> {
             Steering::Gateways(selector) => {
                 let name = policy_name(selector);
                 let own = selector.namespaces.is_none();
-                let rule = || vec![("default".to_owned(), None, Some(selector))];
+                let rule = || {
+                    vec![(
+                        "default".to_owned(),
+                        None,
+                        Some((selector, &OnFailure::Drop)),
+                    )]
+                };
                 let rules = self.rules(pod, &name, own, rule);
                 (name, Fate::Rules(rules))
             }
@@ -127,8 +146,32 @@ impl<'a, 'g> Planner<'a, 'g> {
             .map(|(label, destination, selector)| {
                 let target = match selector {
                     None => PlannedTarget::Local,
-                    Some(selector) => {
-                        let list = self.list(pod, policy, &label, selector);
+                    Some((selector, on_failure)) => {
+                        let mut selector = selector;
+                        let instead = match on_failure {
+                            OnFailure::Drop => "are dropped",
+                            OnFailure::Local => {
+                                "are left to the kernel's routing, as its onFailure says"
+                            }
+                            OnFailure::Fallback(_) => "go where its onFailure says",
+                        };
+                        let mut list = self.list(pod, policy, &label, selector, instead);
+                        if self.groups.lists[list].gateways.is_empty() {
+                            match on_failure {
+                                OnFailure::Drop => {}
+                                OnFailure::Local => {
+                                    return PlannedRule {
+                                        label,
+                                        destination,
+                                        target: PlannedTarget::Local,
+                                    };
+                                }
+                                OnFailure::Fallback(other) => {
+                                    selector = other;
+                                    list = self.list(pod, policy, &label, other, "are dropped");
+                                }
+                            }
+                        }
                         let most = selector.max_next_hops.map_or(usize::MAX, |n| {
                             usize::try_from(n.get()).unwrap_or(usize::MAX)
                         });
@@ -166,6 +209,7 @@ impl<'a, 'g> Planner<'a, 'g> {
         policy: &str,
         label: &str,
         selector: &'a GatewaySelector,
+        instead: &str,
     ) -> usize {
         let key = GroupKey::new(selector, &pod.namespace);
         let matched = self.groups.gateways.matched(&key);
@@ -176,7 +220,7 @@ impl<'a, 'g> Planner<'a, 'g> {
             .collect();
         let all = usable.len();
         if usable.is_empty() {
-            self.warn_unusable(pod, policy, label, selector, matched.len());
+            self.warn_unusable(pod, policy, label, selector, matched.len(), instead);
         }
         let prefers_local = selector.preference == Preference::NodeLocal;
         let lists = &mut self.groups.lists;
@@ -212,6 +256,7 @@ impl<'a, 'g> Planner<'a, 'g> {
         label: &str,
         selector: &GatewaySelector,
         matched: usize,
+        instead: &str,
     ) {
         let place = match &selector.namespaces {
             Some(namespaces) => format!("in the namespaces that {namespaces} matches"),
@@ -221,12 +266,12 @@ impl<'a, 'g> Planner<'a, 'g> {
         self.warnings.insert(if matched == 0 {
             format!(
                 "policy {policy}, rule {label}: no gateway {place} has labels that {gateways} matches, so packets of \
-                 the rule are dropped"
+                 the rule {instead}"
             )
         } else {
             format!(
                 "policy {policy}, rule {label}: none of the {matched} gateways {place} that {gateways} matches is \
-                 usable from this node, so packets of the rule are dropped; `egress status` tells why"
+                 usable from this node, so packets of the rule {instead}; `egress status` tells why"
             )
         });
     }
@@ -321,7 +366,7 @@ fn policy_rules(rules: &[Rule]) -> Vec<Unplanned<'_>> {
         .map(|rule| {
             let selector = match &rule.target {
                 Target::Local => None,
-                Target::Gateways(selector) => Some(selector),
+                Target::Gateways(selector) => Some((selector, &rule.on_failure)),
             };
             (rule.label(), rule.destination, selector)
         })

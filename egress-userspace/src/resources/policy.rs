@@ -6,11 +6,11 @@ use ipnet::IpNet;
 
 use super::{
     report::{Consequence, Fields, Report},
-    yaml::Value,
+    yaml::{Data, Value},
 };
 use crate::{
     diagnostic::Place,
-    model::{GatewaySelector, Policy, Preference, Rule, Target},
+    model::{GatewaySelector, OnFailure, Policy, Preference, Rule, Target},
 };
 
 /// Reads `spec`; the places are those of the rules.
@@ -41,7 +41,13 @@ fn read_rule(report: &Report<'_>, item: &Value) -> Option<(Rule, Range<usize>)> 
     let fields = report.fields(item, "rule")?;
     report.only(
         &fields,
-        &["description", "destination", "gateway", "gatewayPreference"],
+        &[
+            "description",
+            "destination",
+            "gateway",
+            "gatewayPreference",
+            "onFailure",
+        ],
     );
     let description = fields
         .get("description")
@@ -77,12 +83,46 @@ fn read_rule(report: &Report<'_>, item: &Value) -> Option<(Rule, Range<usize>)> 
         None => Target::Local,
         Some(value) => Target::Gateways(read_gateway(report, value, preference)?),
     };
+    let on_failure = match fields.get("onFailure") {
+        Some(value) => {
+            if target == Target::Local {
+                let message = "`onFailure` means nothing without `gateway`";
+                report.error(&value.span, message, "remove it");
+                return None;
+            }
+            read_on_failure(report, value)?
+        }
+        None => OnFailure::Drop,
+    };
     let rule = Rule {
         description,
         destination,
         target,
+        on_failure,
     };
     Some((rule, span))
+}
+
+/// `Drop`, `Local`, or gateways that are used instead. What is misread would let packets out by another way than was
+/// meant, so the rule is refused then.
+fn read_on_failure(report: &Report<'_>, value: &Value) -> Option<OnFailure> {
+    const HELP: &str = "write `Drop`, `Local`, or `Fallback: {selector: …}`";
+    if let Data::Map(_) = value.data {
+        let fields = report.fields(value, "onFailure")?;
+        report.only(&fields, &["Fallback"]);
+        let fallback = report.required(&fields, "Fallback")?;
+        let selector = read_gateway(report, fallback, Preference::None)?;
+        return Some(OnFailure::Fallback(selector));
+    }
+    match report.text(value, "onFailure")? {
+        "Drop" => Some(OnFailure::Drop),
+        "Local" => Some(OnFailure::Local),
+        other => {
+            let message = format!("`onFailure` is {other:?}");
+            report.error(&value.span, message, HELP);
+            None
+        }
+    }
 }
 
 fn read_destination(report: &Report<'_>, value: &Value) -> Option<(IpNet, Range<usize>)> {

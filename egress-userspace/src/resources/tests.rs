@@ -8,8 +8,8 @@ use super::{Kind, Object, ParsedFile, parse};
 use crate::{
     diagnostic::{Severity, Source},
     model::{
-        EgressAddresses, Exit, Gateway, GatewaySelector, Labels, Leaving, Namespace, Node, Phase,
-        Pod, Policy, Preference, Replies, Rule, Steering, Target,
+        EgressAddresses, Exit, Gateway, GatewaySelector, Labels, Leaving, Namespace, Node,
+        OnFailure, Phase, Pod, Policy, Preference, Replies, Rule, Steering, Target,
     },
     selector::Selector,
 };
@@ -294,6 +294,7 @@ fn a_policy_means_what_it_says() -> Outcome {
                 target|
      -> Result<Rule, Box<dyn std::error::Error>> {
         Ok(Rule {
+            on_failure: OnFailure::Drop,
             description: description.map(str::to_owned),
             destination: destination.map(str::parse).transpose()?,
             target,
@@ -411,6 +412,55 @@ fn labels(pairs: &[(&str, &str)]) -> Labels {
         .iter()
         .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
         .collect()
+}
+
+#[test]
+fn what_happens_without_gateways_is_said_or_refused() -> Outcome {
+    let policy = |rule: &str| {
+        read(&format!(
+            "apiVersion: projectcalico.org/v3\nkind: EgressGatewayPolicy\nmetadata: {{name: p}}\nspec: {{rules: \
+             [{{{rule}}}]}}\n"
+        ))
+    };
+    let gateway = "gateway: {selector: \"a == 'b'\"}, onFailure: ";
+    for (text, expected) in [
+        ("Drop", OnFailure::Drop),
+        ("Local", OnFailure::Local),
+        (
+            "{Fallback: {selector: \"c == 'd'\", maxNextHops: 2}}",
+            OnFailure::Fallback(GatewaySelector {
+                namespaces: None,
+                gateways: selector("c == 'd'")?,
+                max_next_hops: NonZeroU32::new(2),
+                preference: Preference::None,
+            }),
+        ),
+    ] {
+        let Some(Object::Policy(policy)) = only_object(policy(&format!("{gateway}{text}"))) else {
+            return Err(text.into());
+        };
+        assert_eq!(policy.rules[0].on_failure, expected, "{text}");
+    }
+    for (rule, complaint) in [
+        (format!("{gateway}Pass"), "`onFailure` is \"Pass\""),
+        (format!("{gateway}{{Fallback: {{}}}}"), "selector"),
+        (format!("{gateway}{{Other: {{}}}}"), "Other"),
+        (
+            "destination: {cidr: 10.0.0.0/8}, onFailure: Local".to_owned(),
+            "means nothing without `gateway`",
+        ),
+    ] {
+        let file = policy(&rule);
+        assert!(
+            file.diagnostics
+                .iter()
+                .any(|d| d.message.contains(complaint)),
+            "{rule}: {:?}",
+            file.diagnostics
+        );
+        assert!(file.entries.iter().all(|entry| !entry.valid), "{rule}");
+    }
+    Ok(())
 }
 
 #[test]

@@ -132,3 +132,48 @@ fn a_pod_that_terminates_holds_its_address_ready_or_not() {
         assert_eq!(is_up, usable, "{leaving:?} {ready} {meaning:?}: {status:?}");
     }
 }
+
+#[test]
+fn without_gateways_a_rule_does_what_it_says() {
+    let fallback = |selector| OnFailure::Fallback(in_egress(selector));
+    for (on_failure, while_up, while_silent, warned) in [
+        (
+            OnFailure::Drop,
+            "default -> a",
+            "default -> ",
+            "are dropped",
+        ),
+        (
+            OnFailure::Local,
+            "default -> a",
+            "default -> local",
+            "onFailure",
+        ),
+        (
+            fallback("has(spare)"),
+            "default -> a",
+            "default -> b,c",
+            "onFailure",
+        ),
+        (
+            fallback("has(nothing)"),
+            "default -> a",
+            "default -> ",
+            "onFailure",
+        ),
+    ] {
+        let mut world = world();
+        for gateway in ["egress/b", "egress/c"] {
+            world.gateway_mut(gateway).labels = labels("spare=yes");
+        }
+        let mut rule = rule(None, Some(in_egress("!has(spare)")));
+        rule.on_failure = on_failure;
+        world.policy("p", vec![rule]);
+        assert_eq!(rules(&world.resolve(), "apps/web"), [while_up]);
+        let silent = subject(&world, "egress/a");
+        world.faults.insert(silent, "it is silent".to_owned());
+        let resolved = world.resolve();
+        assert_eq!(rules(&resolved, "apps/web"), [while_silent]);
+        assert_warned(&resolved, &["none of the 1 gateways", warned]);
+    }
+}

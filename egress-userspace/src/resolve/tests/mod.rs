@@ -16,8 +16,8 @@ mod policies;
 use super::*;
 use crate::{
     model::{
-        EgressAddresses, Exit, Gateway, GatewaySelector, Labels, Leaving, Namespace, Node, Phase,
-        Pod, Policy, Preference, Replies, Rule, Steering, Target,
+        EgressAddresses, Exit, Gateway, GatewaySelector, Labels, Leaving, Namespace, Node,
+        OnFailure, Phase, Pod, Policy, Preference, Replies, Rule, Steering, Target,
     },
     node::{Link, Route},
     selector::Selector,
@@ -91,6 +91,7 @@ fn rule(destination: Option<&str>, gateways: Option<GatewaySelector>) -> Rule {
         description: None,
         destination: destination.map(net),
         target: gateways.map_or(Target::Local, Target::Gateways),
+        on_failure: OnFailure::Drop,
     }
 }
 
