@@ -36,7 +36,7 @@ impl Health {
         )?;
         let next_hops = match options.next_hops {
             NextHopProbe::Off => None,
-            how => Some(Asking::start(
+            how @ (NextHopProbe::Arp | NextHopProbe::Icmp) => Some(Asking::start(
                 "probe next hops",
                 NextHopProber::new(how),
                 options.timing,
