@@ -165,6 +165,9 @@ impl Toolchain {
             ])
             .arg("--target-dir")
             .arg(&target_dir);
+        if env::var_os("CARGO_FEATURE_OTHER_LAYOUT").is_some() {
+            command.args(["--features", "other-layout"]);
+        }
         // What the outer cargo (or clippy, or a user's shell) tells its own compiler is not for this one.
         for (key, _) in env::vars_os() {
             if is_for_the_outer_build(&key) {

@@ -84,6 +84,8 @@ reasons! {
     OverlayMalformed = 21,
     /// A reply for a pod that is not steered on this node.
     PodUnknown = 22,
+    /// The uplink of the egress address has no route to where the packet goes.
+    NoRoute = 23,
 }
 
 impl DropReason {

@@ -81,6 +81,54 @@ names! {
     PROBES,
 }
 
+/// The maps that userspace fills from the desired state: they name places in each other, and can be filled anew.
+/// All others keep what only the datapath knows: connections and counts.
+pub const FILLED: &[&str] = &[
+    PODS,
+    POD_STATE,
+    PREFIXES4,
+    PREFIXES6,
+    LINES,
+    VERDICTS,
+    MEMBERS,
+    POD_PLACES,
+    POD_NOTES,
+    POD_FACTS,
+    SETTINGS,
+    GATEWAYS,
+    EGRESS_ADDRS,
+    EGRESS,
+    NODES,
+    NODE_STATE,
+    PROBES,
+];
+
+/// The number of a map's layout: another one whenever its keys or values, or what they mean, are others, also where
+/// their sizes stay the same.
+#[must_use]
+pub const fn layout(name: &str) -> u32 {
+    // A map of another layout, for tests of upgrades.
+    if cfg!(feature = "other-layout") && same(name, MEMBERS) {
+        return 2;
+    }
+    1
+}
+
+const fn same(a: &str, b: &str) -> bool {
+    let (a, b) = (a.as_bytes(), b.as_bytes());
+    if a.len() != b.len() {
+        return false;
+    }
+    let mut at = 0;
+    while at < a.len() {
+        if a[at] != b[at] {
+            return false;
+        }
+        at += 1;
+    }
+    true
+}
+
 /// Capacities of the maps, in entries, before flags change them.
 pub mod capacity {
     /// Source pods, an entry for each address.

@@ -178,5 +178,13 @@ pub struct NatFragment {
     pub address: Addr,
     /// Of replies, the node that the pod is on.
     pub origin: u32,
+    /// When the first was seen, in seconds of `CLOCK_MONOTONIC`.
+    pub second: u32,
 }
-map_type!(NatFragment, size = 20, align = 4);
+map_type!(NatFragment, size = 24, align = 4);
+
+impl NatFragment {
+    /// How many seconds later fragments are told for: no receiver waits longer (RFC 8200, 4.5; Linux: 30
+    /// seconds for IPv4), and the number may be that of another pod's datagram next.
+    pub const SECONDS: u32 = 60;
+}

@@ -147,8 +147,14 @@ pub struct Member {
     pub gateway: GatewayId,
     /// The next hop's address, the address of the gateway's node, or the egress address.
     pub address: Addr,
+    /// Always zero.
+    #[cfg(feature = "other-layout")]
+    pub other: u32,
 }
+#[cfg(not(feature = "other-layout"))]
 map_type!(Member, size = 40, align = 4);
+#[cfg(feature = "other-layout")]
+map_type!(Member, size = 44, align = 4);
 
 const NEXT_HOP: u8 = 1;
 const OVERLAY: u8 = 2;
@@ -199,6 +205,8 @@ impl Member {
             mtu,
             gateway,
             address,
+            #[cfg(feature = "other-layout")]
+            other: 0,
         }
     }
 
@@ -220,6 +228,8 @@ impl Member {
             mtu,
             gateway,
             address: node,
+            #[cfg(feature = "other-layout")]
+            other: 0,
         }
     }
 
@@ -234,6 +244,8 @@ impl Member {
             mtu,
             gateway,
             address: egress,
+            #[cfg(feature = "other-layout")]
+            other: 0,
         }
     }
 

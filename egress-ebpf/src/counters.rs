@@ -91,8 +91,9 @@ impl Shape {
             largest: if gso_size == GSO_BY_FRAGS {
                 0
             } else {
-                // What is shorter than a segment stays as it is.
-                ip.length.min(headers + gso_size)
+                // What is shorter than a segment stays as it is. It is the frame that is cut, whatever length its
+                // header claims.
+                ip.length.max(packet.l3_len()).min(headers + gso_size)
             },
         }
     }

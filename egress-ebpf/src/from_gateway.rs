@@ -30,12 +30,12 @@ pub(crate) enum Arrival {
 /// Delivers the packet if it is a reply of a recorded connection.
 #[inline(always)]
 pub(crate) fn handle(packet: &Packet<'_>) -> Arrival {
-    if !packet.is_for_this_host() {
+    if !packet.is_for_this_host() || packet.is_of_vlan() {
         return Arrival::NotOurs;
     }
     // What does not parse here is a stranger's packet on a shared interface: the kernel judges it.
     let mut ip = Ip::unread();
-    if parse::frame(packet, &mut ip) != Ok(Frame::Ip) {
+    if parse::frame_beside_tag(packet, &mut ip) != Ok(Frame::Ip) {
         return Arrival::NotOurs;
     }
     let Some(path) = path(packet, &ip) else {
@@ -48,7 +48,10 @@ pub(crate) fn handle(packet: &Packet<'_>) -> Arrival {
     };
     let shape = Shape::of(packet, &ip);
     let mtu = pods::mtu(slot);
-    match forward::fits(&ip, shape, mtu).and_then(|()| deliver::to_pod(packet, &ip, &path)) {
+    let delivered = forward::fits(&ip, shape, mtu)
+        .and_then(|()| packet.untag())
+        .and_then(|()| deliver::to_pod(packet, &ip, &path));
+    match delivered {
         Ok(()) => Arrival::Redirected,
         Err(reason) => refused(packet, &ip, reason, mtu, shape),
     }

@@ -75,10 +75,7 @@ fn read(packet: &Packet<'_>, ip: &mut Ip) -> Result<Frame, DropReason> {
     if packet.is_for_many() {
         return Err(DropReason::NatNoState);
     }
-    if packet.has_vlan_tag() {
-        packet.untag()?;
-    }
-    parse::frame(packet, ip)
+    parse::frame_beside_tag(packet, ip)
 }
 
 /// The egress address that a packet is for: all that the many packets for others cost.

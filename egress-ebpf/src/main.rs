@@ -51,11 +51,14 @@ use aya_ebpf::{
     programs::TcContext,
 };
 
-use egress_common::counter::{Direction, NO_POLICY};
+use egress_common::{
+    DropReason,
+    counter::{Direction, NO_POLICY},
+};
 
 use crate::{
-    from_gateway::Arrival, from_overlay::Emergence, from_pod::Departure, from_uplink::Return,
-    packet::Packet,
+    counters::Shape, from_gateway::Arrival, from_overlay::Emergence, from_pod::Departure,
+    from_uplink::Return, packet::Packet,
 };
 
 /// Ingress of a pod's host-side interface: what the pod sends out.
@@ -82,8 +85,7 @@ pub fn egress_from_pod(ctx: TcContext) -> i32 {
             answer,
             shape,
         } => {
-            log::dropped(&packet, policy, reason);
-            counters::dropped(policy, reason, shape);
+            dropped(&packet, policy, reason, shape);
             counters::answered(answer);
             TC_ACT_REDIRECT
         }
@@ -92,8 +94,7 @@ pub fn egress_from_pod(ctx: TcContext) -> i32 {
             reason,
             shape,
         } => {
-            log::dropped(&packet, policy, reason);
-            counters::dropped(policy, reason, shape);
+            dropped(&packet, policy, reason, shape);
             TC_ACT_SHOT
         }
     }
@@ -124,8 +125,7 @@ pub fn egress_from_gateway(ctx: TcContext) -> i32 {
             TC_ACT_REDIRECT
         }
         Arrival::Dropped { reason, shape } => {
-            log::dropped(&packet, NO_POLICY, reason);
-            counters::dropped(NO_POLICY, reason, shape);
+            dropped(&packet, NO_POLICY, reason, shape);
             TC_ACT_SHOT
         }
     }
@@ -148,8 +148,7 @@ pub fn egress_from_overlay(ctx: TcContext) -> i32 {
             answer,
             shape,
         } => {
-            log::dropped(&packet, NO_POLICY, reason);
-            counters::gateway_dropped(gateway, reason, shape);
+            refused(&packet, gateway, reason, shape);
             counters::answered(answer);
             TC_ACT_REDIRECT
         }
@@ -168,13 +167,11 @@ pub fn egress_from_overlay(ctx: TcContext) -> i32 {
             reason,
             shape,
         } => {
-            log::dropped(&packet, NO_POLICY, reason);
-            counters::gateway_dropped(gateway, reason, shape);
+            refused(&packet, gateway, reason, shape);
             TC_ACT_SHOT
         }
         Emergence::Dropped { reason, shape } => {
-            log::dropped(&packet, NO_POLICY, reason);
-            counters::dropped(NO_POLICY, reason, shape);
+            dropped(&packet, NO_POLICY, reason, shape);
             TC_ACT_SHOT
         }
     }
@@ -196,8 +193,7 @@ pub fn egress_from_uplink(ctx: TcContext) -> i32 {
             answer,
             shape,
         } => {
-            log::dropped(&packet, NO_POLICY, reason);
-            counters::gateway_dropped(gateway, reason, shape);
+            refused(&packet, gateway, reason, shape);
             counters::answered(answer);
             TC_ACT_REDIRECT
         }
@@ -206,8 +202,7 @@ pub fn egress_from_uplink(ctx: TcContext) -> i32 {
             reason,
             shape,
         } => {
-            log::dropped(&packet, NO_POLICY, reason);
-            counters::gateway_dropped(gateway, reason, shape);
+            refused(&packet, gateway, reason, shape);
             TC_ACT_SHOT
         }
     }
@@ -223,6 +218,20 @@ pub fn egress_nat_sweep(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn egress_probe(ctx: TcContext) -> i32 {
     probe::send(&Packet::new(&ctx))
+}
+
+/// Counts a packet that ends here under its policy, and logs it.
+#[inline(always)]
+fn dropped(packet: &Packet<'_>, policy: u32, reason: DropReason, shape: Shape) {
+    log::dropped(packet, policy, reason);
+    counters::dropped(policy, reason, shape);
+}
+
+/// The same of one that a gateway of this node does not take.
+#[inline(always)]
+fn refused(packet: &Packet<'_>, gateway: u32, reason: DropReason, shape: Shape) {
+    log::dropped(packet, NO_POLICY, reason);
+    counters::gateway_dropped(gateway, reason, shape);
 }
 
 /// The GPL side is what lets the programs call GPL-only helpers.

@@ -5,7 +5,8 @@ use egress_common::{DropReason, Family};
 
 use crate::{
     packet::Packet,
-    parse::{self, Forgotten, Fragment, Ip, protocol},
+    parse::{self, Fragment, Ip, protocol},
+    verifier::ForgottenByte,
 };
 
 /// Headers that the maximum segment size leaves out (RFC 9293, 3.7.1): IP's and TCP's without options.
@@ -47,7 +48,7 @@ fn lower(packet: &Packet<'_>, ip: &Ip, mtu: u32) -> Result<(), DropReason> {
         return Ok(());
     };
     let end = ip.end().min(ip.l4 + u32::from(length >> 4) * 4);
-    let mut place = Forgotten::new();
+    let mut place = ForgottenByte::new();
     let mut at = 20;
     for _ in 0..MAX_OPTIONS {
         at = place.forget(at);

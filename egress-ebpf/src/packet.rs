@@ -1,6 +1,6 @@
 //! The only raw access to an skb: its metadata, its bytes, and the few writes we make.
 
-use core::mem::MaybeUninit;
+use core::{ffi::c_void, mem::MaybeUninit};
 
 use aya_ebpf::{
     bindings::{
@@ -8,7 +8,7 @@ use aya_ebpf::{
         bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1,
     },
     helpers::{
-        bpf_clone_redirect, bpf_redirect, bpf_redirect_neigh, bpf_skb_change_tail,
+        bpf_clone_redirect, bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_skb_change_tail,
         bpf_skb_get_tunnel_key, bpf_skb_load_bytes, bpf_skb_set_tunnel_key, bpf_skb_vlan_pop,
     },
     programs::TcContext,
@@ -20,8 +20,8 @@ use crate::verifier::Forgotten;
 /// Length of an Ethernet header: where the IP header starts, since a tagged frame never gets that far.
 pub(crate) const L3: u32 = 14;
 
-const AF_INET: u32 = 2;
-const AF_INET6: u32 = 10;
+pub(crate) const AF_INET: u8 = 2;
+pub(crate) const AF_INET6: u8 = 10;
 /// Length of `struct bpf_redir_neigh`.
 const NEIGHBOUR_LEN: i32 = 20;
 const _: () = assert!(size_of::<bpf_redir_neigh>() == 20);
@@ -110,9 +110,12 @@ impl<'a> Packet<'a> {
         self.has_vlan_tag() && unsafe { (*self.skb()).vlan_tci } & VLAN_ID != 0
     }
 
-    /// Forgets the tag beside the frame, which no device that the packet is sent to shall write back.
+    /// Forgets the tag beside the frame, if there is one: no device that the packet is sent to shall write it back.
     #[inline(always)]
     pub(crate) fn untag(&self) -> Result<(), DropReason> {
+        if !self.has_vlan_tag() {
+            return Ok(());
+        }
         // SAFETY: the kernel passes a valid context; no pointer into the packet is kept anywhere.
         match unsafe { bpf_skb_vlan_pop(self.skb()) } {
             0 => Ok(()),
@@ -341,14 +344,14 @@ impl<'a> Packet<'a> {
     ) -> Result<(), DropReason> {
         let mut neighbour = if next_hop.is_v4() {
             bpf_redir_neigh {
-                nh_family: AF_INET,
+                nh_family: AF_INET.into(),
                 __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 {
                     ipv6_nh: [next_hop.words()[3], 0, 0, 0],
                 },
             }
         } else {
             bpf_redir_neigh {
-                nh_family: AF_INET6,
+                nh_family: AF_INET6.into(),
                 __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 {
                     ipv6_nh: next_hop.words(),
                 },
@@ -363,6 +366,22 @@ impl<'a> Packet<'a> {
     pub(crate) fn redirect_by_route(&self, ifindex: u32) -> Result<(), DropReason> {
         // SAFETY: no parameters is what a null pointer of length zero stands for.
         redirected(unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) })
+    }
+
+    /// Asks the kernel's routes as `bpf_fib_lookup` does, and gives what that returns.
+    ///
+    /// # Safety
+    ///
+    /// `question` must be a `struct bpf_fib_lookup`, all of it written, which the answer is put into.
+    #[inline(always)]
+    pub(crate) unsafe fn look_up_route(
+        &self,
+        question: *mut c_void,
+        length: i32,
+        flags: u32,
+    ) -> i64 {
+        // SAFETY: the caller's promise.
+        unsafe { bpf_fib_lookup(self.skb().cast(), question.cast(), length, flags) }
     }
 
     /// Makes the frame one for this host, whatever its MAC.

@@ -1,9 +1,20 @@
 //! From bytes to the few facts that later stages need. Every load is bounds-checked by the kernel.
 
+mod extensions;
+mod quoted;
+mod transport;
+
 use aya_ebpf::{btf_maps::PerCpuArray, macros::btf_map};
 use egress_common::{Addr, DropReason, Family, WireU16};
 
-use crate::packet::{L3, Packet};
+pub(crate) use self::{
+    quoted::{Quoted, quoted},
+    transport::{Transport, TransportKind, icmp_kind, transport},
+};
+use crate::{
+    packet::{L3, Packet},
+    verifier::ForgottenByte,
+};
 
 pub(crate) const ETH_P_IP: u16 = 0x0800;
 pub(crate) const ETH_P_IPV6: u16 = 0x86dd;
@@ -27,10 +38,6 @@ pub(crate) mod protocol {
     pub(crate) const HIP: u8 = 139;
     pub(crate) const SHIM6: u8 = 140;
 }
-
-/// Extension headers that are walked before a packet is refused: each kind that RFC 8200, 4.1 lists,
-/// and the second destination options header.
-const MAX_EXTENSIONS: u32 = 8;
 
 /// An IPv4 header without its options (RFC 791, 3.1).
 #[repr(C)]
@@ -71,16 +78,6 @@ const IPV4_DESTINATION: u32 = 16;
 /// Where the addresses lie in an IPv6 header.
 const IPV6_SOURCE: u32 = 8;
 const IPV6_DESTINATION: u32 = 24;
-
-/// The first eight bytes of any extension header; `rest` is the identification of a fragment header.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Extension {
-    next_header: u8,
-    length: u8,
-    fragment_offset: WireU16,
-    rest: u32,
-}
 
 /// What a frame carries.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -165,12 +162,18 @@ pub(crate) enum Fragment {
     Later(u32),
 }
 
-/// Reads the frame's headers up to the one above IP, into the caller's `ip`.
+/// Reads the headers of a frame without a VLAN tag up to the one above IP, into the caller's `ip`.
 #[inline(always)]
 pub(crate) fn frame(packet: &Packet<'_>, ip: &mut Ip) -> Result<Frame, DropReason> {
     if packet.has_vlan_tag() {
         return Err(DropReason::NotPlainIp);
     }
+    frame_beside_tag(packet, ip)
+}
+
+/// The same of a frame whose tag, if there is one beside it, the caller knows of.
+#[inline(always)]
+pub(crate) fn frame_beside_tag(packet: &Packet<'_>, ip: &mut Ip) -> Result<Frame, DropReason> {
     let family = match packet.ethertype() {
         ETH_P_IP => Family::V4,
         ETH_P_IPV6 => Family::V6,
@@ -244,7 +247,7 @@ fn ipv4(packet: &Packet<'_>, ip: &mut Ip) -> Result<(), DropReason> {
 /// Refuses a packet whose options name the hops that it takes (RFC 791, 3.1: types 131 and 137).
 #[inline(always)]
 fn refuse_source_route(packet: &Packet<'_>, end: u32) -> Result<(), DropReason> {
-    let mut place = Forgotten::new();
+    let mut place = ForgottenByte::new();
     let mut at = L3 + 20;
     for _ in 0..MAX_OPTIONS {
         at = place.forget(at);
@@ -265,31 +268,6 @@ fn refuse_source_route(packet: &Packet<'_>, end: u32) -> Result<(), DropReason> 
         }
     }
     Ok(())
-}
-
-/// A place where the verifier loses sight of a number.
-///
-/// It would follow every sum of option lengths for itself, millions of them. A byte in the middle of a
-/// word of stack is one that it does not follow, so all ways through an option lead to one state.
-#[repr(align(8))]
-pub(crate) struct Forgotten([u8; 8]);
-
-impl Forgotten {
-    #[inline(always)]
-    pub(crate) const fn new() -> Self {
-        Self([0; 8])
-    }
-
-    /// The number again; anything above a byte is as good as the largest byte, which no header reaches.
-    #[inline(always)]
-    pub(crate) fn forget(&mut self, number: u32) -> u32 {
-        let byte = u8::try_from(number).unwrap_or(u8::MAX);
-        // SAFETY: a byte of our own, written and read where it lies.
-        unsafe {
-            core::ptr::write_volatile(&raw mut self.0[3], byte);
-            u32::from(core::ptr::read_volatile(&raw const self.0[3]))
-        }
-    }
 }
 
 #[inline(always)]
@@ -322,7 +300,7 @@ fn ipv6(packet: &Packet<'_>, ip: &mut Ip) -> Result<(), DropReason> {
         40 + payload
     };
     ip.length = total_length(packet, claimed)?;
-    walk_extensions(packet, ip)?;
+    extensions::walk(packet, ip)?;
     if ip.l4 > ip.end() {
         return Err(DropReason::Malformed);
     }
@@ -342,100 +320,6 @@ fn total_length(packet: &Packet<'_>, claimed: u32) -> Result<u32, DropReason> {
     }
 }
 
-#[inline(always)]
-const fn is_extension(next_header: u8) -> bool {
-    matches!(
-        next_header,
-        protocol::HOP_BY_HOP
-            | protocol::ROUTING
-            | protocol::FRAGMENT
-            | protocol::AUTHENTICATION
-            | protocol::DESTINATION_OPTIONS
-            | protocol::MOBILITY
-            | protocol::HIP
-            | protocol::SHIM6
-    )
-}
-
-/// Walks to the header above IPv6, or to the end of what a later fragment has.
-#[inline(always)]
-fn walk_extensions(packet: &Packet<'_>, ip: &mut Ip) -> Result<(), DropReason> {
-    for _ in 0..MAX_EXTENSIONS {
-        if !is_extension(ip.protocol) {
-            return Ok(());
-        }
-        let header: Extension = packet.load(ip.l4).ok_or(DropReason::Malformed)?;
-        let kind = ip.protocol;
-        ip.protocol = header.next_header;
-        ip.l4 += match kind {
-            protocol::FRAGMENT => {
-                let offset = header.fragment_offset.get();
-                if offset >> 3 != 0 {
-                    ip.fragment = Fragment::Later(header.rest);
-                    ip.l4 += 8;
-                    return Ok(());
-                }
-                // RFC 6946: offset 0 without "more" is an atomic fragment, a whole packet.
-                if offset & 1 != 0 {
-                    ip.fragment = Fragment::First(header.rest);
-                }
-                8
-            }
-            // RFC 8200, 4.4: the fourth byte counts the segments that are left to visit.
-            protocol::ROUTING if header.fragment_offset.0[1] != 0 => {
-                return Err(DropReason::SourceRouted);
-            }
-            // RFC 4302, 2.2: the length is in words of four bytes, less two.
-            protocol::AUTHENTICATION => {
-                ip.is_authenticated = true;
-                (u32::from(header.length) + 2) * 4
-            }
-            _ => (u32::from(header.length) + 1) * 8,
-        };
-    }
-    if is_extension(ip.protocol) {
-        Err(DropReason::Malformed)
-    } else {
-        Ok(())
-    }
-}
-
-/// What the header above IP says of its flow.
-#[derive(Clone, Copy)]
-pub(crate) struct Transport {
-    /// The sender's port, or the identifier of an ICMP echo.
-    pub(crate) source_port: WireU16,
-    /// The receiver's port.
-    pub(crate) destination_port: WireU16,
-    pub(crate) kind: TransportKind,
-}
-
-/// How a packet relates to its flow.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum TransportKind {
-    /// A packet of a flow known by ports, or by addresses and protocol alone.
-    Flow,
-    /// An ICMP echo request.
-    EchoRequest,
-    /// An ICMP echo reply.
-    EchoReply,
-    /// An ICMP error: what it is about stands inside it.
-    IcmpError,
-    /// Any other ICMP message.
-    IcmpOther,
-}
-
-/// ICMP's first eight bytes, of an echo (RFC 792, RFC 4443).
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Icmp {
-    kind: u8,
-    code: u8,
-    checksum: WireU16,
-    id: WireU16,
-    sequence: WireU16,
-}
-
 /// The bytes at `offset`, if the packet, which ends at `end`, has them: padding tells nothing.
 #[inline(always)]
 pub(crate) fn load_within<T: Copy>(packet: &Packet<'_>, offset: u32, end: u32) -> Option<T> {
@@ -443,123 +327,4 @@ pub(crate) fn load_within<T: Copy>(packet: &Packet<'_>, offset: u32, end: u32) -
         return None;
     }
     packet.load(offset)
-}
-
-/// Reads the ports at `l4` of a packet that ends at `end`. Not for later fragments, which have none.
-#[inline(always)]
-pub(crate) fn transport(
-    packet: &Packet<'_>,
-    protocol: u8,
-    l4: u32,
-    end: u32,
-) -> Result<Transport, DropReason> {
-    match protocol {
-        protocol::TCP | protocol::UDP | protocol::UDP_LITE | protocol::SCTP | protocol::DCCP => {
-            let ports: [WireU16; 2] = load_within(packet, l4, end).ok_or(DropReason::Malformed)?;
-            Ok(Transport {
-                source_port: ports[0],
-                destination_port: ports[1],
-                kind: TransportKind::Flow,
-            })
-        }
-        protocol::ICMP | protocol::ICMPV6 => {
-            let icmp: Icmp = load_within(packet, l4, end).ok_or(DropReason::Malformed)?;
-            let kind = icmp_kind(protocol, icmp.kind);
-            let echo = matches!(kind, TransportKind::EchoRequest | TransportKind::EchoReply);
-            Ok(Transport {
-                source_port: if echo { icmp.id } else { WireU16([0, 0]) },
-                destination_port: WireU16([0, 0]),
-                kind,
-            })
-        }
-        _ => Ok(Transport {
-            source_port: WireU16([0, 0]),
-            destination_port: WireU16([0, 0]),
-            kind: TransportKind::Flow,
-        }),
-    }
-}
-
-/// What an ICMP message of that type is; `protocol` is ICMP's or ICMPv6's.
-#[inline(always)]
-pub(crate) const fn icmp_kind(protocol: u8, kind: u8) -> TransportKind {
-    match (protocol, kind) {
-        (protocol::ICMP, 8) | (protocol::ICMPV6, 128) => TransportKind::EchoRequest,
-        (protocol::ICMP, 0) | (protocol::ICMPV6, 129) => TransportKind::EchoReply,
-        // Unreachable, time exceeded, parameter problem; for ICMPv6 all errors, packet too big among them.
-        (protocol::ICMP, 3 | 11 | 12) | (protocol::ICMPV6, 1..=4) => TransportKind::IcmpError,
-        _ => TransportKind::IcmpOther,
-    }
-}
-
-/// The packet inside an ICMP error, as far as errors quote it.
-pub(crate) struct Quoted {
-    pub(crate) source: Addr,
-    pub(crate) destination: Addr,
-    pub(crate) transport: Transport,
-    pub(crate) protocol: u8,
-}
-
-impl Quoted {
-    /// What [`quoted`] fills in.
-    #[inline(always)]
-    pub(crate) const fn unread() -> Self {
-        Self {
-            source: Addr::v4([0; 4]),
-            destination: Addr::v4([0; 4]),
-            transport: Transport {
-                source_port: WireU16([0, 0]),
-                destination_port: WireU16([0, 0]),
-                kind: TransportKind::IcmpOther,
-            },
-            protocol: 0,
-        }
-    }
-}
-
-/// Reads the packet that the ICMP error `ip` quotes (RFC 792: its header and 8 bytes; RFC 4443: more),
-/// and says whether there is one that tells its flow.
-///
-/// A function of its own, for the sake of its callers' stack. It returns a flag because the kernel
-/// refuses the type information of an `Option` whose tag is not its first byte.
-#[inline(never)]
-pub(crate) fn quoted(packet: &Packet<'_>, ip: &Ip, quoted: &mut Quoted) -> bool {
-    let at = ip.l4 + 8;
-    let l4 = match ip.family {
-        Family::V4 => {
-            let Some(header) = load_within::<Ipv4Header>(packet, at, ip.end()) else {
-                return false;
-            };
-            // A later fragment quotes no ports.
-            if header.version_ihl >> 4 != 4 || header.flags_offset.get() & 0x1fff != 0 {
-                return false;
-            }
-            quoted.source = Addr::v4(header.source);
-            quoted.destination = Addr::v4(header.destination);
-            quoted.protocol = header.protocol;
-            at + u32::from(header.version_ihl & 0x0f) * 4
-        }
-        Family::V6 => {
-            let Some(header) = load_within::<Ipv6Header>(packet, at, ip.end()) else {
-                return false;
-            };
-            if header.version_class_flow[0] >> 4 != 6 || at + 40 > ip.end() {
-                return false;
-            }
-            if !packet.load_addr(at + IPV6_SOURCE, &mut quoted.source)
-                || !packet.load_addr(at + IPV6_DESTINATION, &mut quoted.destination)
-            {
-                return false;
-            }
-            quoted.protocol = header.next_header;
-            at + 40
-        }
-    };
-    match transport(packet, quoted.protocol, l4, ip.end()) {
-        Ok(transport) => {
-            quoted.transport = transport;
-            true
-        }
-        Err(_) => false,
-    }
 }

@@ -33,3 +33,28 @@ impl Forgotten {
         unsafe { core::ptr::write_volatile(&raw mut self.number, number) };
     }
 }
+
+/// The same for a number that fits a byte, such as an offset within options.
+///
+/// It would follow every sum of option lengths for itself, millions of them. A byte in the middle of a
+/// word of stack is one that it does not follow either.
+#[repr(align(8))]
+pub(crate) struct ForgottenByte([u8; 8]);
+
+impl ForgottenByte {
+    #[inline(always)]
+    pub(crate) const fn new() -> Self {
+        Self([0; 8])
+    }
+
+    /// The number again; anything above a byte is as good as the largest byte, which no header reaches.
+    #[inline(always)]
+    pub(crate) fn forget(&mut self, number: u32) -> u32 {
+        let byte = u8::try_from(number).unwrap_or(u8::MAX);
+        // SAFETY: a byte of our own, written and read where it lies.
+        unsafe {
+            core::ptr::write_volatile(&raw mut self.0[3], byte);
+            u32::from(core::ptr::read_volatile(&raw const self.0[3]))
+        }
+    }
+}

@@ -20,6 +20,9 @@ const CONTEXT_LINES: usize = 2;
 /// Bytes shown of a line on either side of what is meant: JSON may be one line of megabytes.
 const CONTEXT_BYTES: usize = 120;
 
+/// Bytes of a message or a hint: what is quoted in it may be megabytes.
+const MAX_MESSAGE: usize = 1000;
+
 /// Bytes between two points where the characters are counted: a file may be one line of megabytes.
 const BLOCK: usize = 4096;
 
@@ -241,7 +244,7 @@ impl Diagnostic {
             snippet: Some(source.snippet(&position)),
             position: Some(position),
             object: None,
-            message: message.into(),
+            message: brief(message.into()),
             help: None,
         }
     }
@@ -254,7 +257,7 @@ impl Diagnostic {
             file: file.into(),
             position: None,
             object: None,
-            message: message.into(),
+            message: brief(message.into()),
             help: None,
             snippet: None,
         }
@@ -263,7 +266,7 @@ impl Diagnostic {
     /// With a hint.
     #[must_use]
     pub fn with_help(mut self, help: impl Into<String>) -> Self {
-        self.help = Some(help.into());
+        self.help = Some(brief(help.into()));
         self
     }
 
@@ -299,6 +302,18 @@ impl Diagnostic {
         }
         out
     }
+}
+
+/// The text without its middle, if it is long.
+fn brief(text: String) -> String {
+    if text.len() <= MAX_MESSAGE {
+        return text;
+    }
+    let (start, end) = (
+        text.floor_char_boundary(MAX_MESSAGE / 2),
+        text.ceil_char_boundary(text.len() - MAX_MESSAGE / 2),
+    );
+    format!("{} … {}", &text[..start], &text[end..])
 }
 
 impl fmt::Display for Diagnostic {

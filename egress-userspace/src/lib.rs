@@ -21,6 +21,7 @@ pub mod model;
 pub mod nat;
 pub mod node;
 pub mod overlay_keys;
+pub mod privileges;
 pub mod resolve;
 pub mod resources;
 pub mod selector;

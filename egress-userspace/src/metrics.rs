@@ -1,7 +1,7 @@
 //! The metrics of `/metrics`, read from the kernel at the moment of the scrape; `docs/metrics.md` explains each.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     fmt::Write as _,
     sync::{
@@ -27,6 +27,7 @@ use crate::{
     nat::Statistics,
     resolve::{GatewayStatus, PodState},
     snapshot::Snapshot,
+    sources::files::Faults,
 };
 
 /// Upper bounds of the apply histogram: an apply is promised within 100 ms.
@@ -77,8 +78,19 @@ pub struct Metrics {
     counters: Arc<Counters>,
     connections: Arc<ArcSwap<Statistics>>,
     probes: OnceLock<Arc<Board>>,
+    held: Option<ReadHeld>,
     applies: Histogram,
     scrape_errors: AtomicU64,
+    state_faults: Faults,
+}
+
+/// Whoever reads what interfaces that are closed have held back.
+struct ReadHeld(Box<dyn Fn() -> anyhow::Result<Count> + Send + Sync>);
+
+impl fmt::Debug for ReadHeld {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ReadHeld")
+    }
 }
 
 impl Metrics {
@@ -90,8 +102,10 @@ impl Metrics {
             counters,
             connections: Arc::default(),
             probes: OnceLock::new(),
+            held: None,
             applies: Histogram::new(APPLY_BUCKETS),
             scrape_errors: AtomicU64::new(0),
+            state_faults: Faults::default(),
         }
     }
 
@@ -110,6 +124,27 @@ impl Metrics {
         let _kept = self.probes.set(board);
     }
 
+    /// With what is held back at closed interfaces.
+    #[must_use]
+    pub fn with_held(
+        self,
+        read: impl Fn() -> anyhow::Result<Count> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            held: Some(ReadHeld(Box::new(read))),
+            ..self
+        }
+    }
+
+    /// With what is wrong in the state directory.
+    #[must_use]
+    pub fn with_state_faults(self, state_faults: Faults) -> Self {
+        Self {
+            state_faults,
+            ..self
+        }
+    }
+
     /// Records how long an apply took, whether it worked or not.
     pub fn observe_apply(&self, duration: Duration) {
         self.applies.observe(duration.as_secs_f64());
@@ -120,9 +155,12 @@ impl Metrics {
     /// # Errors
     /// When the kernel's counters cannot be read: a scrape shows all of them or fails.
     pub fn render(&self, format: Format) -> anyhow::Result<String> {
-        let (series, maps) = self.counters.read().inspect_err(|_| {
+        let failed = |_: &anyhow::Error| {
             self.scrape_errors.fetch_add(1, Ordering::Relaxed);
-        })?;
+        };
+        let (series, maps) = self.counters.read().inspect_err(failed)?;
+        let read_held = self.held.as_ref().map(|ReadHeld(read)| read());
+        let held = read_held.transpose().inspect_err(failed)?;
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Scrape {
             snapshot: self.snapshot.load_full(),
@@ -134,8 +172,10 @@ impl Metrics {
                 .get()
                 .map(|board| board.round_trips())
                 .unwrap_or_default(),
+            held,
             applies: self.applies.clone(),
             scrape_errors: self.scrape_errors.load(Ordering::Relaxed),
+            state_errors: self.state_faults.all().len() as u64,
         }));
         let mut out = String::new();
         text::encode(&mut out, &registry)?;
@@ -154,8 +194,10 @@ struct Scrape {
     maps: Vec<MapUse>,
     connections: Arc<Statistics>,
     round_trips: BTreeMap<Subject, Duration>,
+    held: Option<Count>,
     applies: Histogram,
     scrape_errors: u64,
+    state_errors: u64,
 }
 
 impl Collector for Scrape {
@@ -164,6 +206,7 @@ impl Collector for Scrape {
         self.traffic(e)?;
         self.translation(e)?;
         self.node(e)?;
+        self.hold(e)?;
         self.agent(e)
     }
 }
@@ -260,6 +303,12 @@ impl Scrape {
             "Programs put back after something else removed them",
             self.snapshot.reattached,
         )?;
+        counter(
+            e,
+            "egress_pins_restored",
+            "Pins of maps and links put back after something else removed them",
+            self.snapshot.pins_restored,
+        )?;
         let connections = self.connection_tables();
         let maps = || self.maps.iter().chain(&connections);
         gauges(
@@ -307,6 +356,39 @@ impl Scrape {
         Ok(())
     }
 
+    /// Only where something is to be held: zeroes would say that nothing got through where nothing is kept.
+    fn hold(&self, e: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let Some(held) = &self.held else {
+            return Ok(());
+        };
+        let what =
+            "dropped at interfaces that are closed until their pods' policies are in the kernel";
+        counter(
+            e,
+            "egress_held_packets",
+            &format!("IP packets {what}"),
+            held.packets,
+        )?;
+        let help = format!("Bytes of IP packets {what}");
+        let unit = Some(&Unit::Bytes);
+        write_counter(
+            &mut e.encode_descriptor("egress_held", &help, unit, MetricType::Counter)?,
+            held.bytes,
+        )?;
+        gauge(
+            e,
+            "egress_interfaces_held",
+            "Interfaces that are closed until their pods' policies are in the kernel",
+            self.snapshot.held.as_ref().map_or(0, BTreeSet::len) as u64,
+        )?;
+        counter(
+            e,
+            "egress_hold_restored",
+            "Times that something else changed the nftables table that closes interfaces, and it was put up again",
+            self.snapshot.hold_restored,
+        )
+    }
+
     fn agent(&self, e: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let snapshot = &self.snapshot;
         let files: Vec<(String, u64)> = snapshot
@@ -350,6 +432,18 @@ impl Scrape {
                 .skipped
                 .iter()
                 .map(|(kind, n)| ([("kind", kind.as_str())], *n)),
+        )?;
+        gauge(
+            e,
+            "egress_resources_restored",
+            "Objects in force as the last run kept them",
+            snapshot.restored as u64,
+        )?;
+        gauge(
+            e,
+            "egress_state_errors",
+            "Files of the state directory that are broken or cannot be written",
+            self.state_errors,
         )?;
         self.applies.encode(e.encode_descriptor(
             "egress_apply_duration",

@@ -18,6 +18,7 @@ use serde::Deserialize;
 use crate::{
     health::NextHopProbe,
     kernel::{AttachMode, Capacities, LoadOptions, Paths},
+    node::Pattern,
     resolve::{self, PodGateways},
     resources::interface_fault,
     state::Limits,
@@ -43,7 +44,8 @@ pub struct Places {
     /// [default: /sys/fs/bpf/egress]
     #[arg(long, value_name = "DIR")]
     pub pin_dir: Option<PathBuf>,
-    /// Directory for the names of counters [default: /run/egress/ and the pin directory's path]
+    /// Directory for what outlives the agent: the last good version of every object, the names of counters
+    /// [default: /run/egress/ and the pin directory's path]
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
 }
@@ -94,7 +96,8 @@ pub struct Flags {
     /// [default: /sys/fs/bpf/egress]
     #[arg(long, value_name = "DIR")]
     pub pin_dir: Option<PathBuf>,
-    /// Directory for the names of counters [default: /run/egress/ and the pin directory's path]
+    /// Directory for what outlives the agent: the last good version of every object, the names of counters
+    /// [default: /run/egress/ and the pin directory's path]
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
     /// Whether a pod's own annotations count, or only its namespace's [default: true]
@@ -182,6 +185,10 @@ pub struct Flags {
     /// How long connections of a gateway that is drained may stay, unless its drainTimeout says it [default: 10m]
     #[arg(long, value_name = "TIME")]
     pub drain_timeout: Option<Milliseconds>,
+    /// Interfaces that are closed until their pods' policies are in the kernel, by nftables: a name, or its beginning
+    /// and *, such as 'cali*'; may be given several times
+    #[arg(long, value_name = "PATTERN", num_args = 1..)]
+    pub hold_interfaces: Vec<String>,
     /// Let the programs log each packet that they drop: for debugging, not for production
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub debug_log: Option<bool>,
@@ -202,14 +209,14 @@ pub struct Settings {
     pub limits: Limits,
     /// How to load.
     pub load: LoadOptions,
-    /// The interfaces that lead to the outside; none are the devices of the default routes.
-    pub uplinks: Vec<String>,
     /// The overlay between nodes; without a key there is none.
     pub overlay: Option<OverlayOptions>,
     /// Source NAT on this node.
     pub nat: NatOptions,
     /// How gateways are probed.
     pub probes: ProbeOptions,
+    /// Interfaces that are closed until their pods' verdicts are in the kernel.
+    pub hold_interfaces: Vec<Pattern>,
 }
 
 impl Flags {
@@ -254,6 +261,7 @@ impl Flags {
             probe_up_after: self.probe_up_after.or(config.probe_up_after),
             drain_timeout: self.drain_timeout.or(config.drain_timeout),
             next_hop_probe: self.next_hop_probe.or(config.next_hop_probe),
+            hold_interfaces: either(self.hold_interfaces, config.hold_interfaces),
             debug_log: self.debug_log.or(config.debug_log),
         }
     }
@@ -270,6 +278,14 @@ impl Flags {
                 bail!("--uplink: {name:?} {fault}");
             }
         }
+        let hold_interfaces = self
+            .hold_interfaces
+            .iter()
+            .map(|text| match Pattern::new(text) {
+                Ok(pattern) => Ok(pattern),
+                Err(fault) => bail!("--hold-interfaces: {text:?} {fault}"),
+            })
+            .collect::<anyhow::Result<_>>()?;
         let places = Places {
             pin_dir: self.pin_dir,
             state_dir: self.state_dir,
@@ -313,7 +329,7 @@ impl Flags {
                 local_cidrs: self.local_cidr,
                 per_pod_policies: self.per_pod_policies.unwrap_or(true),
                 pod_gateways: self.pod_gateways.unwrap_or_default(),
-                uplinks: self.uplink.clone(),
+                uplinks: self.uplink,
                 overlay: None,
                 nat_ports: nat.ports,
                 // What the kernel says of them may change; whoever resolves asks it.
@@ -333,10 +349,10 @@ impl Flags {
                 attach_mode: self.attach_mode,
                 debug_log: self.debug_log.unwrap_or(false),
             },
-            uplinks: self.uplink,
             overlay,
             nat,
             probes,
+            hold_interfaces,
         })
     }
 }

@@ -38,6 +38,8 @@ pub struct Snapshot {
     pub skipped: BTreeMap<String, u64>,
     /// Objects whose newest version is refused.
     pub degraded: BTreeSet<Degraded>,
+    /// Objects in force as the last run kept them.
+    pub restored: usize,
     /// The last apply, whether it worked or not.
     pub last_apply: Option<Apply>,
     /// When an apply last worked.
@@ -46,8 +48,14 @@ pub struct Snapshot {
     pub programs: Vec<AttachedProgram>,
     /// Times that something else removed a program or its qdisc, and it was put back.
     pub reattached: u64,
+    /// Pins of maps, links and filters that something else removed, and that were put back.
+    pub pins_restored: u64,
     /// What would make other nodes drop frames of the overlay from here, one sentence each.
     pub unreachable: BTreeSet<String>,
+    /// Interfaces that are closed until their pods' verdicts are in the kernel; none if nothing is to be held.
+    pub held: Option<BTreeSet<String>>,
+    /// Times that something else changed the nftables table that closes them, and it was put up again.
+    pub hold_restored: u64,
     /// The egress addresses that this node owns.
     pub egress: Vec<OwnedAddress>,
     /// Times that something else took an egress address off its interface, and it was put back.

@@ -1,5 +1,5 @@
 //! What must outlive the agent beside the kernel: the names of counters, the addresses that it has put on
-//! interfaces, and a lock.
+//! interfaces, the last good version of every object, and a lock.
 
 use std::{
     collections::BTreeSet,
@@ -14,12 +14,16 @@ use anyhow::{Context, bail, ensure};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::state::Names;
+use crate::{
+    sources::files::{Faults, remove_kept},
+    state::Names,
+};
 
 /// An agent's state directory, which no other agent has while this lives.
 #[derive(Debug)]
 pub struct StateDir {
     path: PathBuf,
+    faults: Faults,
     _lock: Flock<File>,
 }
 
@@ -31,18 +35,35 @@ impl StateDir {
             .mode(0o700)
             .create(path)
             .with_context(|| format!("cannot make the state directory {}", path.display()))?;
+        let faults = Faults::default();
         let file = lock_file(path);
         // What is there may be somebody else's: it is not emptied.
-        let lock = File::options()
+        let made = File::options()
             .write(true)
             .create(true)
             .truncate(false)
-            .open(&file)
-            .with_context(|| format!("cannot make {}", file.display()))?;
+            .open(&file);
+        let (lock, locked) = match made {
+            Ok(lock) => (lock, file),
+            // A disk that cannot be written, or something else by that name: the directory can be locked itself.
+            Err(error) => {
+                faults.note(&file, format!("cannot be made: {error}"));
+                let directory =
+                    File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+                (directory, path.to_owned())
+            }
+        };
         Ok(Self {
             path: path.to_owned(),
-            _lock: lock_for_one(lock, &file, path, "--pin-dir and --state-dir")?,
+            faults,
+            _lock: lock_for_one(lock, &locked, path, "--pin-dir and --state-dir")?,
         })
+    }
+
+    /// What is wrong here, as those who use the directory find it.
+    #[must_use]
+    pub fn faults(&self) -> Faults {
+        self.faults.clone()
     }
 
     /// The names that the last agent kept.
@@ -57,8 +78,22 @@ impl StateDir {
     }
 
     /// Keeps names; when this returns they survive a crash.
-    pub fn keep_names(&self, names: &Names) -> anyhow::Result<()> {
-        keep(names, &names_file(&self.path), &new_names_file(&self.path))
+    ///
+    /// If that fails, older ones are not kept either: counters that begin anew are better than such as count for
+    /// others. That is noted, and no reason to leave the kernel without its changes.
+    pub fn keep_names(&self, names: &Names) {
+        let file = names_file(&self.path);
+        match keep(names, &file) {
+            Ok(()) => self.faults.mended(&file),
+            Err(error) => {
+                let removed = remove_own_file(&file);
+                let also = removed
+                    .err()
+                    .map_or_else(String::new, |e| format!("; {e:#}"));
+                let reason = format!("counters begin anew at the next start: {error:#}{also}");
+                self.faults.note(&file, reason);
+            }
+        }
     }
 
     /// The book of addresses that agents have put on interfaces.
@@ -75,6 +110,33 @@ impl StateDir {
         self.path.join("overlay.json")
     }
 
+    /// Where the last good version of every object is kept.
+    #[must_use]
+    pub fn objects(&self) -> PathBuf {
+        objects(&self.path)
+    }
+
+    /// Sets aside what is there and cannot be what an agent has written, so that it is made anew, and notes it.
+    ///
+    /// Losing these costs the names of counters, and the knowledge of what on the node is an agent's.
+    pub fn set_aside_broken(&self) {
+        for file in [
+            names_file(&self.path),
+            addresses_file(&self.path),
+            self.overlay_file(),
+        ] {
+            let Some(reason) = fault_of(&file) else {
+                continue;
+            };
+            let aside = file.with_extension("broken");
+            let reason = match fs::rename(&file, &aside) {
+                Ok(()) => format!("{reason}; it is {} now, and made anew", aside.display()),
+                Err(error) => format!("{reason}, and cannot be moved away: {error}"),
+            };
+            self.faults.lost(&file, reason);
+        }
+    }
+
     /// Removes what an agent leaves there, and the directory unless it has other files.
     ///
     /// Returns whether the directory is gone.
@@ -82,15 +144,15 @@ impl StateDir {
         // The lock last: until then nobody else is in here.
         for file in [
             names_file(&self.path),
-            new_names_file(&self.path),
             self.overlay_file(),
-            self.overlay_file().with_extension("new"),
             addresses_file(&self.path),
-            new_addresses_file(&self.path),
-            lock_file(&self.path),
         ] {
             remove_own_file(&file)?;
+            remove_own_file(&unfinished(&file))?;
+            remove_own_file(&file.with_extension("broken"))?;
         }
+        remove_kept(&self.objects())?;
+        remove_own_file(&lock_file(&self.path))?;
         remove_if_empty(&self.path)
     }
 }
@@ -139,7 +201,10 @@ impl AddressBook {
     /// # Errors
     /// The file cannot be read or understood.
     pub fn read(&self) -> anyhow::Result<BTreeSet<Assigned>> {
-        let page: Page = read(&addresses_file(&self.directory))?;
+        let page: Page = read(&addresses_file(&self.directory)).context(
+            "which addresses an agent has put on this node is not known: take those off that no gateway has (`ip \
+             address`), and remove the file",
+        )?;
         if page.boot == boot()? {
             Ok(page.addresses)
         } else {
@@ -156,8 +221,7 @@ impl AddressBook {
             boot: boot()?,
             addresses: addresses.clone(),
         };
-        let new = new_addresses_file(&self.directory);
-        keep(&page, &addresses_file(&self.directory), &new)
+        keep(&page, &addresses_file(&self.directory))
     }
 }
 
@@ -168,12 +232,14 @@ fn boot() -> anyhow::Result<String> {
     Ok(id.trim().to_owned())
 }
 
-fn keep(what: &impl Serialize, path: &Path, new: &Path) -> anyhow::Result<()> {
+/// Writes a file anew; when this returns it survives a crash.
+pub(crate) fn keep(what: &impl Serialize, path: &Path) -> anyhow::Result<()> {
+    let new = unfinished(path);
     let write = || -> io::Result<()> {
-        let mut file = File::create(new)?;
+        let mut file = File::create(&new)?;
         file.write_all(&serde_json::to_vec(what)?)?;
         file.sync_all()?;
-        fs::rename(new, path)
+        fs::rename(&new, path)
     };
     write().with_context(|| format!("cannot write {}", path.display()))
 }
@@ -238,20 +304,39 @@ pub(crate) fn remove_if_empty(path: &Path) -> anyhow::Result<bool> {
     }
 }
 
-fn names_file(directory: &Path) -> PathBuf {
-    directory.join("names.json")
+/// Why a file cannot be read as JSON, if it is there.
+fn fault_of(file: &Path) -> Option<String> {
+    match fs::symlink_metadata(file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+        Err(error) => return Some(format!("cannot be looked at: {error}")),
+        // Opening a named pipe would wait for ever.
+        Ok(metadata) if !metadata.is_file() => return Some("is not a regular file".to_owned()),
+        Ok(_) => {}
+    }
+    match fs::read(file) {
+        Ok(bytes) => serde_json::from_slice::<serde::de::IgnoredAny>(&bytes)
+            .err()
+            .map(|error| format!("cannot be understood: {error}")),
+        Err(error) => Some(format!("cannot be read: {error}")),
+    }
 }
 
-fn new_names_file(directory: &Path) -> PathBuf {
-    directory.join("names.new")
+/// Where the last good version of every object is kept in a state directory.
+pub(crate) fn objects(directory: &Path) -> PathBuf {
+    directory.join("objects")
+}
+
+fn names_file(directory: &Path) -> PathBuf {
+    directory.join("names.json")
 }
 
 fn addresses_file(directory: &Path) -> PathBuf {
     directory.join("addresses.json")
 }
 
-fn new_addresses_file(directory: &Path) -> PathBuf {
-    directory.join("addresses.new")
+/// What a file is called until it is written in full.
+fn unfinished(file: &Path) -> PathBuf {
+    file.with_extension("new")
 }
 
 fn lock_file(directory: &Path) -> PathBuf {
@@ -274,7 +359,7 @@ mod tests {
             ..Names::default()
         };
         let state = StateDir::open(&path).unwrap();
-        state.keep_names(&names).unwrap();
+        state.keep_names(&names);
         assert!(format!("{:#}", StateDir::open(&path).unwrap_err()).contains("another agent"));
         drop(state);
         let state = StateDir::open(&path).unwrap();
@@ -289,8 +374,8 @@ mod tests {
         let foreign = directory.path().join("foreign");
         fs::write(&foreign, b"kept").unwrap();
         let state = StateDir::open(directory.path()).unwrap();
-        state.keep_names(&Names::default()).unwrap();
-        fs::write(new_names_file(directory.path()), b"").unwrap();
+        state.keep_names(&Names::default());
+        fs::write(unfinished(&names_file(directory.path())), b"").unwrap();
         state.address_book().keep(&BTreeSet::new()).unwrap();
         assert!(!state.remove().unwrap());
         assert_eq!(fs::read(&foreign).unwrap(), b"kept");
@@ -328,6 +413,46 @@ mod tests {
         assert_eq!(book.read().unwrap(), BTreeSet::new());
         fs::write(&file, b"{").unwrap();
         assert!(book.read().is_err(), "what is ours is not known then");
+    }
+
+    #[test]
+    fn what_is_broken_is_set_aside() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        let state = StateDir::open(path).unwrap();
+        state.keep_names(&Names::default());
+        state.set_aside_broken();
+        assert_eq!(state.faults().all(), [].into());
+        fs::write(names_file(path), b"\0\0").unwrap();
+        fs::write(addresses_file(path), b"").unwrap();
+        fs::create_dir_all(state.overlay_file().join("x")).unwrap();
+        state.set_aside_broken();
+        let broken: Vec<_> = state.faults().all().into_keys().collect();
+        let expected = [addresses_file(path), names_file(path), state.overlay_file()];
+        assert_eq!(broken, expected);
+        assert_eq!(state.address_book().read().unwrap(), BTreeSet::new());
+        state.keep_names(&Names::default());
+        assert_eq!(state.faults().all().len(), 3, "what was lost stays lost");
+        fs::remove_dir_all(path.join("overlay.broken")).unwrap();
+        assert!(state.remove().unwrap(), "what was set aside goes, too");
+    }
+
+    #[test]
+    fn what_cannot_be_written_stops_nobody() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        // Root may write everywhere, but not over directories.
+        fs::create_dir_all(lock_file(path).join("x")).unwrap();
+        fs::create_dir_all(unfinished(&names_file(path)).join("x")).unwrap();
+        fs::write(names_file(path), b"{}").unwrap();
+        let state = StateDir::open(path).unwrap();
+        assert!(StateDir::open(path).is_err(), "it is locked all the same");
+        state.keep_names(&Names::default());
+        assert!(!names_file(path).exists(), "the old names count for others");
+        assert_eq!(state.faults().all().len(), 2);
+        fs::remove_dir_all(unfinished(&names_file(path))).unwrap();
+        state.keep_names(&Names::default());
+        assert_eq!(state.faults().all().len(), 1);
     }
 
     #[test]

@@ -29,6 +29,9 @@ use crate::{
 pub const HTTP: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9464);
 
+/// How long an agent may take to start: the kernel verifies its programs on processors that others use too.
+const START: Duration = Duration::from_secs(60);
+
 /// How an agent is started; it can be started again, and takes over what the last one left.
 #[derive(Clone, Debug)]
 pub struct Setup {
@@ -46,6 +49,8 @@ pub struct Setup {
     pub local_cidrs: Vec<String>,
     /// Further arguments of `egress run`.
     pub arguments: Vec<String>,
+    /// A file that tells the agent at which step of an apply to die or fail.
+    pub faults: Option<PathBuf>,
 }
 
 impl Setup {
@@ -62,7 +67,7 @@ impl Setup {
     /// An agent for the node called `name`, with its files and, once `bpffs` is set, its pins in directories of its own.
     pub(crate) fn on(node: &Host, name: &str, files: PathBuf, resources: PathBuf) -> Result<Self> {
         Ok(Self {
-            binary: binary()?,
+            binary: binary("egress", "EGRESS_BIN")?,
             node: node.clone(),
             name: name.to_owned(),
             bpffs: files.clone(),
@@ -71,6 +76,15 @@ impl Setup {
             resources: vec![resources],
             local_cidrs: Vec::new(),
             arguments: Vec::new(),
+            faults: None,
+        })
+    }
+
+    /// The same with a build whose maps have another layout.
+    pub fn of_other_layout(&self) -> Result<Self> {
+        Ok(Self {
+            binary: binary("egress-other-layout", "EGRESS_OTHER_LAYOUT_BIN")?,
+            ..self.clone()
         })
     }
 
@@ -143,6 +157,9 @@ impl Setup {
             command.args(["--local-cidr", cidr]);
         }
         command.args(&self.arguments);
+        if let Some(file) = &self.faults {
+            command.env("EGRESS_TEST_FAULTS", file);
+        }
         command
     }
 
@@ -198,7 +215,7 @@ impl Agent {
 
     /// Waits until `/readyz` says so.
     pub fn wait_until_ready(&mut self) -> Result<()> {
-        self.wait_until_ready_within(wait::PATIENCE)
+        self.wait_until_ready_within(START)
     }
 
     /// Waits until `/readyz` says so, but not longer than `patience`.
@@ -265,6 +282,21 @@ impl Agent {
         Ok(())
     }
 
+    /// Whether it is gone because it was killed, by whomever.
+    ///
+    /// # Errors
+    /// It ended in another way.
+    pub fn was_killed(&mut self) -> Result<bool> {
+        let Some(status) = self.child.try_wait()? else {
+            return Ok(false);
+        };
+        ensure!(
+            status.signal() == Some(9),
+            "it was not the signal that ended the agent: {status}"
+        );
+        Ok(true)
+    }
+
     /// All that it said so far.
     #[must_use]
     pub fn log(&self) -> String {
@@ -272,7 +304,17 @@ impl Agent {
         String::from_utf8_lossy(&log).into_owned()
     }
 
-    fn pid(&self) -> Result<Pid> {
+    /// Kilobytes that it has in memory.
+    pub fn resident(&self) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+        line.and_then(|line| line.split_whitespace().nth(1))
+            .and_then(|number| number.parse().ok())
+            .context("it has no memory: it has ended")
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> Result<Pid> {
         Ok(Pid::from_raw(i32::try_from(self.child.id())?))
     }
 
@@ -297,26 +339,27 @@ impl Drop for Agent {
     }
 }
 
-/// The agent's binary: `EGRESS_BIN`, or what cargo built beside this program.
-fn binary() -> Result<PathBuf> {
-    if let Some(path) = env::var_os("EGRESS_BIN") {
+/// A binary: what the variable names, or what lies beside this program.
+pub fn binary(name: &str, variable: &str) -> Result<PathBuf> {
+    if let Some(path) = env::var_os(variable) {
         let path = PathBuf::from(path);
         ensure!(
             path.is_file(),
-            "EGRESS_BIN names {}, which is no file",
+            "{variable} names {}, which is no file",
             path.display()
         );
         return Ok(path.canonicalize()?);
     }
     let own = env::current_exe()?;
     for directory in own.ancestors().skip(1).take(2) {
-        let path = Path::new(directory).join("egress");
+        let path = Path::new(directory).join(name);
         if path.is_file() {
             return Ok(path);
         }
     }
     bail!(
-        "there is no agent to run: set EGRESS_BIN, or build it beside {} with cargo build -p egress-userspace",
+        "there is no {name} to run: `cargo xtask test` builds it; else set {variable}, or put it beside {} (see \
+         xtask/src/build.rs)",
         own.display()
     )
 }

@@ -17,7 +17,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use etherparse::PacketBuilder;
 use nix::{
     ifaddrs::getifaddrs,
-    sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socket},
+    sys::socket::{AddressFamily, LinkAddr, MsgFlags, SockFlag, SockType, send, socket},
 };
 
 use crate::{Host, host::run, server::ECHO_PORT, topology::Pod, wait};
@@ -242,10 +242,7 @@ impl Wire {
 
     /// Opens an interface of the network namespace that the thread is in.
     pub fn open_here(interface: &str) -> Result<Self> {
-        let address = getifaddrs()?
-            .filter(|found| found.interface_name == interface)
-            .find_map(|found| found.address?.as_link_addr().copied())
-            .with_context(|| format!("there is no interface {interface}"))?;
+        let address = link_address(interface)?;
         let socket = socket(
             AddressFamily::Packet,
             SockType::Raw,
@@ -262,6 +259,14 @@ impl Wire {
         ensure!(sent == frame.len(), "only {sent} bytes were sent");
         Ok(())
     }
+}
+
+/// What a packet socket is bound to for an interface of the thread's network namespace; it has no protocol.
+pub(crate) fn link_address(interface: &str) -> Result<LinkAddr> {
+    getifaddrs()?
+        .filter(|found| found.interface_name == interface)
+        .find_map(|found| found.address?.as_link_addr().copied())
+        .with_context(|| format!("there is no interface {interface}"))
 }
 
 /// What frames made by hand say.

@@ -40,6 +40,8 @@ use std::{
 
 use anyhow::{Context, Result};
 
+pub use crate::topology::ELSEWHERE;
+
 pub use self::{
     outside::{INTERNET_HOST, Outside, greeted},
     resources::{
@@ -51,7 +53,7 @@ pub use self::{
 };
 use crate::{
     Host,
-    topology::{Destination, Pod},
+    topology::{Destination, Pod, RED_NETWORK, like},
     workspace::Workspace,
 };
 
@@ -72,14 +74,7 @@ pub const INTERNAL: Destination = Destination {
 /// A server on the internet.
 pub const PARTNER: Destination = Destination {
     name: "partner",
-    v4: Ipv4Addr::new(192, 0, 2, 80),
-    v6: Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 0x80),
-};
-/// Another one.
-pub const ELSEWHERE: Destination = Destination {
-    name: "elsewhere",
-    v4: Ipv4Addr::new(198, 51, 100, 80),
-    v6: Ipv6Addr::new(0x2001, 0xdb8, 0x100, 0, 0, 0, 0, 0x80),
+    ..RED_NETWORK
 };
 /// The segment's router.
 pub const ROUTER: Destination = Destination {
@@ -123,10 +118,7 @@ impl Egress {
     /// The address of the same family as `other`.
     #[must_use]
     pub const fn like(self, other: IpAddr) -> IpAddr {
-        match other {
-            IpAddr::V4(_) => IpAddr::V4(self.v4),
-            IpAddr::V6(_) => IpAddr::V6(self.v6),
-        }
+        like(other, self.v4, self.v6)
     }
 
     /// Both addresses.
@@ -198,10 +190,7 @@ impl Node {
     /// Its address of the same family as `other`.
     #[must_use]
     pub const fn address_like(&self, other: IpAddr) -> IpAddr {
-        match other {
-            IpAddr::V4(_) => IpAddr::V4(self.v4),
-            IpAddr::V6(_) => IpAddr::V6(self.v6),
-        }
+        like(other, self.v4, self.v6)
     }
 
     /// The addresses that the node has on its uplink.
@@ -291,6 +280,20 @@ impl Cluster {
     pub fn pod(&self, name: &str) -> Result<&Pod> {
         let pod = self.pods.iter().find(|pod| pod.name == name);
         pod.with_context(|| format!("the cluster has no pod {name}"))
+    }
+
+    /// Everything that agents could have left on the nodes, and their pins.
+    pub fn inventory(&self) -> Result<Vec<String>> {
+        let mut found = Vec::new();
+        for node in &self.nodes {
+            let of_node = node.host.inventory()?.into_iter();
+            found.extend(of_node.map(|line| format!("{}: {line}", node.name)));
+            let directory = self.bpffs().join(node.name);
+            if directory.exists() {
+                crate::topology::pins(&directory, &mut found)?;
+            }
+        }
+        Ok(found)
     }
 
     /// Every host.

@@ -145,6 +145,32 @@ impl Host {
             .with_context(|| format!("the host {} has no counter {name}", self.role))
     }
 
+    /// Everything that an agent could have left in the host's network: links, programs, qdiscs, addresses, routes,
+    /// rules, and tables of nftables.
+    pub fn inventory(&self) -> Result<Vec<String>> {
+        let mut found = Vec::new();
+        let links: Value = serde_json::from_str(&self.run(&["ip", "-j", "link"])?)?;
+        for link in links.as_array().context("ip printed no list")? {
+            let name = link["ifname"].as_str().context("a link without name")?;
+            found.push(format!("{name} {}", link["flags"]));
+            for program in self.programs_on(name)? {
+                found.push(format!("{name}: {program}"));
+            }
+        }
+        for words in [
+            &["tc", "qdisc", "show"][..],
+            &["ip", "-o", "addr"],
+            &["ip", "route", "show", "table", "all"],
+            &["ip", "-6", "route", "show", "table", "all"],
+            &["ip", "rule"],
+            &["ip", "-6", "rule"],
+            &["nft", "list", "tables"],
+        ] {
+            found.extend(self.run(words)?.lines().map(|line| line.trim().to_owned()));
+        }
+        Ok(found)
+    }
+
     /// Every program on an interface's TC hooks, of whoever: TCX programs by number and name, filters as `tc` shows them.
     pub fn programs_on(&self, interface: &str) -> Result<Vec<String>> {
         let mut found = self.enter(|| {

@@ -3,11 +3,15 @@
 pub mod agent;
 pub mod client;
 pub mod cluster;
+pub mod field;
 pub mod host;
+pub mod machine;
+pub mod paced;
 pub mod packets;
 pub mod ping;
 pub mod resources;
 pub mod scrape;
+pub mod segment;
 pub mod server;
 pub mod services;
 pub mod sniffer;

@@ -22,12 +22,11 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Result, anyhow, ensure};
 use egress_common::overlay::Tag;
 use ipnet::IpNet;
 use nix::{
     cmsg_space,
-    ifaddrs::getifaddrs,
     sys::{
         socket::{
             AddressFamily, ControlMessageOwned, LinkAddr, MsgFlags, SockFlag, SockProtocol,
@@ -39,7 +38,11 @@ use nix::{
 };
 
 pub use self::packet::{Content, Kind};
-use crate::{Host, client::Wire, wait};
+use crate::{
+    Host,
+    client::{Wire, link_address},
+    wait,
+};
 
 /// What a socket is given to say who sent a packet (Linux, `include/uapi/linux/if_packet.h`).
 const PACKET_OUTGOING: u8 = 4;
@@ -377,10 +380,7 @@ impl Drop for Tap {
 
 /// A socket that is given every frame of an interface, in both directions.
 fn open_all(interface: &str) -> Result<OwnedFd> {
-    let address = getifaddrs()?
-        .filter(|found| found.interface_name == interface)
-        .find_map(|found| found.address?.as_link_addr().copied())
-        .with_context(|| format!("there is no interface {interface}"))?;
+    let address = link_address(interface)?;
     let socket = socket(
         AddressFamily::Packet,
         SockType::Raw,

@@ -28,8 +28,8 @@ pub struct Stage {
     pub internet: Datagrams,
     /// Datagrams that reached the internal host.
     pub internal: Datagrams,
-    servers: [Whoami; 2],
-    echoes: [Echo; 2],
+    _servers: [Whoami; 2],
+    _echoes: [Echo; 2],
     /// The hosts.
     pub scene: Scene,
 }
@@ -79,11 +79,11 @@ impl Stage {
             resources,
             internet: Datagrams::start(&scene.internet)?,
             internal: Datagrams::start(&scene.internal)?,
-            servers: [
+            _servers: [
                 Whoami::start(&scene.internet)?,
                 Whoami::start(&scene.internal)?,
             ],
-            echoes: [Echo::start(&scene.internet)?, Echo::start(&scene.internal)?],
+            _echoes: [Echo::start(&scene.internet)?, Echo::start(&scene.internal)?],
             scene,
         })
     }
@@ -106,18 +106,6 @@ impl Stage {
     /// A gateway by name.
     pub fn gateway(&self, name: &str) -> Result<&Gateway> {
         self.scene.gateway(name)
-    }
-
-    /// Every caller of the internet's web server so far.
-    #[must_use]
-    pub fn internet_callers(&self) -> Vec<IpAddr> {
-        self.servers[0].callers()
-    }
-
-    /// Every caller of the internet's echo server so far.
-    #[must_use]
-    pub fn internet_talkers(&self) -> Vec<IpAddr> {
-        self.echoes[0].callers()
     }
 
     /// Checks what a destination sees of a pod, in both families.

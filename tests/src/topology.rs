@@ -25,14 +25,16 @@
 pub(crate) mod wiring;
 
 use std::{
-    fmt::Write,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result};
 
-use self::wiring::{BRIDGE, NODE_RULES, bare, connect_networks, gateway_rules, router};
+use self::wiring::{
+    BRIDGE, NODE_RULES, bare, connect_as_calico, connect_networks, connect_to_bridge, digits,
+    gateway_rules, router,
+};
 use crate::{Host, workspace::Workspace};
 
 /// The node's name in the resources.
@@ -84,6 +86,14 @@ impl Destination {
     #[must_use]
     pub const fn addresses(&self) -> [IpAddr; 2] {
         [IpAddr::V4(self.v4), IpAddr::V6(self.v6)]
+    }
+}
+
+/// That one of two addresses which is of the same family as `other`.
+pub(crate) const fn like(other: IpAddr, v4: Ipv4Addr, v6: Ipv6Addr) -> IpAddr {
+    match other {
+        IpAddr::V4(_) => IpAddr::V4(v4),
+        IpAddr::V6(_) => IpAddr::V6(v6),
     }
 }
 
@@ -139,10 +149,7 @@ impl Pod {
     /// Its address of the same family as `other`.
     #[must_use]
     pub const fn address_like(&self, other: IpAddr) -> IpAddr {
-        match other {
-            IpAddr::V4(_) => IpAddr::V4(self.v4),
-            IpAddr::V6(_) => IpAddr::V6(self.v6),
-        }
+        like(other, self.v4, self.v6)
     }
 }
 
@@ -167,10 +174,7 @@ impl Gateway {
     /// The address that the internet sees, of the same family as `other`.
     #[must_use]
     pub const fn egress_like(&self, other: IpAddr) -> IpAddr {
-        match other {
-            IpAddr::V4(_) => IpAddr::V4(self.egress_v4),
-            IpAddr::V6(_) => IpAddr::V6(self.egress_v6),
-        }
+        like(other, self.egress_v4, self.egress_v6)
     }
 }
 
@@ -269,19 +273,9 @@ impl Scene {
         self.workspace.bpffs()
     }
 
-    /// Everything that an agent could have left on the node: links, programs, qdiscs, pins.
+    /// Everything that an agent could have left on the node, and its pins.
     pub fn inventory(&self) -> Result<Vec<String>> {
-        let mut found = Vec::new();
-        let links: serde_json::Value =
-            serde_json::from_str(&self.node.run(&["ip", "-j", "link"])?)?;
-        for link in links.as_array().context("ip printed no list")? {
-            let name = link["ifname"].as_str().context("a link without name")?;
-            found.push(name.to_owned());
-            for program in self.node.programs_on(name)? {
-                found.push(format!("{name}: {program}"));
-            }
-        }
-        found.push(self.node.run(&["tc", "qdisc", "show"])?);
+        let mut found = self.node.inventory()?;
         pins(&self.bpffs(), &mut found)?;
         Ok(found)
     }
@@ -316,7 +310,7 @@ impl Scene {
         self.internet
             .ip(&format!("link set {name}0 master wan0 up\n"))?;
         host.nft(&gateway_rules(number))?;
-        let wide = u16::from_str_radix(&number.to_string(), 16)?;
+        let wide = digits(number)?;
         self.gateways.push(Gateway {
             name,
             host,
@@ -336,66 +330,24 @@ impl Scene {
             Layout::Bridge => format!("veth-{name}0"),
         };
         let host = bare(&self.workspace, &format!("pod-{name}"))?;
-        let pod_namespace = host.namespace();
-        let mut node =
-            format!("link add {interface} type veth peer name eth0 netns {pod_namespace}\n");
-        let mut inside = format!(
-            "link set lo up
-             link set eth0 up
-             addr add fd00:65::{number}/{} dev eth0 nodad
-             addr add 10.65.0.{number}/{} dev eth0
-             ",
-            if layout == Layout::Calico { 128 } else { 64 },
-            if layout == Layout::Calico { 32 } else { 24 },
-        );
-        match layout {
-            Layout::Calico => {
-                write!(
-                    node,
-                    "link set {interface} address ee:ee:ee:ee:ee:ee
-                     link set {interface} up
-                     route add 10.65.0.{number}/32 dev {interface} scope link
-                     route add fd00:65::{number}/128 dev {interface}
-                     "
-                )?;
-                inside.push_str(
-                    "route add 169.254.1.1 dev eth0 scope link
-                     route add default via 169.254.1.1 dev eth0
-                     route add default via fe80::ecee:eeff:feee:eeee dev eth0
-                     ",
-                );
-            }
-            Layout::Bridge => {
-                writeln!(node, "link set {interface} master cni0 up")?;
-                inside.push_str(
-                    "route add default via 10.65.0.1
-                     route add default via fd00:65::1
-                     ",
-                );
-            }
-        }
-        self.node.ip(&node)?;
-        if layout == Layout::Calico {
-            self.node.sysctl(&[
-                (&format!("ipv4/conf/{interface}/proxy_arp"), "1"),
-                (&format!("ipv4/neigh/{interface}/proxy_delay"), "0"),
-            ])?;
-        }
-        host.ip(&inside)?;
-        let wide = u16::from_str_radix(&number.to_string(), 16)?;
-        self.pods.push(Pod {
+        let pod = Pod {
             name,
             node: NODE,
             host,
             interface,
             v4: Ipv4Addr::new(10, 65, 0, number),
-            v6: Ipv6Addr::new(0xfd00, 0x65, 0, 0, 0, 0, 0, wide),
-        });
+            v6: Ipv6Addr::new(0xfd00, 0x65, 0, 0, 0, 0, 0, digits(number)?),
+        };
+        match layout {
+            Layout::Calico => connect_as_calico(&self.node, &pod, 1500)?,
+            Layout::Bridge => connect_to_bridge(&self.node, &pod)?,
+        }
+        self.pods.push(pod);
         self.pod(name)
     }
 }
 
-fn pins(directory: &Path, found: &mut Vec<String>) -> Result<()> {
+pub(crate) fn pins(directory: &Path, found: &mut Vec<String>) -> Result<()> {
     for entry in std::fs::read_dir(directory)? {
         let path = entry?.path();
         found.push(path.display().to_string());

@@ -7,6 +7,8 @@ use std::{
 
 use anyhow::{Context, Result};
 
+use crate::machine;
+
 /// How long anything here may take on a loaded machine before it counts as broken.
 pub const PATIENCE: Duration = Duration::from_secs(15);
 
@@ -16,7 +18,7 @@ pub fn until_within<T>(
     patience: Duration,
     mut condition: impl FnMut() -> Result<T>,
 ) -> Result<T> {
-    let deadline = Instant::now() + patience;
+    let deadline = Instant::now() + machine::patience(patience);
     loop {
         match condition() {
             Ok(value) => return Ok(value),

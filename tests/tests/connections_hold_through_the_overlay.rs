@@ -76,13 +76,21 @@ fn names_are_resolved() -> Result<()> {
 
 #[test]
 fn ten_thousand_at_once_to_one_remote() -> Result<()> {
+    ten_thousand_to(ELSEWHERE.v4.into())
+}
+
+#[test]
+fn ten_thousand_at_once_to_one_remote_over_ipv6() -> Result<()> {
+    ten_thousand_to(ELSEWHERE.v6.into())
+}
+
+fn ten_thousand_to(remote: IpAddr) -> Result<()> {
     const MANY: usize = 10_000;
     // One end of each connection, and some for everything else.
     allow_many_files(12_000)?;
     ClusterStage::usual()?.play(|stage| {
         stage.permit(BLUE, &[ELSEWHERE]);
         let crowd = Crowd::start(&stage.cluster.internet)?;
-        let remote = IpAddr::from(ELSEWHERE.v4);
         let callers = Callers::connect(stage.host("web")?, remote, MANY)?;
         let mut seen = crowd.wait_for(MANY)?;
         ensure!(seen.iter().all(|from| from.ip() == BLUE.like(remote)));

@@ -18,6 +18,26 @@ use egress_tests::{
 };
 use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
 
+/// Waits until the agent has counted for each gateway what the gateway has.
+fn wait_until_gateways_agree(stage: &Stage) -> Result<Metrics> {
+    stage
+        .agent()?
+        .wait_for_metrics("the counters agree", |metrics| {
+            for gateway in &stage.scene.gateways {
+                let seen = gateway.host.counter("from_pods")?;
+                let labels = [("gateway", gateway.name)];
+                let packets = metrics.sum("egress_gateway_packets_total", &labels);
+                let bytes = metrics.sum("egress_gateway_bytes_total", &labels);
+                ensure!(
+                    (packets, bytes) == (seen.packets, seen.bytes),
+                    "{}: {packets} packets and {bytes} bytes are counted, {seen:?} arrived",
+                    gateway.name
+                );
+            }
+            Ok(())
+        })
+}
+
 #[test]
 fn gateways_count_the_same() -> Result<()> {
     let stage = Stage::of_examples()?;
@@ -41,22 +61,7 @@ fn gateways_count_the_same() -> Result<()> {
             }
         }
     }
-    let metrics = stage
-        .agent()?
-        .wait_for_metrics("the counters agree", |metrics| {
-            for gateway in &stage.scene.gateways {
-                let seen = gateway.host.counter("from_pods")?;
-                let labels = [("gateway", gateway.name)];
-                let packets = metrics.sum("egress_gateway_packets_total", &labels);
-                let bytes = metrics.sum("egress_gateway_bytes_total", &labels);
-                ensure!(
-                    (packets, bytes) == (seen.packets, seen.bytes),
-                    "{}: {packets} packets and {bytes} bytes are counted, {seen:?} arrived",
-                    gateway.name
-                );
-            }
-            Ok(())
-        })?;
+    let metrics = wait_until_gateways_agree(&stage)?;
     // Each rule has its own: 96 datagrams of each family at least.
     for (policy, rule, gateway) in [
         ("egw-policy", "192.0.2.0/24", "red"),
@@ -101,22 +106,7 @@ fn aggregates_count_as_the_packets_that_they_become() -> Result<()> {
             socket.send(&[7; 10_500])?;
         }
     }
-    stage
-        .agent()?
-        .wait_for_metrics("the counters agree", |metrics| {
-            for gateway in &stage.scene.gateways {
-                let seen = gateway.host.counter("from_pods")?;
-                let labels = [("gateway", gateway.name)];
-                let packets = metrics.sum("egress_gateway_packets_total", &labels);
-                let bytes = metrics.sum("egress_gateway_bytes_total", &labels);
-                ensure!(
-                    (packets, bytes) == (seen.packets, seen.bytes),
-                    "{}: {packets} packets and {bytes} bytes are counted, {seen:?} arrived",
-                    gateway.name
-                );
-            }
-            Ok(())
-        })?;
+    wait_until_gateways_agree(&stage)?;
     // And aggregates they were: what left the pods were far fewer.
     let mut handed_over = 0;
     for pod in ["web", "batch"] {

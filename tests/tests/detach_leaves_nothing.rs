@@ -1,9 +1,11 @@
-//! `egress detach` removes everything of ours: programs, filters, qdiscs, pins.
+//! `egress detach` removes everything of ours: programs, filters, qdiscs, pins, the overlay's device, addresses, files.
 
 use anyhow::{Context, Result};
 use egress_tests::{
-    Scene, Stage,
+    Cluster, ClusterStage, Scene, Stage,
+    agent::Setup,
     client::Conversation,
+    cluster::{BLUE, Seen, usual, usual_gateways},
     resources::Resources,
     stage::From,
     topology::{ELSEWHERE, INTERNAL},
@@ -11,10 +13,21 @@ use egress_tests::{
 
 #[test]
 fn the_node_is_as_it_was() -> Result<()> {
+    as_it_was("tcx")
+}
+
+#[test]
+fn the_node_is_as_it_was_without_filters() -> Result<()> {
+    as_it_was("clsact")
+}
+
+fn as_it_was(mode: &str) -> Result<()> {
     let scene = Scene::new()?;
     let before = scene.inventory()?;
     let resources = Resources::of_examples(&scene)?;
-    let mut stage = Stage::start(scene, resources)?;
+    let mut setup = Setup::new(&scene, resources.directory())?;
+    setup.arguments = ["--attach-mode", mode].map(str::to_owned).to_vec();
+    let mut stage = Stage::start_with(scene, resources, setup)?;
     stage.expect("web", ELSEWHERE, From::Gateway("blue"))?;
     let during = stage.scene.inventory()?;
     assert!(during.len() > before.len() + 4, "{during:?}");
@@ -24,6 +37,7 @@ fn the_node_is_as_it_was() -> Result<()> {
     let talk = Conversation::start(&stage.pod("web")?.host, INTERNAL.v4.into())?;
     stage.setup.detach()?;
     assert_eq!(stage.scene.inventory()?, before);
+    assert!(!stage.setup.state_dir().exists());
     stage.expect("web", ELSEWHERE, From::Node)?;
     talk.go_on(10)?;
     talk.end()?;
@@ -45,6 +59,41 @@ fn programs_are_gone_when_detach_returns() -> Result<()> {
         stage.setup.detach()?;
         stage.expect("web", ELSEWHERE, From::Node)?;
         stage.agent = Some(stage.setup.start()?);
+    }
+    Ok(())
+}
+
+/// Also the egress addresses on the uplink and the overlay's device, whatever became of the agent.
+#[test]
+fn nodes_of_a_cluster_are_as_they_were() -> Result<()> {
+    let cluster = Cluster::new()?;
+    let before = cluster.inventory()?;
+    let resources = |cluster: &Cluster| Ok(usual(cluster) + &usual_gateways());
+    let mut stage = ClusterStage::on(cluster, resources, |_| {})?;
+    for killed in [false, true] {
+        stage.expect("web", ELSEWHERE, Seen::As(BLUE))?;
+        let during = stage.inventory()?;
+        assert!(during.len() > before.len() + 10, "{during:#?}");
+        if killed {
+            for node in ["worker-1", "worker-2", "gw-1"] {
+                stage.kill(node)?;
+            }
+        } else {
+            stage.terminate()?;
+        }
+        assert_eq!(
+            stage.inventory()?,
+            during,
+            "the end of agents changed nodes"
+        );
+        stage.expect("web", ELSEWHERE, Seen::As(BLUE))?;
+        stage.leave()?;
+        assert_eq!(stage.inventory()?, before);
+        for node in ["worker-1", "worker-2", "gw-1"] {
+            assert!(!stage.setups[node].state_dir().exists());
+            stage.spawn(node)?;
+        }
+        stage.wait_until_ready()?;
     }
     Ok(())
 }

@@ -5,187 +5,26 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io::ErrorKind,
     net::{IpAddr, SocketAddr, TcpStream},
-    os::fd::{AsRawFd, OwnedFd},
-    path::PathBuf,
 };
 
 use anyhow::{Context, Result, ensure};
 use egress_common::{Mac, gateway::GatewayId};
-use egress_tests::{Host, Stage, wait, workspace::Workspace};
+use egress_tests::{
+    Host, Stage,
+    segment::{Arrivals, NEIGHBOUR, NEIGHBOUR6, OWN, OWN6, Segment},
+    wait,
+};
 use egress_userspace::{
-    agent::addresses::{Addresses, Moved, answered, release},
+    agent::addresses::{Addresses, answered, release},
     model::ObjectName,
-    node::{Netlink, NodeView, announcement},
+    node::announcement,
     state::{EgressAddress, Holder, Translation},
     state_dir::{Assigned, StateDir},
-};
-use nix::{
-    errno::Errno,
-    sys::socket::{
-        AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, setsockopt, socket,
-        sockopt::RcvBuf,
-    },
 };
 use serde_json::Value;
 
 const V4: &str = "203.0.113.7";
 const V6: &str = "2001:db8:7::7";
-const OWN: &str = "198.51.100.2";
-const OWN6: &str = "2001:db8::2";
-const NEIGHBOUR: &str = "198.51.100.9";
-const NEIGHBOUR6: &str = "2001:db8::9";
-
-/// A node with two uplinks to one neighbour, which believes the egress addresses to be elsewhere.
-struct Segment {
-    // Removes the hosts in the end.
-    workspace: Workspace,
-    node: Host,
-    neighbour: Host,
-}
-
-impl Segment {
-    fn new() -> Result<Self> {
-        let workspace = Workspace::new()?;
-        let (node, neighbour) = (workspace.host("node")?, workspace.host("near")?);
-        node.ip(&format!(
-            "link set lo up
-             link add up0 type veth peer name near0 netns {near}
-             link add up1 type veth peer name near1 netns {near}
-             link set up0 up
-             link set up1 up
-             addr add {OWN}/24 dev up0
-             addr add {OWN6}/64 dev up0 nodad
-             ",
-            near = neighbour.namespace(),
-        ))?;
-        neighbour.ip(&format!(
-            "link set lo up
-             link set near0 up
-             link set near1 up
-             addr add {NEIGHBOUR}/24 dev near0
-             addr add {NEIGHBOUR6}/64 dev near0 nodad
-             "
-        ))?;
-        for host in [&node, &neighbour] {
-            host.wait_until_up()?;
-        }
-        Ok(Self {
-            workspace,
-            node,
-            neighbour,
-        })
-    }
-
-    fn state_dir(&self) -> PathBuf {
-        self.workspace.files().join("state")
-    }
-
-    /// What the node sees of itself; for threads inside it.
-    fn view() -> Result<NodeView> {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?
-            .block_on(async { Netlink::connect()?.read().await })
-    }
-
-    /// The node's addresses on an interface, in the kernel's order, as `ip` shows them.
-    fn addresses(&self, interface: &str) -> Result<Vec<Value>> {
-        let listing: Value = serde_json::from_str(
-            &self
-                .node
-                .run(&["ip", "-j", "addr", "show", "dev", interface])?,
-        )?;
-        let listing = listing[0]["addr_info"].as_array().context("no addresses")?;
-        Ok(listing
-            .iter()
-            .filter(|address| address["scope"] != "link")
-            .cloned()
-            .collect())
-    }
-
-    fn is_on(&self, interface: &str, address: &str) -> Result<bool> {
-        let on = self.addresses(interface)?;
-        Ok(on.iter().any(|known| known["local"] == address))
-    }
-
-    /// The source that the node's own traffic to `remote` has.
-    fn source_to(&self, remote: &str) -> Result<String> {
-        let route: Value =
-            serde_json::from_str(&self.node.run(&["ip", "-j", "route", "get", remote])?)?;
-        let source = route[0]["prefsrc"].as_str().context("no source")?;
-        Ok(source.to_owned())
-    }
-
-    fn believe_elsewhere(&self) -> Result<()> {
-        self.neighbour.ip(&format!(
-            "neigh replace {V4} lladdr 02:00:00:00:00:99 dev near0 nud stale
-             neigh replace {V6} lladdr 02:00:00:00:00:99 dev near0 nud stale
-             "
-        ))
-    }
-
-    /// Waits until the neighbour believes that the address is at the node's uplink.
-    fn wait_until_believed(&self, address: &str) -> Result<()> {
-        let mac = Mac(self.node.mac("up0")?);
-        let wanted = mac.0.map(|byte| format!("{byte:02x}")).join(":");
-        wait::until("the neighbour learns where the address is", || {
-            let entry = self
-                .neighbour
-                .run(&["ip", "neigh", "show", address, "dev", "near0"])?;
-            ensure!(entry.contains(&wanted), "{entry} has not {wanted}");
-            Ok(())
-        })
-    }
-}
-
-/// Every frame that the neighbour receives.
-struct Sniffer {
-    socket: OwnedFd,
-    seen: BTreeMap<Vec<u8>, usize>,
-}
-
-impl Sniffer {
-    fn start(host: &Host) -> Result<Self> {
-        let socket = host.enter(|| {
-            let socket = socket(
-                AddressFamily::Packet,
-                SockType::Raw,
-                SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC,
-                SockProtocol::EthAll,
-            )?;
-            setsockopt(&socket, RcvBuf, &(1 << 20))?;
-            Ok(socket)
-        })?;
-        Ok(Self {
-            socket,
-            seen: BTreeMap::new(),
-        })
-    }
-
-    fn look(&mut self) -> Result<()> {
-        let mut frame = [0; 2048];
-        loop {
-            match recv(self.socket.as_raw_fd(), &mut frame, MsgFlags::empty()) {
-                Ok(length) => *self.seen.entry(frame[..length].to_vec()).or_default() += 1,
-                Err(Errno::EAGAIN) => return Ok(()),
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
-
-    /// Waits until each frame that announces the address has come this often since the start.
-    fn wait_for(&mut self, mac: [u8; 6], address: &str, times: usize) -> Result<()> {
-        let frames = announcement(Mac(mac), address.parse()?);
-        wait::until(&format!("{address} is announced {times} times"), || {
-            self.look()?;
-            for frame in &frames {
-                let seen = self.seen.get(frame).copied().unwrap_or(0);
-                ensure!(seen >= times, "{seen} times: {frame:02x?}");
-            }
-            Ok(())
-        })
-    }
-}
 
 fn translation(on: &[(&str, &str)]) -> Result<Translation> {
     let mut addresses = BTreeMap::new();
@@ -208,8 +47,14 @@ fn translation(on: &[(&str, &str)]) -> Result<Translation> {
     })
 }
 
-fn changes(moved: Moved) -> Result<usize> {
-    moved.in_full()
+/// Both addresses on the first uplink.
+fn both() -> Result<Translation> {
+    translation(&[("up0", V4), ("up0", V6)])
+}
+
+/// Brings the node's addresses to what is wanted, from what the node sees now; gives how many changes it took.
+fn bring(addresses: &mut Addresses, wanted: &Translation) -> Result<usize> {
+    addresses.bring_to(wanted, &Segment::view()?).in_full()
 }
 
 fn ips(addresses: &[&str]) -> BTreeSet<IpAddr> {
@@ -219,16 +64,18 @@ fn ips(addresses: &[&str]) -> BTreeSet<IpAddr> {
 #[test]
 fn they_are_put_on_and_announced_and_never_a_source() -> Result<()> {
     let segment = Segment::new()?;
-    segment.believe_elsewhere()?;
-    let mut sniffer = Sniffer::start(&segment.neighbour)?;
+    for address in [V4, V6] {
+        segment.believe_elsewhere(address)?;
+    }
+    let mut arrivals = Arrivals::start(&segment.neighbour)?;
     let mac = segment.node.mac("up0")?;
     segment.node.enter(|| {
         let state = StateDir::open(&segment.state_dir())?;
         let mut addresses = Addresses::taking_over(state.address_book())?;
-        let wanted = translation(&[("up0", V4), ("up0", V6)])?;
-        assert_eq!(changes(addresses.bring_to(&wanted, &Segment::view()?))?, 2);
+        let wanted = both()?;
+        assert_eq!(bring(&mut addresses, &wanted)?, 2);
         assert_eq!(addresses.assigned(), ips(&[V4, V6]));
-        assert_eq!(changes(addresses.bring_to(&wanted, &Segment::view()?))?, 0);
+        assert_eq!(bring(&mut addresses, &wanted)?, 0);
         assert!(addresses.lines(&wanted).iter().all(|line| line.in_place));
 
         let on = segment.addresses("up0")?;
@@ -244,7 +91,7 @@ fn they_are_put_on_and_announced_and_never_a_source() -> Result<()> {
 
         for address in [V4, V6] {
             segment.wait_until_believed(address)?;
-            sniffer.wait_for(mac, address, 3)?;
+            arrivals.wait_for(mac, address, 3)?;
         }
         // It is one of the node's: without a program before it the kernel answers.
         segment.neighbour.ip(&format!(
@@ -270,7 +117,7 @@ fn they_are_no_source_even_where_the_uplink_has_no_other_address() -> Result<()>
         let state = StateDir::open(&segment.state_dir())?;
         let mut addresses = Addresses::taking_over(state.address_book())?;
         let wanted = translation(&[("up0", V4)])?;
-        changes(addresses.bring_to(&wanted, &Segment::view()?))?;
+        bring(&mut addresses, &wanted)?;
         // Beyond a next hop, on the segment, and where a route of the segment names no source.
         let routes = format!(
             "route add default via {NEIGHBOUR} dev up0 onlink
@@ -298,7 +145,7 @@ fn they_are_no_source_even_where_the_uplink_has_no_other_address() -> Result<()>
         }
         assert!(segment.is_on("up0", V4)?);
         assert_eq!(addresses.restored(), 0);
-        assert_eq!(changes(addresses.bring_to(&wanted, &Segment::view()?))?, 0);
+        assert_eq!(bring(&mut addresses, &wanted)?, 0);
         Ok(())
     })
 }
@@ -309,20 +156,14 @@ fn an_address_whose_uplink_has_no_program_is_off() -> Result<()> {
     segment.node.enter(|| {
         let state = StateDir::open(&segment.state_dir())?;
         let mut addresses = Addresses::taking_over(state.address_book())?;
-        let wanted = translation(&[("up0", V4), ("up0", V6)])?;
+        let wanted = both()?;
         let unanswered = answered(&wanted, |_| false);
-        assert_eq!(
-            changes(addresses.bring_to(&unanswered, &Segment::view()?))?,
-            0
-        );
+        assert_eq!(bring(&mut addresses, &unanswered)?, 0);
         assert!(!segment.is_on("up0", V4)? && !segment.is_on("up0", V6)?);
-        changes(addresses.bring_to(&answered(&wanted, |_| true), &Segment::view()?))?;
+        bring(&mut addresses, &answered(&wanted, |_| true))?;
         assert!(segment.is_on("up0", V4)? && segment.is_on("up0", V6)?);
         // Something else took the program away, and it cannot be attached again.
-        assert_eq!(
-            changes(addresses.bring_to(&unanswered, &Segment::view()?))?,
-            2
-        );
+        assert_eq!(bring(&mut addresses, &unanswered)?, 2);
         assert!(!segment.is_on("up0", V4)? && !segment.is_on("up0", V6)?);
         Ok(())
     })
@@ -331,33 +172,33 @@ fn an_address_whose_uplink_has_no_program_is_off() -> Result<()> {
 #[test]
 fn what_something_else_removes_comes_back() -> Result<()> {
     let segment = Segment::new()?;
-    let mut sniffer = Sniffer::start(&segment.neighbour)?;
+    let mut arrivals = Arrivals::start(&segment.neighbour)?;
     let mac = segment.node.mac("up0")?;
     segment.node.enter(|| {
         let state = StateDir::open(&segment.state_dir())?;
         let mut addresses = Addresses::taking_over(state.address_book())?;
-        let wanted = translation(&[("up0", V4), ("up0", V6)])?;
-        changes(addresses.bring_to(&wanted, &Segment::view()?))?;
+        let wanted = both()?;
+        bring(&mut addresses, &wanted)?;
         for address in [V4, V6] {
-            sniffer.wait_for(mac, address, 3)?;
+            arrivals.wait_for(mac, address, 3)?;
         }
         segment.node.ip(&format!(
             "addr del {V4}/32 dev up0\naddr del {V6}/128 dev up0\n"
         ))?;
         let old = Segment::view()?;
-        assert_eq!(changes(addresses.bring_to(&wanted, &old))?, 2);
+        assert_eq!(addresses.bring_to(&wanted, &old).in_full()?, 2);
         assert_eq!(addresses.restored(), 2);
         // A view from before is no second loss.
-        assert_eq!(changes(addresses.bring_to(&wanted, &old))?, 0);
+        assert_eq!(addresses.bring_to(&wanted, &old).in_full()?, 0);
         assert_eq!(addresses.restored(), 2);
         for address in [V4, V6] {
             assert!(segment.is_on("up0", address)?);
-            sniffer.wait_for(mac, address, 6)?;
+            arrivals.wait_for(mac, address, 6)?;
         }
 
         // The kernel itself takes IPv6 addresses off an interface that goes down.
         segment.node.ip("link set up0 down\n")?;
-        assert_eq!(changes(addresses.bring_to(&wanted, &Segment::view()?))?, 0);
+        assert_eq!(bring(&mut addresses, &wanted)?, 0);
         let in_place = addresses.lines(&wanted).into_iter().map(|l| l.in_place);
         assert_eq!(in_place.collect::<Vec<_>>(), [true, false]);
         segment.node.ip("link set up0 up\n")?;
@@ -366,10 +207,10 @@ fn what_something_else_removes_comes_back() -> Result<()> {
             ensure!(Segment::view()?.links[&index].up, "it is down");
             Ok(())
         })?;
-        changes(addresses.bring_to(&wanted, &Segment::view()?))?;
+        bring(&mut addresses, &wanted)?;
         for address in [V4, V6] {
             assert!(segment.is_on("up0", address)?);
-            sniffer.wait_for(mac, address, 9)?;
+            arrivals.wait_for(mac, address, 9)?;
         }
         assert_eq!(addresses.restored(), 2, "that was nobody but the kernel");
         Ok(())
@@ -382,27 +223,27 @@ fn they_go_with_their_gateway_and_move_with_it() -> Result<()> {
     segment.node.enter(|| {
         let state = StateDir::open(&segment.state_dir())?;
         let mut addresses = Addresses::taking_over(state.address_book())?;
-        let here = translation(&[("up0", V4), ("up0", V6)])?;
-        changes(addresses.bring_to(&here, &Segment::view()?))?;
+        let here = both()?;
+        bring(&mut addresses, &here)?;
 
         let there = translation(&[("up1", V4), ("up0", V6)])?;
-        assert_eq!(changes(addresses.bring_to(&there, &Segment::view()?))?, 2);
+        assert_eq!(bring(&mut addresses, &there)?, 2);
         assert!(!segment.is_on("up0", V4)? && segment.is_on("up1", V4)?);
         assert!(segment.is_on("up0", V6)?);
 
         // In two steps, with the datapath between them.
         let none = Translation::default();
-        assert_eq!(changes(addresses.take_off(&none, &Segment::view()?))?, 2);
+        assert_eq!(addresses.take_off(&none, &Segment::view()?).in_full()?, 2);
         assert!(!segment.is_on("up1", V4)? && !segment.is_on("up0", V6)?);
-        assert_eq!(changes(addresses.bring_to(&none, &Segment::view()?))?, 0);
+        assert_eq!(bring(&mut addresses, &none)?, 0);
         assert_eq!(addresses.assigned(), BTreeSet::new());
         assert_eq!(state.address_book().read()?, BTreeSet::new());
         assert!(segment.is_on("up0", OWN)? && segment.is_on("up0", OWN6)?);
 
         // With the interface the address went.
-        changes(addresses.bring_to(&translation(&[("up1", V4)])?, &Segment::view()?))?;
+        bring(&mut addresses, &translation(&[("up1", V4)])?)?;
         segment.node.ip("link del up1\n")?;
-        assert_eq!(changes(addresses.bring_to(&none, &Segment::view()?))?, 0);
+        assert_eq!(bring(&mut addresses, &none)?, 0);
         assert_eq!(addresses.assigned(), BTreeSet::new());
         Ok(())
     })
@@ -411,7 +252,7 @@ fn they_go_with_their_gateway_and_move_with_it() -> Result<()> {
 #[test]
 fn what_was_there_before_is_left_alone() -> Result<()> {
     let segment = Segment::new()?;
-    let mut sniffer = Sniffer::start(&segment.neighbour)?;
+    let mut arrivals = Arrivals::start(&segment.neighbour)?;
     segment.node.enter(|| {
         // Another prefix and another interface: the kernel would take ours beside them.
         segment.node.ip(&format!(
@@ -421,25 +262,22 @@ fn what_was_there_before_is_left_alone() -> Result<()> {
         ))?;
         let state = StateDir::open(&segment.state_dir())?;
         let mut addresses = Addresses::taking_over(state.address_book())?;
-        let wanted = translation(&[("up0", V4), ("up0", V6)])?;
-        assert_eq!(changes(addresses.bring_to(&wanted, &Segment::view()?))?, 0);
+        let wanted = both()?;
+        assert_eq!(bring(&mut addresses, &wanted)?, 0);
         assert_eq!(addresses.assigned(), BTreeSet::new());
         assert_eq!(state.address_book().read()?, BTreeSet::new());
-        assert_eq!(
-            changes(addresses.bring_to(&Translation::default(), &Segment::view()?))?,
-            0
-        );
+        assert_eq!(bring(&mut addresses, &Translation::default())?, 0);
         assert_eq!(release(&state.address_book())?, [] as [IpAddr; 0]);
         assert!(segment.is_on("up0", V4)? && segment.is_on("up1", V6)?);
-        sniffer.look()?;
+        arrivals.look()?;
         let mac = segment.node.mac("up0")?;
         for frame in announcement(Mac(mac), V4.parse()?) {
-            assert_eq!(sniffer.seen.get(&frame), None, "nobody asked us to say so");
+            assert_eq!(arrivals.times(&frame), 0, "nobody asked us to say so");
         }
 
         // Once its owner lets go of it, it is ours to put on.
         segment.node.ip(&format!("addr del {V4}/24 dev up0\n"))?;
-        assert_eq!(changes(addresses.bring_to(&wanted, &Segment::view()?))?, 1);
+        assert_eq!(bring(&mut addresses, &wanted)?, 1);
         assert_eq!(addresses.assigned(), ips(&[V4]));
         Ok(())
     })
@@ -450,26 +288,23 @@ fn the_next_agent_knows_them() -> Result<()> {
     let segment = Segment::new()?;
     segment.node.enter(|| {
         let state = StateDir::open(&segment.state_dir())?;
-        let wanted = translation(&[("up0", V4), ("up0", V6)])?;
+        let wanted = both()?;
         let mut first = Addresses::taking_over(state.address_book())?;
-        changes(first.bring_to(&wanted, &Segment::view()?))?;
+        bring(&mut first, &wanted)?;
         drop(first);
         assert!(segment.is_on("up0", V4)? && segment.is_on("up0", V6)?);
 
         let mut second = Addresses::taking_over(state.address_book())?;
         assert_eq!(second.assigned(), ips(&[V4, V6]));
-        assert_eq!(changes(second.bring_to(&wanted, &Segment::view()?))?, 0);
+        assert_eq!(bring(&mut second, &wanted)?, 0);
         drop(second);
 
         // Written down, and killed before it was put on.
         segment.node.ip(&format!("addr del {V4}/32 dev up0\n"))?;
         let mut third = Addresses::taking_over(state.address_book())?;
-        assert_eq!(changes(third.bring_to(&wanted, &Segment::view()?))?, 1);
+        assert_eq!(bring(&mut third, &wanted)?, 1);
         assert_eq!(third.restored(), 0);
-        assert_eq!(
-            changes(third.bring_to(&Translation::default(), &Segment::view()?))?,
-            2
-        );
+        assert_eq!(bring(&mut third, &Translation::default())?, 2);
         assert!(!segment.is_on("up0", V4)? && !segment.is_on("up0", V6)?);
         Ok(())
     })

@@ -1,7 +1,10 @@
 //! Who forges frames of the overlay gets nothing out of it, and is counted: a pod that seems to be its node, a host
 //! that claims a node's address, and one that does not even do that.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    io::ErrorKind,
+    net::{IpAddr, SocketAddr, UdpSocket},
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use egress_common::{
@@ -11,14 +14,18 @@ use egress_common::{
 use egress_tests::{
     ClusterStage, Host,
     client::{Wire, datagram_socket},
-    cluster::{BLUE, ELSEWHERE, GATEWAY_NODE, OVERLAY_PORT, OVERLAY_VNI, RED, Seen},
+    cluster::{BLUE, ELSEWHERE, GATEWAY_NODE, KEY, OVERLAY_PORT, OVERLAY_VNI, RED, Seen},
     host::run,
     server::ECHO_PORT,
+    wait,
 };
+use egress_userspace::overlay_keys::OverlayKeys;
 use etherparse::PacketBuilder;
 
 const FORGED: &[u8] = b"forged";
 const GUESSES: u64 = 5;
+/// The port that a forged packet seems to come from.
+const FAR_PORT: u16 = 40_000;
 const GUESSED: Tag = Tag([0x5a, 1, 2, 3, 4, 5]);
 
 /// The identifier that a gateway's name makes, reckoned by coreutils.
@@ -54,8 +61,12 @@ fn ip(
 
 /// What follows the UDP header: VXLAN's (RFC 7348, 5) and a frame with a tag that was guessed.
 fn encapsulated(kind: FrameKind, from: IpAddr, to: IpAddr, vni: u32) -> Result<Vec<u8>> {
-    let ports = [40_000, ECHO_PORT];
-    let inner = ip(from, to, [kind.to_mac().0, GUESSED.0], ports, FORGED)?;
+    tagged(GUESSED, kind, from, to, vni)
+}
+
+fn tagged(tag: Tag, kind: FrameKind, from: IpAddr, to: IpAddr, vni: u32) -> Result<Vec<u8>> {
+    let ports = [FAR_PORT, ECHO_PORT];
+    let inner = ip(from, to, [kind.to_mac().0, tag.0], ports, FORGED)?;
     let vni = (vni << 8).to_be_bytes();
     Ok([&[0x08, 0, 0, 0][..], &vni, &inner].concat())
 }
@@ -155,23 +166,40 @@ fn a_host_that_claims_a_nodes_address() -> Result<()> {
         }
         nothing_arrived(stage)?;
 
-        // The other way: a reply that no gateway sent.
-        let socket = datagram_socket(&web.host, SocketAddr::new(ELSEWHERE.v4.into(), 40_000))?;
-        socket.set_read_timeout(Some(std::time::Duration::from_millis(300)))?;
-        let reply = encapsulated(
-            FrameKind::Back(identifier(RED.name)?),
-            ELSEWHERE.v4.into(),
-            web.v4.into(),
-            OVERLAY_VNI,
-        )?;
-        let before = stage.dropped("worker-1", "OverlayForged")?;
-        forge(
-            &stranger,
-            &worker.host,
-            [gateway.v4.into(), worker.v4.into()],
-            &reply,
-        )?;
-        stage.wait_for_drops("worker-1", "OverlayForged", before + GUESSES)?;
+        // The other way: a reply that no gateway sent, and for the sake of comparison one whose tag is right.
+        let back = FrameKind::Back(identifier(RED.name)?);
+        let key = OverlayKeys::parse(KEY.as_bytes())?;
+        let right = key.tag(OVERLAY_VNI, GATEWAY_NODE, worker.name);
+        for remote in ELSEWHERE.addresses() {
+            let own = web.address_like(remote);
+            let socket = web.host.enter(|| {
+                let socket = UdpSocket::bind((own, ECHO_PORT))?;
+                socket.connect((remote, FAR_PORT))?;
+                Ok(socket)
+            })?;
+            for outer in [IpAddr::from(worker.v4), worker.v6.into()] {
+                let outer = [gateway.address_like(outer), outer];
+                let send = |tag| {
+                    let reply = tagged(tag, back, remote, own, OVERLAY_VNI)?;
+                    forge(&stranger, &worker.host, outer, &reply)
+                };
+                // Zero is what stands for the second key where there is none.
+                for tag in [GUESSED, Tag::ZERO] {
+                    let before = stage.dropped(worker.name, "OverlayForged")?;
+                    send(tag)?;
+                    stage.wait_for_drops(worker.name, "OverlayForged", before + GUESSES)?;
+                }
+                socket.set_nonblocking(true)?;
+                let heard = socket.recv(&mut [0; 64]).map_err(|error| error.kind());
+                assert_eq!(heard, Err(ErrorKind::WouldBlock), "{own} from {outer:?}");
+                socket.set_nonblocking(false)?;
+                socket.set_read_timeout(Some(wait::PATIENCE))?;
+                send(right)?;
+                for _ in 0..GUESSES {
+                    assert_eq!(socket.recv(&mut [0; 64])?, FORGED.len());
+                }
+            }
+        }
         nothing_arrived(stage)
     })
 }

@@ -58,7 +58,7 @@ fn traceroute_sees_the_hops_beyond_the_node() -> Result<()> {
             "-q",
             "1",
             "-w",
-            "2",
+            "5",
             "-f",
             "2",
             "-m",

@@ -14,37 +14,45 @@ use egress_tests::{
 };
 use serde_json::Value;
 
+/// In MiB.
+const GIBIBYTE: usize = 1024;
+
 #[test]
 fn a_gibibyte_comes_down() -> Result<()> {
+    comes_down(ELSEWHERE.v4.into())
+}
+
+#[test]
+fn a_gibibyte_comes_down_over_ipv6() -> Result<()> {
+    comes_down(ELSEWHERE.v6.into())
+}
+
+fn comes_down(remote: IpAddr) -> Result<()> {
     ClusterStage::usual()?.play(|stage| {
         stage.permit(BLUE, &[ELSEWHERE]);
         let _bulk = Bulk::start(&stage.cluster.internet)?;
-        let digest = Bulk::download(stage.host("web")?, ELSEWHERE.v4.into(), 1024)?;
-        assert_eq!(digest, Bulk::digest(1024)?);
+        let digest = Bulk::download(stage.host("web")?, remote, GIBIBYTE)?;
+        assert_eq!(digest, Bulk::digest(GIBIBYTE)?);
         stage.expect_no_drops()
     })
 }
 
 #[test]
 fn a_gibibyte_goes_up() -> Result<()> {
-    ClusterStage::usual()?.play(|stage| {
-        stage.permit(BLUE, &[ELSEWHERE]);
-        let _bulk = Bulk::start(&stage.cluster.internet)?;
-        let digest = Bulk::upload(stage.host("web")?, ELSEWHERE.v4.into(), 1024)?;
-        assert_eq!(digest, Bulk::digest(1024)?);
-        stage.expect_only_what_teaches_the_mtu()
-    })
+    goes_up(ELSEWHERE.v4.into())
 }
 
 #[test]
-fn ipv6_is_no_different() -> Result<()> {
+fn a_gibibyte_goes_up_over_ipv6() -> Result<()> {
+    goes_up(ELSEWHERE.v6.into())
+}
+
+fn goes_up(remote: IpAddr) -> Result<()> {
     ClusterStage::usual()?.play(|stage| {
         stage.permit(BLUE, &[ELSEWHERE]);
         let _bulk = Bulk::start(&stage.cluster.internet)?;
-        let expected = Bulk::digest(256)?;
-        let (web, remote) = (stage.host("web")?, ELSEWHERE.v6.into());
-        assert_eq!(Bulk::download(web, remote, 256)?, expected);
-        assert_eq!(Bulk::upload(web, remote, 256)?, expected);
+        let digest = Bulk::upload(stage.host("web")?, remote, GIBIBYTE)?;
+        assert_eq!(digest, Bulk::digest(GIBIBYTE)?);
         stage.expect_only_what_teaches_the_mtu()
     })
 }
@@ -76,7 +84,7 @@ impl Iperf {
 /// Measures for a second, once the server listens and has no other client.
 fn measure(host: &Host, to: IpAddr, more: &[&str]) -> Result<Value> {
     let to = to.to_string();
-    let mut words = vec!["iperf3", "--json", "--time", "1", "--client", &to];
+    let mut words = vec!["iperf3", "--json", "--client", &to];
     words.extend(more);
     wait::until("iperf3 measures", || {
         let mut result: Value = serde_json::from_str(&host.run(&words)?)?;
@@ -94,19 +102,28 @@ fn iperf3_is_satisfied() -> Result<()> {
         for address in ELSEWHERE.addresses() {
             let _server = Iperf::start(&stage.cluster.internet, address)?;
             for more in [&[][..], &["--reverse"]] {
-                let end = measure(web, address, more)?;
+                // However long it takes; what is under way when all is sent is not counted.
+                let end = measure(web, address, &[&["--bytes", "64M"], more].concat())?;
                 let bytes = end["sum_received"]["bytes"].as_u64().context("no bytes")?;
-                ensure!(bytes > 10_000_000, "{address} {more:?}: {end:#}");
+                ensure!(bytes > 32_000_000, "{address} {more:?}: {end:#}");
             }
             for more in [&[][..], &["--reverse"]] {
-                let udp = ["--udp", "--bitrate", "50M", "--length", "1200"];
+                let udp = [
+                    "--udp",
+                    "--bitrate",
+                    "10M",
+                    "--length",
+                    "1200",
+                    "--time",
+                    "1",
+                ];
                 let end = measure(web, address, &[&udp, more].concat())?;
                 let lost = end["sum"]["lost_percent"]
                     .as_f64()
                     .with_context(|| format!("no loss: {end:#}"))?;
                 let packets = end["sum"]["packets"].as_u64().context("no packets")?;
                 // Some may be lost where a processor is short; all would be where a port is wrong.
-                ensure!(lost < 5.0 && packets > 1000, "{address} {more:?}: {end:#}");
+                ensure!(lost < 5.0 && packets > 500, "{address} {more:?}: {end:#}");
             }
         }
         Ok(())

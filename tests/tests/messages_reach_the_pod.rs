@@ -90,7 +90,7 @@ fn traceroute(underlay: Underlay) -> Result<()> {
                     "-q",
                     "1",
                     "-w",
-                    "2",
+                    "5",
                     "-m",
                     "8",
                     method,

@@ -266,6 +266,39 @@ fn halves_that_are_alone_do_not_stay() -> Result<()> {
     })
 }
 
+/// What two CPUs that make and remove a connection at once may leave: halves that lead to the halves of others.
+#[test]
+fn halves_that_lead_to_another_connection_do_not_stay() -> Result<()> {
+    with_tables(|tables| {
+        let mut sweeper = tables.sweeper()?;
+        let there = tables.seed(3000, NatState::TcpEstablished, Some(1), Some(1))?;
+        let (out_key, back_key) = there;
+        // Replies under a port that the pod's connection does not have any more.
+        let stale = NatBackKey {
+            egress_port: WireU16::new(3999),
+            ..back_key
+        };
+        let back = tables.maps.back(&back_key)?.context("no such half")?;
+        tables.maps.insert_back(&stale, &back)?;
+        // A pod's half under a port that another connection has by now.
+        let late = NatOutKey {
+            pod_port: WireU16::new(3998),
+            ..out_key
+        };
+        let out = tables.maps.out(&out_key)?.context("no such half")?;
+        tables.maps.insert_out(&late, &out)?;
+        let begin = now()?;
+        assert_eq!(walk(&mut sweeper, begin)?.orphans, 0);
+        assert_eq!(walk(&mut sweeper, begin + MINUTE)?.orphans, 2);
+        ensure!(tables.maps.back(&stale)?.is_none(), "its port stays taken");
+        ensure!(tables.maps.out(&late)?.is_none(), "it stays for ever");
+        assert_eq!(tables.has(&there)?, (true, true));
+        let swept = walk(&mut sweeper, begin + 2 * MINUTE)?;
+        assert_eq!((swept.orphans, swept.statistics.back_entries), (0, 1));
+        Ok(())
+    })
+}
+
 #[test]
 fn empty_tables_of_a_node_without_egress_addresses_are_not_walked() -> Result<()> {
     with_tables(|tables| {

@@ -1,18 +1,28 @@
 //! What becomes of packets that arrive where a gateway is: replies of recorded connections reach their pod.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test fails where it is, with the packet at hand"
+)]
+
+use anyhow::ensure;
 use egress_common::DropReason;
-use egress_tests::packets::{
-    Expect::{Answered, Delivered, Drop, Sent, Untouched},
-    Row,
-    build::{
-        Frame, GATEWAY_MAC, HOST_MAC, L3, POD_MAC, extension, fragment6, icmp,
-        proto::{DESTINATION, ESP, FRAGMENT, ICMP, ICMPV6, TCP, UDP},
-        tcp, udp,
+use egress_tests::{
+    packets::{
+        Expect::{Answered, Delivered, Drop, Sent, Untouched},
+        Lab, Row, Slot,
+        build::{
+            Frame, GATEWAY_MAC, HOST_MAC, L3, POD_MAC, extension, fragment6, icmp,
+            proto::{DESTINATION, ESP, FRAGMENT, ICMP, ICMPV6, TCP, UDP},
+            tcp, udp,
+        },
+        mutate, run,
+        seed::world,
+        with_lab,
     },
-    mutate, run,
-    seed::world,
-    with_lab,
+    wait,
 };
+use egress_userspace::kernel::Program;
 
 struct Family {
     name: &'static str,
@@ -409,4 +419,41 @@ fn frames_that_are_not_ours() {
                 .back(f.answer().set(L3, &[0x75]), Untouched),
         ]
     });
+}
+
+/// A tag that names no VLAN says a frame's priority alone.
+#[test]
+fn frames_with_a_tag() {
+    with_lab(|lab| {
+        lab.bring_to(&world());
+        let wire = lab.connect_uplink(Program::FromGateway).unwrap();
+        for f in [&V4, &V6] {
+            run(lab, &[f.row("a connection")]);
+            // What is looked at and cannot live for another hop is counted, what is not ours is not.
+            for (tag, counted) in [(7_u16, 0), (0, 1), (0xe000, 1)] {
+                let mut bytes = f.answer().ttl(1).bytes;
+                let [high, low] = tag.to_be_bytes();
+                bytes.splice(12..12, [0x81, 0, high, low]);
+                let mut seen = 0;
+                for _ in 0..2 {
+                    wire.send(&bytes).unwrap();
+                    // Behind it, one without a tag: then it was looked at.
+                    wire.send(&f.answer().ttl(1).bytes).unwrap();
+                }
+                wait::until("the frames were looked at", || {
+                    seen += expired(lab);
+                    ensure!(seen >= 2 + 2 * counted, "{} {tag:#x}: {seen}", f.name);
+                    Ok(())
+                })
+                .unwrap();
+                assert_eq!(seen, 2 + 2 * counted, "{} {tag:#x}", f.name);
+            }
+        }
+    });
+}
+
+/// How many packets could not live for another hop, since it was last asked.
+fn expired(lab: &mut Lab) -> u64 {
+    let slot = Slot::Drop(String::new(), DropReason::TtlExceeded);
+    lab.moved().get(&slot).map_or(0, |(packets, _)| *packets)
 }

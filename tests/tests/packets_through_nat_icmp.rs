@@ -330,6 +330,25 @@ fn fragments_both_ways() {
     });
 }
 
+/// Numbers of datagrams come again, of others: a fragment without its first is nobody's.
+#[test]
+fn fragments_long_after_the_first() {
+    in_both(|node, p| {
+        let out = fragments(p, (p.pod, 40_000), (p.remote, 53));
+        let translated = fragments(p, (p.alpha, 40_000), (p.remote, 53));
+        let back = fragments(p, (p.remote, 53), (p.alpha, 40_000));
+        let home = fragments(p, (p.remote, 53), (p.pod, 40_000));
+        node.out("the first", &out[0], Out(forwarded(&translated[0])));
+        node.back("the first back", &back[0], Home(delivered(&home[0])));
+        node.age(59);
+        node.out("in time", &out[1], Out(forwarded(&translated[1])));
+        node.back("in time", &back[1], Home(delivered(&home[1])));
+        node.age(1);
+        node.out("too late", &out[2], Dropped(FragmentUnknown));
+        node.back("too late", &back[2], Dropped(FragmentUnknown));
+    });
+}
+
 #[test]
 fn fragments_of_a_ping_to_the_address() {
     in_both(|node, p| {
@@ -387,5 +406,26 @@ fn fragments_put_together() {
         }
         let whole = Frame::ip(p.alpha, p.remote, proto::UDP, &upper);
         assert_eq!(whole, with_sum(whole.clone(), proto::UDP));
+    });
+}
+
+/// Datagrams of IPv4 with one number and two protocols are two (RFC 791, 3.2).
+#[test]
+fn fragments_of_two_protocols() {
+    with_node(|node| {
+        let p = &V4;
+        node.own(&ALPHA, (5000, 5000), 0);
+        let [first, _, _] = fragments(p, (p.pod, 40_000), (p.remote, 53));
+        let [translated, _, _] = fragments(p, (p.alpha, 5000), (p.remote, 53));
+        let [answer, _, _] = fragments(p, (p.remote, 53), (p.alpha, 5000));
+        let [home, _, _] = fragments(p, (p.remote, 53), (p.pod, 40_000));
+        let later =
+            |from: &str, to: &str| Frame::ip(from, to, proto::TCP, &[7; 16]).fragment(99, 3, false);
+        node.out("a datagram", &first, Out(forwarded(&translated)));
+        let foreign = later(p.pod, p.remote);
+        node.out("of a segment", &foreign, Dropped(FragmentUnknown));
+        node.back("its answer", &answer, Home(delivered(&home)));
+        let foreign = later(p.remote, p.alpha);
+        node.back("of a segment", &foreign, Dropped(FragmentUnknown));
     });
 }

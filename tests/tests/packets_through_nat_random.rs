@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use egress_common::{
+    Addr,
     DropReason::{NatExhausted, SourceQuota},
     nat::NatBackKey,
 };
@@ -178,6 +179,8 @@ fn sweep_all(node: &mut Node<'_>) {
 }
 
 /// Connections are made and removed on several CPUs at once, and nothing is left of them in the end.
+///
+/// A connection that ends while its second packet makes it too, which takes a time of zero, leaves a half alone.
 #[test]
 fn made_and_removed_at_once() {
     with_node(|node| {
@@ -210,9 +213,13 @@ fn made_and_removed_at_once() {
                 .collect()
         };
         let keys: Vec<_> = (5000..5004).map(|port| connections[0].key(port)).collect();
+        let mut gone: BTreeMap<Addr, i64> = BTreeMap::new();
         for _ in 0..20 {
             let lists = [list(&mut random), list(&mut random)];
             node.at_once(&lists, &keys, 60);
+            for (source, halves) in node.mend() {
+                *gone.entry(source).or_default() += halves;
+            }
             let keys: Vec<_> = node.all_backs().into_iter().map(|(key, _)| key).collect();
             for keys in keys.chunks(32) {
                 node.sweep(keys);
@@ -220,9 +227,10 @@ fn made_and_removed_at_once() {
             assert_eq!(node.all_outs(), [], "halves of pods' packets alone");
             assert_eq!(node.all_backs(), []);
             let counts: Vec<_> = node.sources.iter().map(|entry| entry.unwrap()).collect();
+            let known = |source| gone.get(source).copied().unwrap_or_default();
             assert!(
-                counts.iter().all(|(_, count)| *count == 0),
-                "connections that nobody has: {counts:?}"
+                counts.iter().all(|(source, count)| *count == known(source)),
+                "connections that nobody has: {counts:?}, but {gone:?}"
             );
         }
     });

@@ -13,9 +13,7 @@ use egress_tests::packets::{
         },
         tcp, udp,
     },
-    mutate, run,
-    seed::world,
-    with_lab,
+    check_all,
 };
 
 const WEB: &str = "fd00::5";
@@ -25,14 +23,6 @@ const GROUP: (&str, &str) = ("2001:db8:2::7", "2001:db8:2::/48");
 const RED4: (Ipv4Addr, &str) = (Ipv4Addr::new(192, 0, 2, 7), "192.0.2.0/24");
 const GROUP4: (Ipv4Addr, &str) = (Ipv4Addr::new(198, 51, 100, 7), "198.51.100.0/24");
 const NAT4: (Ipv4Addr, &str) = (Ipv4Addr::new(192, 88, 99, 7), "192.88.99.0/24");
-
-fn check(rows: &[Row]) {
-    with_lab(|lab| {
-        lab.bring_to(&world());
-        run(lab, rows);
-        mutate(lab, rows, 4000);
-    });
-}
 
 fn malformed() -> egress_tests::packets::Expect {
     Drop("", DropReason::Malformed)
@@ -67,7 +57,7 @@ fn ipv4_options_of_every_length() {
             .counted(2, 2000 + 2 * (40 + 4 * u64::try_from(words).unwrap_or(0))),
         );
     }
-    check(&rows);
+    check_all(&rows);
 }
 
 #[test]
@@ -106,7 +96,7 @@ fn source_routes_lead_past_no_policy() {
         Frame::ip(WEB, GROUP.0, ROUTING, &left),
         Drop("", DropReason::SourceRouted),
     ));
-    check(&rows);
+    check_all(&rows);
 }
 
 #[test]
@@ -156,7 +146,7 @@ fn ipv4_headers_that_contradict_themselves() {
             malformed(),
         ),
     ]);
-    check(&rows);
+    check_all(&rows);
 }
 
 /// An IPv6 packet with these extension headers before UDP: each is a kind and a maker of its bytes.
@@ -277,7 +267,7 @@ fn ipv6_extension_headers() {
             malformed(),
         ),
     ]);
-    check(&rows);
+    check_all(&rows);
 }
 
 #[test]
@@ -316,5 +306,5 @@ fn ipv6_headers_that_contradict_themselves() {
             Sent(RED.1, "red"),
         ),
     ]);
-    check(&rows);
+    check_all(&rows);
 }

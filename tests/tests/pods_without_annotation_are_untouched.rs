@@ -93,7 +93,9 @@ fn a_new_pod_is_steered_whether_its_yaml_or_its_interface_comes_first() -> Resul
         .add_pod("first", Layout::Calico)?
         .host
         .wait_until_up()?;
-    stage.wait_until_seen("first", ELSEWHERE.v4.into(), From::Gateway("blue"))?;
+    for address in ELSEWHERE.addresses() {
+        stage.wait_until_seen("first", address, From::Gateway("blue"))?;
+    }
     stage.expect("first", ELSEWHERE, From::Gateway("blue"))?;
     // The interface first.
     stage
@@ -103,7 +105,9 @@ fn a_new_pod_is_steered_whether_its_yaml_or_its_interface_comes_first() -> Resul
         .wait_until_up()?;
     stage.expect("last", ELSEWHERE, From::Node)?;
     stage.resources.write("last.yaml", &yaml("last", 14))?;
-    stage.wait_until_seen("last", ELSEWHERE.v4.into(), From::Gateway("blue"))?;
+    for address in ELSEWHERE.addresses() {
+        stage.wait_until_seen("last", address, From::Gateway("blue"))?;
+    }
     stage.expect("last", ELSEWHERE, From::Gateway("blue"))
 }
 
@@ -150,6 +154,8 @@ fn a_pod_that_comes_again_is_steered_again() -> Result<()> {
         web.v4, web.v6
     ))?;
     web.host.wait_until_up()?;
-    stage.wait_until_seen("web", ELSEWHERE.v4.into(), From::Gateway("blue"))?;
+    for address in ELSEWHERE.addresses() {
+        stage.wait_until_seen("web", address, From::Gateway("blue"))?;
+    }
     stage.expect("web", ELSEWHERE, From::Gateway("blue"))
 }

@@ -146,7 +146,7 @@ fn the_narrow_link_is_found_and_hops_are_seen() -> Result<()> {
             "-q",
             "1",
             "-w",
-            "2",
+            "5",
             &address.to_string(),
         ])?;
         let node = cluster.node("worker-1")?.address_like(address).to_string();

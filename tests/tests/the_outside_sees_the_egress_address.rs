@@ -1,14 +1,19 @@
 //! Whatever node a pod is on, the outside sees the egress address that its policy chooses, and nothing else.
 
+use std::{collections::BTreeSet, net::IpAddr};
+
 use anyhow::{Result, ensure};
 use egress_tests::{
     ClusterStage,
+    client::whoami,
     cluster::{
         BLUE, ClusterShape, ELSEWHERE, Egress, GATEWAY_NODE, INTERNAL, INTERNET_HOST, NodeSetup,
         PARTNER, RED, Seen, Underlay, usual, usual_gateways,
     },
     ping::ping,
     resources::{Via, namespace, pod, policy},
+    server::Whoami,
+    sniffer::Content,
     wait,
 };
 
@@ -50,6 +55,9 @@ fn decide(stage: &mut ClusterStage) -> Result<()> {
     ] {
         stage.expect(name, destination, seen)?;
     }
+    // Who was refused was seen by the firewall, with the other address.
+    let refused: BTreeSet<IpAddr> = stage.cluster.refused()?.into_iter().collect();
+    assert_eq!(refused, BLUE.addresses().into());
     ensure!(stage.sniffed()?.encapsulated() > 0);
     stage.expect_no_drops()
 }
@@ -91,7 +99,7 @@ fn a_gateway_pod_lends_its_address() -> Result<()> {
         |_| {},
     )?;
     stage.play(|stage| {
-        let holder = stage.pod("holder")?;
+        let holder = stage.pod("holder")?.clone();
         let egress = Egress {
             name: "holder",
             v4: holder.v4,
@@ -100,8 +108,10 @@ fn a_gateway_pod_lends_its_address() -> Result<()> {
         stage.expect("web", ELSEWHERE, Seen::As(egress))?;
         // Its own address stays the pod's: who talks to it is answered.
         stage.permit(egress, &[INTERNET_HOST]);
+        let _own = Whoami::start(&holder.host)?;
         for address in egress.addresses() {
             ping(&stage.cluster.internet, address)?;
+            whoami(&stage.cluster.internet, address)?;
         }
         stage.expect_no_drops()
     })
@@ -151,9 +161,15 @@ fn an_address_moves_to_another_node() -> Result<()> {
             // The segment has been told: nobody waits for an old entry to age.
             stage.wait_until_seen("web", address, Seen::As(RED))?;
         }
-        let sniffed = stage.sniffed()?;
-        let from_new = sniffed.sent.keys().any(|sent| sent.node == "gw-2");
-        ensure!(from_new, "gw-2 sent nothing");
+        // What leaves with the address now, leaves there.
+        let sent = stage.sniffed()?.sent;
+        for (source, to) in RED.addresses().into_iter().zip(INTERNAL.addresses()) {
+            let by_new = sent.keys().any(|sent| {
+                matches!(sent.content, Content::Plain { source: from, destination, .. }
+                    if sent.node == "gw-2" && (from, destination) == (source, to))
+            });
+            ensure!(by_new, "gw-2 sent nothing from {source} to {to}: {sent:?}");
+        }
         Ok(())
     })
 }
@@ -167,7 +183,7 @@ fn without_a_key_nothing_leaves() -> Result<()> {
         keyless,
     )?;
     stage.play(|stage| {
-        stage.expect("web", ELSEWHERE, Seen::Refused)?;
+        stage.wait_until_gone("web", ELSEWHERE)?;
         stage.wait_for_drops("worker-1", "NoGateway", 2)?;
         let status = stage.agent("worker-1")?.get("/status")?.1;
         ensure!(status.contains("key"), "the reason is not told: {status}");

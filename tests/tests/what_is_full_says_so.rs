@@ -15,6 +15,8 @@ use egress_tests::{
 };
 
 const PORTS: usize = 10;
+/// So that what is reset goes with the next sweep.
+const SHORT: [&str; 2] = ["--nat-timeout", "tcp-close=1"];
 
 fn stage(arguments: &[&str]) -> Result<ClusterStage> {
     ClusterStage::new(
@@ -37,8 +39,7 @@ fn refused(stage: &ClusterStage, pod: &str, to: IpAddr) -> Result<()> {
 #[test]
 fn ports() -> Result<()> {
     let narrow = ["--nat-port-range", "40000-40009"];
-    let short = ["--nat-timeout", "tcp-close=1"];
-    stage(&[narrow, short].concat())?.play(|stage| {
+    stage(&[narrow, SHORT].concat())?.play(|stage| {
         stage.permit(BLUE, &[ELSEWHERE, PARTNER]);
         let crowd = Crowd::start(&stage.cluster.internet)?;
         let mut known = 0;
@@ -80,17 +81,65 @@ fn ports() -> Result<()> {
 
 #[test]
 fn a_sources_quota() -> Result<()> {
-    stage(&["--nat-source-quota", "10"])?.play(|stage| {
+    let narrow = ["--nat-source-quota", "10"];
+    stage(&[narrow, SHORT].concat())?.play(|stage| {
         stage.permit(BLUE, &[ELSEWHERE]);
         let _crowd = Crowd::start(&stage.cluster.internet)?;
         for address in ELSEWHERE.addresses() {
             let before = stage.dropped(GATEWAY_NODE, "SourceQuota")?;
-            let _callers = Callers::connect(stage.host("web")?, address, PORTS)?;
+            let callers = Callers::connect(stage.host("web")?, address, PORTS)?;
             refused(stage, "web", address)?;
             stage.wait_for_drops(GATEWAY_NODE, "SourceQuota", before + 1)?;
             // Nobody else suffers.
             stage.expect_at("batch", address, Seen::As(BLUE))?;
+            // What is reset makes room.
+            callers.reset()?;
+            wait::until("the source may connect again", || {
+                Callers::connect(stage.host("web")?, address, PORTS)?.reset()
+            })?;
         }
         Ok(())
+    })
+}
+
+/// The table of connections itself, which all pods and both families share.
+#[test]
+fn the_table() -> Result<()> {
+    const ROOM: usize = 64;
+    let room = ROOM.to_string();
+    let small = ["--nat-connections", &room, "--nat-source-quota", &room];
+    stage(&[&small[..], &SHORT].concat())?.play(|stage| {
+        stage.permit(BLUE, &[ELSEWHERE]);
+        let crowd = Crowd::start(&stage.cluster.internet)?;
+        let [v4, v6] = ELSEWHERE.addresses();
+        let some = Callers::connect(stage.host("web")?, v4, ROOM / 2)?;
+        let others = Callers::connect(stage.host("batch")?, v6, ROOM / 2)?;
+        crowd.wait_for(ROOM)?;
+        for (number, address) in (1..).zip([v4, v6]) {
+            refused(stage, "web", address)?;
+            stage.wait_for_drops(GATEWAY_NODE, "NatExhausted", number)?;
+        }
+        stage
+            .agent(GATEWAY_NODE)?
+            .wait_for_metrics("the full table is shown", |metrics| {
+                let there = metrics.sum("egress_nat_connections", &[]);
+                let room = metrics.sum("egress_nat_capacity", &[]);
+                let full = u64::try_from(ROOM)?;
+                ensure!((there, room) == (full, full), "{there} of {room}");
+                Ok(())
+            })?;
+        // What is there goes on, whoever has what.
+        for callers in [&some, &others] {
+            callers.say()?;
+        }
+        crowd.answer(0)?;
+        for callers in [&some, &others] {
+            callers.hear()?;
+        }
+        // What is reset makes room, for the other family too.
+        some.reset()?;
+        wait::until("there is room again", || {
+            Callers::connect(stage.host("batch")?, v6, ROOM / 2)?.reset()
+        })
     })
 }

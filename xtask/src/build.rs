@@ -1,8 +1,8 @@
 //! `cargo xtask build`: the one file that a node needs.
 
-use std::path::PathBuf;
+use std::{fs, path::PathBuf, process::Stdio};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use crate::{
     command::{self, say},
@@ -34,6 +34,34 @@ pub(crate) fn egress(workspace: &Workspace, profile: Profile) -> Result<PathBuf>
     Ok(workspace.binary(profile, "egress"))
 }
 
+/// Builds what runs in a virtual machine of another kernel, after set-up, and says where it is.
+///
+/// The same packages as for all tests, so that no dependency is built again.
+pub(crate) fn kernel_tests(workspace: &Workspace) -> Result<PathBuf> {
+    let told = command::output(
+        command::cargo()
+            .current_dir(workspace.root())
+            .args(["test", "--workspace", "--exclude", "egress-ebpf"])
+            .args(["--no-run", "--test", "kernels"])
+            .args(["--message-format", "json-render-diagnostics"])
+            .stderr(Stdio::inherit()),
+    )?;
+    executable(&told, "kernels")
+        .context("cargo built the tests of other kernels, and did not say where")
+}
+
+/// The executable that cargo says it made of a test target.
+fn executable(messages: &str, target: &str) -> Option<PathBuf> {
+    let name = format!("\"name\":\"{target}\"");
+    messages
+        .lines()
+        .filter(|line| line.contains("\"kind\":[\"test\"]") && line.contains(&name))
+        .find_map(|line| {
+            let (_, path) = line.split_once("\"executable\":\"")?;
+            Some(PathBuf::from(path.split_once('"')?.0))
+        })
+}
+
 /// The binaries that tests and the demo start.
 pub(crate) struct TestBinaries {
     pub(crate) egress: PathBuf,
@@ -45,13 +73,49 @@ pub(crate) struct TestBinaries {
 /// All packages at once, as the tests are built: cargo unites the features of what it builds together,
 /// and another choice of packages would build most dependencies twice.
 pub(crate) fn test_binaries(workspace: &Workspace) -> Result<TestBinaries> {
-    command::run(
-        command::cargo()
-            .current_dir(workspace.root())
-            .args(["build", "--bins"]),
-    )?;
+    every_binary(workspace, &[])?;
     Ok(TestBinaries {
         egress: workspace.binary(Profile::Dev, "egress"),
         demo: workspace.binary(Profile::Dev, "egress-demo"),
     })
+}
+
+/// Builds an agent whose maps have another layout, for upgrades and downgrades; the usual one has to be built after
+/// it, for both are left in the same place by cargo.
+pub(crate) fn other_layout(workspace: &Workspace) -> Result<PathBuf> {
+    every_binary(workspace, &["--features", "egress-userspace/other-layout"])?;
+    let built = workspace.binary(Profile::Dev, "egress");
+    let binary = workspace.binary(Profile::Dev, "egress-other-layout");
+    fs::copy(&built, &binary)
+        .with_context(|| format!("cannot copy {} to {}", built.display(), binary.display()))?;
+    Ok(binary)
+}
+
+fn every_binary(workspace: &Workspace, more: &[&str]) -> Result<()> {
+    command::run(
+        command::cargo()
+            .current_dir(workspace.root())
+            .args(["build", "--bins"])
+            .args(more),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cargo_says_where_a_test_is() {
+        let messages = concat!(
+            r#"{"reason":"compiler-artifact","target":{"kind":["lib"],"name":"kernels"},"executable":null}"#,
+            "\n",
+            r#"{"reason":"compiler-artifact","target":{"kind":["test"],"name":"kernels"},"executable":"/t/kernels-1f"}"#,
+            "\n{\"reason\":\"build-finished\",\"success\":true}\n",
+        );
+        assert_eq!(
+            executable(messages, "kernels"),
+            Some(PathBuf::from("/t/kernels-1f"))
+        );
+        assert_eq!(executable(messages, "others"), None);
+    }
 }

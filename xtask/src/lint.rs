@@ -52,6 +52,13 @@ fn host(workspace: &Workspace) -> Result<()> {
                 "--all-targets",
             ])
             .args(["--", "-D", "warnings"]),
+    )?;
+    // Not built with the others, since it has tests that they have.
+    command::run(
+        command::cargo()
+            .current_dir(workspace.root())
+            .args(["clippy", "--package", "egress-tests", "--test", "kernels"])
+            .args(["--", "-D", "warnings"]),
     )
 }
 

@@ -8,6 +8,7 @@
 mod build;
 mod command;
 mod demo;
+mod kernels;
 mod lint;
 mod run;
 mod setup;
@@ -41,7 +42,13 @@ fn perform(task: Task) -> Result<()> {
             multi_node,
             arguments,
         } => demo::run(&workspace, multi_node, &arguments),
-        Task::Test { filters } => test::run(&workspace, &filters),
+        Task::Test {
+            kernels: true,
+            record,
+            filters,
+            ..
+        } => kernels::run(&workspace, &filters, record),
+        Task::Test { soak, filters, .. } => test::run(&workspace, soak, &filters),
         Task::Lint => lint::run(&workspace),
     }
 }
@@ -80,7 +87,16 @@ enum Task {
     },
     /// Run every test; those that need root are elevated
     Test {
-        /// Only tests whose names contain one of these
+        /// Only the tests that run for a minute and longer
+        #[arg(long)]
+        soak: bool,
+        /// Boot other kernels in virtual machines and run a choice of tests there
+        #[arg(long)]
+        kernels: bool,
+        /// Write the outcome into the README's support table
+        #[arg(long, requires = "kernels")]
+        record: bool,
+        /// Only tests whose names contain one of these; with `--kernels`, only kernels of these series, such as 5.10
         filters: Vec<String>,
     },
     /// Check formatting, clippy on both sides of the kernel boundary, and dependencies

@@ -1,4 +1,6 @@
 //! `cargo xtask test`: every test there is; root is for those that need the kernel.
+//!
+//! Tests that run for a minute and longer are ignored by the runners, and are what `--soak` runs.
 
 use std::process::Command;
 
@@ -17,15 +19,16 @@ const ROOT_PACKAGE: &str = "egress-tests";
 /// `cargo nextest` ends like this when no test matches the filters.
 const NOTHING_RUN: i32 = 4;
 
-/// Sets up, builds the binary, and runs the tests whose names match the filters.
-pub(crate) fn run(workspace: &Workspace, filters: &[String]) -> Result<()> {
+/// Sets up, builds the binary, and runs the tests whose names match the filters: the long ones, or the others.
+pub(crate) fn run(workspace: &Workspace, soak: bool, filters: &[String]) -> Result<()> {
     setup::everything(workspace)?;
+    let other_layout = build::other_layout(workspace)?;
     let egress = build::test_binaries(workspace)?.egress;
     let runner = Runner::find();
 
     let mut failures = Vec::new();
     // Nextest runs no documentation tests; plain cargo runs them with the others.
-    if matches!(runner, Runner::Nextest) && filters.is_empty() {
+    if matches!(runner, Runner::Nextest) && filters.is_empty() && !soak {
         say(format_args!("examples in the documentation"));
         let mut examples = command::cargo();
         examples
@@ -41,12 +44,14 @@ pub(crate) fn run(workspace: &Workspace, filters: &[String]) -> Result<()> {
     let mut ran_any = false;
     for stage in [Stage::User, Stage::Root] {
         say(format_args!("{}", stage.title()));
-        let mut command = runner.command(workspace, stage, filters)?;
-        command.env("EGRESS_BIN", &egress);
+        let mut command = runner.command(workspace, stage, soak, filters)?;
+        command
+            .env("EGRESS_BIN", &egress)
+            .env("EGRESS_OTHER_LAYOUT_BIN", &other_layout);
         let status = command::status(&mut command)?;
         if status.success() {
             ran_any = true;
-        } else if status.code() == Some(NOTHING_RUN) && !filters.is_empty() {
+        } else if status.code() == Some(NOTHING_RUN) && (soak || !filters.is_empty()) {
             say(format_args!("none of these match"));
         } else {
             failures.push(format!("`{}` failed ({status})", command::line(&command)));
@@ -125,7 +130,13 @@ impl Runner {
         }
     }
 
-    fn command(&self, workspace: &Workspace, stage: Stage, filters: &[String]) -> Result<Command> {
+    fn command(
+        &self,
+        workspace: &Workspace,
+        stage: Stage,
+        soak: bool,
+        filters: &[String],
+    ) -> Result<Command> {
         let elevation = match stage {
             Stage::User => Vec::new(),
             Stage::Root => elevation()?,
@@ -136,6 +147,11 @@ impl Runner {
             // The same packages for both stages, so that nothing is built twice.
             Self::Nextest => command
                 .args(["nextest", "run", "--no-fail-fast", "-E", &stage.filterset()])
+                .args(if soak {
+                    &["--profile=soak", "--run-ignored=only"][..]
+                } else {
+                    &[]
+                })
                 .args(elevation)
                 .args(filters),
             Self::Cargo => command
@@ -144,6 +160,7 @@ impl Runner {
                 .args(elevation)
                 .arg("--")
                 .args(stage.harness())
+                .args(soak.then_some("--ignored"))
                 .args(filters),
         };
         Ok(command)

@@ -54,6 +54,11 @@ impl Workspace {
         self.root.join("target/ebpf-toolchain.env")
     }
 
+    /// Where what virtual machines of other kernels say is kept.
+    pub(crate) fn kernel_logs(&self) -> PathBuf {
+        self.root.join("target/kernels")
+    }
+
     /// Where set-up installs programs that only this checkout uses.
     pub(crate) fn tools(&self) -> PathBuf {
         self.root.join("target/tools")

@@ -8,6 +8,7 @@ mod fragments;
 mod icmp;
 mod ports;
 mod rewrite;
+mod route;
 mod scratch;
 mod state;
 mod sweep;
@@ -46,13 +47,14 @@ pub(crate) fn out(
     origin: u32,
 ) -> Result<(), DropReason> {
     let s = scratch::take(ip)?;
+    route::find(packet, s, egress)?;
     let is_error = prepare_out(packet, s, egress, origin)?;
     forward::lower_ttl(packet, &s.ip)?;
     if is_error {
         icmp::write_quote(packet, s)?;
     }
     rewrite::write(packet, s.ip.family, &s.edit)?;
-    packet.redirect_by_route(egress.ifindex)
+    route::send(packet, s, egress.ifindex)
 }
 
 /// Fills `s.edit` in, and for an ICMP error, which it tells, `s.quoted_edit`.
@@ -152,6 +154,10 @@ pub(crate) fn back(packet: &Packet<'_>, ip: &Ip, egress: &Egress, largest: u32) 
         Prepared::Kernel => return Homeward::Kernel,
         Prepared::Dropped(reason) => return Homeward::Dropped(reason),
     };
+    // What is the kernel's keeps its tag.
+    if let Err(reason) = packet.untag() {
+        return Homeward::Dropped(reason);
+    }
     if let Some(refusal) = refusal(s, largest) {
         match told(packet, s, &refusal) {
             Ok(answer) => return Homeward::Answered(refusal.reason, answer),

@@ -7,6 +7,7 @@ use egress_common::{
     nat::{NatBack, NatBackKey, NatFragment, NatOut, NatOutKey},
 };
 
+use super::route::Question;
 use crate::parse::Ip;
 
 #[btf_map]
@@ -33,6 +34,10 @@ pub(super) struct Scratch {
     pub(super) edit: Edit,
     /// What is to be written into the quoted packet.
     pub(super) quoted_edit: Edit,
+    /// What the kernel's routes are asked, and what they answer.
+    pub(super) route: Question,
+    /// Where the packet goes next; unspecified where the kernel is to find out by itself.
+    pub(super) next_hop: Addr,
 }
 
 /// What the header above IP is to us.
@@ -60,7 +65,7 @@ pub(super) struct Upper {
 
 /// The checksum covers the addresses too.
 pub(super) const SUM_PSEUDO: u32 = 1;
-/// A zero would mean that there is no checksum (UDP).
+/// A zero would mean that there is no checksum (UDP), which UDP-Lite does not allow either (RFC 3828, 3.1).
 pub(super) const SUM_NEVER_ZERO: u32 = 2;
 
 /// The packet inside an ICMP error.

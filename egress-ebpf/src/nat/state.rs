@@ -33,7 +33,7 @@ pub(super) const EXISTS: i32 = -17;
 /// How old a half's time may get before it is written again: writing it for each packet would move its
 /// cache line from CPU to CPU.
 const REFRESH: u64 = NANOSECONDS;
-const NANOSECONDS: u64 = 1_000_000_000;
+pub(super) const NANOSECONDS: u64 = 1_000_000_000;
 
 /// Finds the connection of a pod's packet, and says whether there is one: then `s.out.egress_port` is what
 /// the outside sees. If there is none, `open` makes one.

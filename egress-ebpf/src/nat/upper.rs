@@ -77,7 +77,11 @@ pub(super) fn read(
             if l4 + UDP_LENGTH > end {
                 return Err(DropReason::Malformed);
             }
-            upper.checksum = SUM_PSEUDO;
+            upper.checksum = if facts.protocol() == protocol::UDP_LITE {
+                SUM_PSEUDO | SUM_NEVER_ZERO
+            } else {
+                SUM_PSEUDO
+            };
             upper.checksum_at = l4 + UDP_CHECKSUM;
             Ok(())
         }

@@ -138,7 +138,9 @@ impl Addresses {
                 });
             match result {
                 Ok(there) => {
-                    tracing::info!("took {} off {}", gone.address, gone.interface);
+                    if there {
+                        tracing::info!("took {} off {}", gone.address, gone.interface);
+                    }
                     moved.changes += usize::from(there);
                 }
                 Err(error) => moved.errors.push(error),

@@ -16,7 +16,7 @@ use crate::{
     http::ReadMaps,
     kernel::{
         CounterMaps, CounterReader, Datapath, GatewayProbes, Hook, Maps, NatMaps, NatSweep, Paths,
-        Program, ProgramLog,
+        Program, ProgramLog, fault,
     },
     settings::Settings,
     snapshot::AttachedProgram,
@@ -49,6 +49,15 @@ pub(super) struct Kernel {
     took_over: bool,
     /// Whether the maps may differ from `state`, because an apply broke off.
     unsure: bool,
+    /// What programs of an earlier run still go by, whose maps are of another layout.
+    earlier: Option<Earlier>,
+}
+
+/// What programs of an earlier run go by until theirs are swapped.
+struct Earlier {
+    /// The pods, and nothing else.
+    state: Arc<KernelState>,
+    egress: BTreeSet<IpAddr>,
 }
 
 impl Kernel {
@@ -61,6 +70,28 @@ impl Kernel {
         let state = diff::trace(&datapath.maps).context("cannot read the maps of the last run")?;
         let translation = datapath.maps.translation()?;
         let names = state_dir.names();
+        let earlier = datapath.earlier_pods().map(|pods| Earlier {
+            state: Arc::new(KernelState {
+                pods: pods.into_iter().collect(),
+                ..KernelState::default()
+            }),
+            egress: datapath
+                .earlier_egress_addresses()
+                .into_iter()
+                .map(IpAddr::from)
+                .collect(),
+        });
+        if let Some(earlier) = &earlier {
+            tracing::info!(
+                pods = earlier.state.pods.len(),
+                egress_addresses = earlier.egress.len(),
+                "the last run's programs go on with its maps until new ones are filled"
+            );
+        }
+        let anything = !(state.pods.is_empty() && translation.addresses.is_empty())
+            || earlier
+                .as_ref()
+                .is_some_and(|e| !(e.state.pods.is_empty() && e.egress.is_empty()));
         tracing::debug!(
             took_over,
             pods = state.pods.len(),
@@ -74,11 +105,12 @@ impl Kernel {
             state_dir,
             paths: settings.load.paths.clone(),
             limits: settings.limits,
-            took_over: took_over && !(state.pods.is_empty() && translation.addresses.is_empty()),
+            took_over: took_over && anything,
             state: Arc::new(state),
             translation,
             names: Arc::new(names),
             unsure: false,
+            earlier,
         })
     }
 
@@ -127,8 +159,17 @@ impl Kernel {
         Arc::clone(&self.state)
     }
 
-    /// The egress addresses that replies find in the maps.
+    /// The pods that are steered now, by this run or by programs of an earlier one.
+    pub(super) fn steered(&self) -> Arc<KernelState> {
+        let earlier = self.earlier.as_ref();
+        Arc::clone(earlier.map_or(&self.state, |earlier| &earlier.state))
+    }
+
+    /// The egress addresses that replies find now, by this run or by programs of an earlier one.
     pub(super) fn egress_addresses(&self) -> BTreeSet<IpAddr> {
+        if let Some(earlier) = &self.earlier {
+            return earlier.egress.clone();
+        }
         let addresses = self.translation.addresses.keys();
         addresses.map(|address| IpAddr::from(*address)).collect()
     }
@@ -153,14 +194,23 @@ impl Kernel {
 
     /// Makes hooks that something else took away be attached again by the next apply, and counts them.
     pub(super) fn forget_lost_hooks(&mut self) -> anyhow::Result<usize> {
-        let (attachments, ebpf) = self.datapath.attaching();
-        attachments.forget_lost(ebpf)
+        self.datapath.attachments.forget_lost()
     }
 
-    /// Whether a program is attached to an interface.
+    /// Pins again what something else has unpinned, and says how many those were.
+    pub(super) fn restore_pins(&mut self) -> anyhow::Result<usize> {
+        self.datapath.restore_pins()
+    }
+
+    /// Whether a program is attached to an interface, be it one of an earlier run that is still at work.
     pub(super) fn is_attached(&self, program: Program, ifindex: u32) -> bool {
         let attached = self.datapath.attachments.attached();
-        attached.contains(&(program, ifindex))
+        attached.contains(&(program, ifindex)) || self.keeps(program, ifindex)
+    }
+
+    /// Whether an earlier run's program stays on an interface until the maps are filled for the new one.
+    fn keeps(&self, program: Program, ifindex: u32) -> bool {
+        self.datapath.is_switching() && self.has_pin(program, ifindex)
     }
 
     /// Whether this agent, in this run or an earlier one, has attached a program to an interface.
@@ -175,6 +225,9 @@ impl Kernel {
     /// The kernel refuses.
     pub(super) fn attach(&mut self, hook: Hook) -> anyhow::Result<()> {
         let program = hook.program;
+        if self.keeps(program, hook.ifindex) {
+            return Ok(());
+        }
         let (attachments, ebpf) = self.datapath.attaching();
         let mut errors = attachments.attach(ebpf, program, &BTreeSet::from([hook]));
         errors.pop().map_or(Ok(()), Err)
@@ -232,12 +285,31 @@ impl Kernel {
         hooks: &BTreeSet<Hook>,
         counters: &Counters,
     ) -> anyhow::Result<Brought> {
+        fault::begin();
+        let brought = self.bring_in_steps(plans, desired, hooks, counters);
+        fault::end();
+        brought
+    }
+
+    fn bring_in_steps(
+        &mut self,
+        plans: Plans,
+        desired: &DesiredState,
+        hooks: &BTreeSet<Hook>,
+        counters: &Counters,
+    ) -> anyhow::Result<Brought> {
         let mut changes = plans.policy.changes.len() + plans.translation.changes();
         let (attachments, ebpf) = self.datapath.attaching();
         let before = attachments.attached().clone();
         let mut errors = Vec::new();
-        for program in RECEIVING {
-            errors.extend(attachments.attach(ebpf, program, hooks));
+        // New maps, beside those of programs at work, know nobody yet.
+        let first = if self.earlier.is_some() {
+            &[][..]
+        } else {
+            &RECEIVING[..]
+        };
+        for program in first {
+            errors.extend(attachments.attach(ebpf, *program, hooks));
         }
         errors.extend(attachments.detach_others(Program::FromPod, hooks));
         self.unsure = true;
@@ -245,13 +317,31 @@ impl Kernel {
         if changes > 0 || plans.names != *self.names {
             self.change(plans, counters)?;
         }
+        if self.earlier.is_some() {
+            fault::step("begin to switch")?;
+            self.datapath.begin_switch()?;
+        }
         self.unsure = false;
         self.took_over = false;
         let (attachments, ebpf) = self.datapath.attaching();
+        if self.earlier.is_some() {
+            for program in RECEIVING {
+                errors.extend(attachments.attach(ebpf, program, hooks));
+            }
+        }
         errors.extend(attachments.attach(ebpf, Program::FromPod, hooks));
         for program in RECEIVING.iter().rev() {
             errors.extend(attachments.detach_others(*program, hooks));
         }
+        // Where a swap has failed an old program goes on with its maps, which it holds, until the next try.
+        if self.earlier.take().is_some()
+            && let Err(error) = fault::step("end the switch")
+                .map_err(anyhow::Error::from)
+                .and_then(|()| self.datapath.end_switch())
+        {
+            errors.push(error);
+        }
+        let attachments = &self.datapath.attachments;
         let hooks_changed = attachments.attached().symmetric_difference(&before).count();
         if let Err(error) = self
             .reader
@@ -290,11 +380,18 @@ impl Kernel {
         }
         // Both are named until the last packet of the old ones is through.
         let both = union(&self.names, &plans);
-        self.state_dir.keep_names(&both)?;
+        fault::step("keep both names")?;
+        self.state_dir.keep_names(&both);
         self.names = Arc::new(both);
         told(counters.adopt(&self.names));
         self.translate(&plans.translation.additions)?;
+        let mut turning = false;
         for change in &plans.policy.changes {
+            let turns = matches!(change, Change::TurnPod { .. });
+            if turns && !turning {
+                fault::step("turn pods")?;
+            }
+            turning = turns;
             self.datapath
                 .maps
                 .carry_out(change)
@@ -302,7 +399,8 @@ impl Kernel {
         }
         self.translate(&plans.translation.removals)?;
         told(counters.retain(&plans.names));
-        self.state_dir.keep_names(&plans.names)?;
+        fault::step("keep the new names")?;
+        self.state_dir.keep_names(&plans.names);
         self.state = Arc::new(plans.policy.after);
         self.translation = plans.translation.after;
         self.names = Arc::new(plans.names);

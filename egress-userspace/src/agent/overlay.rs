@@ -4,8 +4,7 @@
 //! a device that somebody else made is left alone.
 
 use std::{
-    fs::{self, File},
-    io::{self, Write},
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -15,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     node::{Netlink, NodeView, OverlayDevice},
     settings::OverlayOptions,
+    state_dir::keep,
 };
 
 /// The device of an agent.
@@ -108,7 +108,7 @@ impl Overlay {
             ifindex: Some(device.ifindex),
         };
         if record.as_ref() != Some(&now) {
-            keep(&self.file, &now)?;
+            keep(&now, &self.file)?;
         }
         self.ifindex = Some(device.ifindex);
         Ok(self.ifindex)
@@ -167,11 +167,11 @@ async fn make(
 ) -> anyhow::Result<OverlayDevice> {
     let name = &options.device;
     keep(
-        file,
         &Record {
             device: name.clone(),
             ifindex: None,
         },
+        file,
     )?;
     netlink
         .make_overlay_device(name, options.port)
@@ -212,17 +212,6 @@ fn read(file: &Path) -> anyhow::Result<Option<Record>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).with_context(|| format!("cannot read {}", file.display())),
     }
-}
-
-fn keep(path: &Path, record: &Record) -> anyhow::Result<()> {
-    let new = path.with_extension("new");
-    let write = || -> io::Result<()> {
-        let mut file = File::create(&new)?;
-        file.write_all(&serde_json::to_vec(record)?)?;
-        file.sync_all()?;
-        fs::rename(&new, path)
-    };
-    write().with_context(|| format!("cannot write {}", path.display()))
 }
 
 #[cfg(test)]
@@ -266,7 +255,7 @@ mod tests {
             device: "egress.vxlan".to_owned(),
             ifindex: Some(3),
         };
-        keep(&file, &record).unwrap();
+        keep(&record, &file).unwrap();
         assert_eq!(read(&file).unwrap(), Some(record));
         fs::write(&file, "{").unwrap();
         assert!(read(&file).is_err());

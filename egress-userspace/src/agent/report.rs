@@ -1,6 +1,9 @@
 //! What the log says of the sources: each thing once, when it appears and when it is gone.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use crate::{
     diagnostic::{Diagnostic, Severity},
@@ -9,6 +12,9 @@ use crate::{
     snapshot::Degraded,
     sources::files::Loaded,
 };
+
+/// What is said of one reading of the files: a broken generator can make thousands of faults.
+const MAX_LINES: usize = 100;
 
 /// What has been said.
 #[derive(Debug, Default)]
@@ -43,17 +49,26 @@ impl Report {
     /// Says what is newly wrong in the files, and what no longer is.
     pub(super) fn diagnostics(&mut self, diagnostics: &[Diagnostic]) {
         let now: BTreeSet<String> = diagnostics.iter().map(line).collect();
-        for diagnostic in diagnostics {
-            if self.diagnostics.contains(&line(diagnostic)) {
-                continue;
-            }
+        let mut new = diagnostics
+            .iter()
+            .filter(|diagnostic| !self.diagnostics.contains(&line(diagnostic)));
+        for diagnostic in new.by_ref().take(MAX_LINES) {
             match diagnostic.severity {
                 Severity::Error => tracing::error!("{}", diagnostic.render(false)),
                 Severity::Warning => tracing::warn!("{}", line(diagnostic)),
             }
         }
-        for gone in self.diagnostics.difference(&now) {
+        let more = new.count();
+        if more > 0 {
+            tracing::error!("and {more} more; `egress validate` shows them");
+        }
+        let mut gone = self.diagnostics.difference(&now);
+        for gone in gone.by_ref().take(MAX_LINES) {
             tracing::info!("no longer: {gone}");
+        }
+        let more = gone.count();
+        if more > 0 {
+            tracing::info!("and {more} more are gone");
         }
         self.diagnostics = now;
     }
@@ -87,12 +102,33 @@ pub(super) fn degraded(loaded: &Loaded) -> BTreeSet<Degraded> {
     refused
 }
 
-/// Files of which some or all could not be read.
-pub(super) fn unreadable(loaded: &Loaded) -> Vec<String> {
-    errors(loaded)
-        .filter(|diagnostic| diagnostic.object.is_none())
-        .map(line)
-        .collect()
+/// What may hold any object, since it could not be read in full, ever; with the first thing that is wrong with it.
+pub(super) fn unknown(loaded: &Loaded) -> Vec<String> {
+    let fault = |path: &Path| {
+        let is_of_it =
+            |file: &Path| std::path::absolute(file).is_ok_and(|file| file.starts_with(path));
+        errors(loaded)
+            .find(|diagnostic| is_of_it(&diagnostic.file))
+            .map_or_else(|| path.display().to_string(), line)
+    };
+    loaded.unknown.iter().map(|path| fault(path)).collect()
+}
+
+/// What is in force only because the last run kept it: a sentence for each file.
+pub(super) fn restored(loaded: &Loaded) -> impl Iterator<Item = String> {
+    const SHOWN: usize = 5;
+    loaded.restored.iter().map(|(file, objects)| {
+        let shown: Vec<&str> = objects.iter().take(SHOWN).map(String::as_str).collect();
+        let more = match objects.len().saturating_sub(SHOWN) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        format!(
+            "{}: what the last run read there is in force, since what is there now cannot be read or is refused: {}{more}",
+            file.display(),
+            shown.join(", ")
+        )
+    })
 }
 
 fn errors(loaded: &Loaded) -> impl Iterator<Item = &Diagnostic> {

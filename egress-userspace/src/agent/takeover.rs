@@ -42,7 +42,7 @@ pub(super) fn refuse_to_forget(
     view: &NodeView,
     node: &str,
 ) -> anyhow::Result<()> {
-    let unread = report::unreadable(loaded);
+    let unread = report::unknown(loaded);
     ensure!(
         unread.is_empty(),
         "what the last run left in the kernel stays as it is until these can be read: {}",
@@ -163,17 +163,8 @@ mod tests {
     }
 
     fn view() -> NodeView {
-        let link = Link {
-            name: "cali7".to_owned(),
-            mtu: 1500,
-            up: true,
-            bridge: false,
-            loopback: false,
-            ethernet: true,
-            master: None,
-        };
         NodeView {
-            links: [(POD, link)].into(),
+            links: [(POD, Link::ethernet("cali7"))].into(),
             ..NodeView::default()
         }
     }
@@ -237,9 +228,10 @@ mod tests {
     fn a_gateway_node_keeps_its_egress_addresses_until_the_resources_account_for_them() {
         let unread = Loaded {
             diagnostics: vec![Diagnostic::of_file(
-                Path::new("gateways.yaml"),
+                Path::new("/gateways.yaml"),
                 "cannot be read",
             )],
+            unknown: ["/gateways.yaml".into()].into(),
             ..Loaded::default()
         };
         let refused = Loaded {
@@ -326,9 +318,10 @@ mod tests {
         }
         let unread = Loaded {
             diagnostics: vec![Diagnostic::of_file(
-                Path::new("pods.yaml"),
+                Path::new("/pods.yaml"),
                 "cannot be read",
             )],
+            unknown: ["/pods.yaml".into()].into(),
             ..Loaded::default()
         };
         let refusal = refusal(&earlier, &unread, &one_pod()).unwrap();

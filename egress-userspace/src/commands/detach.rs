@@ -5,7 +5,12 @@ use std::{path::Path, process::ExitCode};
 use anyhow::{Context, bail};
 use clap::Args;
 
-use crate::{agent, kernel, node::Netlink, settings::Places, state_dir::StateDir};
+use crate::{
+    agent, kernel,
+    node::{HoldTable, Netlink},
+    settings::Places,
+    state_dir::StateDir,
+};
 
 /// Arguments of `egress detach`.
 #[derive(Args, Debug)]
@@ -18,7 +23,9 @@ pub struct DetachArgs {
 pub fn detach(args: &DetachArgs) -> anyhow::Result<ExitCode> {
     let paths = args.places.paths();
     let directory = args.places.state_dir();
+    let hold = HoldTable::of(paths.root());
     if !paths.root().exists() && !directory.exists() {
+        remove_hold(&hold)?;
         println!(
             "nothing to detach: {} does not exist",
             paths.root().display()
@@ -43,6 +50,7 @@ pub fn detach(args: &DetachArgs) -> anyhow::Result<ExitCode> {
         }
         tell_if_left(paths.root(), paths.remove()?);
     }
+    remove_hold(&hold)?;
     tell_if_left(&directory, state_dir.remove()?);
     println!("detached: pods' traffic takes the kernel's own routes now");
     Ok(ExitCode::SUCCESS)
@@ -64,6 +72,16 @@ fn remove_overlay(state_dir: &StateDir) -> anyhow::Result<()> {
     })?;
     if let Some(device) = removed {
         println!("removed the overlay device {device}");
+    }
+    Ok(())
+}
+
+fn remove_hold(table: &HoldTable) -> anyhow::Result<()> {
+    if table.remove()? {
+        println!(
+            "removed the nftables table {}, which closed new interfaces",
+            table.name()
+        );
     }
     Ok(())
 }

@@ -12,11 +12,12 @@ use crate::{
     health::Faults,
     kernel::Maps,
     node::{self, Netlink},
+    privileges,
     resolve::resolve,
     settings::{Flags, Settings},
     sources::files::Loader,
     state::{KernelState, Names},
-    state_dir::{read_assigned, read_names},
+    state_dir::{self, read_assigned, read_names},
 };
 
 /// Arguments of `egress run`.
@@ -35,11 +36,8 @@ pub struct RunArgs {
 /// Runs the agent until it is told to stop.
 pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let settings = args.flags.settings(args.config.as_deref())?;
-    anyhow::ensure!(
-        nix::unistd::geteuid().is_root(),
-        "loading and attaching programs needs root: run with sudo, or `cargo xtask run -- …`, which \
-         elevates by itself"
-    );
+    // Before there are threads: each has capabilities of its own.
+    privileges::keep_what_is_needed(&settings.load.paths)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -59,7 +57,8 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
 
 /// Prints what an apply would change, and says whether it is anything.
 async fn dry_run(settings: &Settings) -> anyhow::Result<bool> {
-    let loaded = Loader::new(settings.resources.clone()).load();
+    let kept = state_dir::objects(&settings.state_dir);
+    let loaded = Loader::going_on(settings.resources.clone(), &kept).load();
     for diagnostic in &loaded.diagnostics {
         println!("{}", diagnostic.render(false));
     }
@@ -90,7 +89,7 @@ async fn dry_run(settings: &Settings) -> anyhow::Result<bool> {
         .iter()
         .find(|(_, link)| Some(&link.name) == device);
     let outside = agent::OutsideLinks {
-        uplinks: view.uplinks(&settings.uplinks).links,
+        uplinks: view.uplinks(&settings.resolve.uplinks).links,
         overlay: overlay.map(|(index, link)| (*index, link.name.clone())),
     };
     for hook in agent::wanted_hooks(&resolved, &desired, &view, &outside) {

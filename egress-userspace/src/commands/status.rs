@@ -111,6 +111,11 @@ fn table(status: &Status) -> String {
         ),
     );
     section(
+        "Held interfaces",
+        status.held.is_empty(),
+        columns(["INTERFACE"], status.held.iter().map(|name| [name.clone()])),
+    );
+    section(
         "Refused objects",
         status.degraded.is_empty(),
         columns(

@@ -100,6 +100,24 @@ pub enum Change {
     Grace,
 }
 
+impl Change {
+    /// What kind of change it is, in a few words.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::WriteLines { .. } => "write lines",
+            Self::WriteMember { .. } => "write a member",
+            Self::WriteVerdicts { .. } => "write verdicts",
+            Self::InsertPrefix { .. } => "publish a prefix",
+            Self::TurnPod { .. } => "turn a pod",
+            Self::InsertPod { .. } => "add a pod",
+            Self::RemovePod { .. } => "remove a pod",
+            Self::RemovePrefix { .. } => "withdraw a prefix",
+            Self::Grace => "wait for packets in flight",
+        }
+    }
+}
+
 /// How to get from one state of the maps to another.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {

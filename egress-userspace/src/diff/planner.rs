@@ -37,6 +37,8 @@ pub(super) struct Planner<'a> {
     /// What the maps say after the changes so far; what is in here is never written over.
     now: KernelState,
     changes: Vec<Change>,
+    /// What is turned once everything that is new is written, with the interfaces of its pods.
+    turns: Vec<(u32, Change)>,
     /// Whether a packet may hold something that `now` no longer says.
     unsettled: bool,
     index: Index,
@@ -67,6 +69,7 @@ impl<'a> Planner<'a> {
             universe,
             now: kernel.clone(),
             changes: Vec::new(),
+            turns: Vec::new(),
             unsettled: false,
             index: Index::default(),
             interner: Interner::default(),
@@ -189,8 +192,10 @@ impl<'a> Planner<'a> {
             };
             for key in keys {
                 if let Some(slot) = self.now.pods.get(key).copied() {
-                    if self.now.slots.get(&slot) != Some(&state) {
-                        self.turn_slot(slot, state);
+                    if self.now.slots.insert(slot, state) != Some(state) {
+                        let turn = Change::TurnPod { slot, state };
+                        self.turns.push((key.ifindex, turn));
+                        self.unsettled = true;
                     }
                     continue;
                 }
@@ -203,11 +208,22 @@ impl<'a> Planner<'a> {
                 };
                 self.now.pods.insert(*key, slot);
                 self.now.slots.insert(slot, state);
-                self.changes.push(Change::TurnPod { slot, state });
-                self.changes.push(Change::InsertPod { key: *key, slot });
+                let turn = Change::TurnPod { slot, state };
+                self.turns.push((key.ifindex, turn));
+                let insert = Change::InsertPod { key: *key, slot };
+                self.turns.push((key.ifindex, insert));
             }
         }
+        self.turn_all();
         Ok(())
+    }
+
+    /// Turns pods to what is written for them: all addresses of one after another, and nothing that could fail
+    /// between those of a pod that is live.
+    fn turn_all(&mut self) {
+        let mut turns = std::mem::take(&mut self.turns);
+        turns.sort_by_key(|(ifindex, _)| *ifindex);
+        self.changes.extend(turns.into_iter().map(|(_, turn)| turn));
     }
 
     fn turn_slot(&mut self, slot: u32, state: PodState) {
@@ -451,6 +467,7 @@ impl<'a> Planner<'a> {
     ///
     /// `keep` is a state that is written and not yet any pod's.
     fn make_room(&mut self, keep: Option<PodState>) {
+        self.turn_all();
         self.remove_pods();
         self.settle();
         retain_reachable(&mut self.now, keep);

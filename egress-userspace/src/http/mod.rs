@@ -15,6 +15,7 @@ use axum::{
     routing::get,
 };
 use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
 
 use crate::{
     explain::{self, Answer},
@@ -44,8 +45,38 @@ pub struct Pages {
     pub maps: Option<Arc<ReadMaps>>,
 }
 
+/// Pages that are made at one time. Whoever asks and leaves would otherwise pile up work that nobody waits for.
+const MAX_WORK: usize = 4;
+
+/// What answers have in common.
+#[derive(Clone)]
+struct Desk {
+    pages: Pages,
+    work: Arc<Semaphore>,
+}
+
+impl Desk {
+    /// Does what may block on a thread of its own, when its turn has come.
+    async fn work<T: Send + 'static>(
+        self,
+        make: impl FnOnce(&Pages) -> anyhow::Result<T> + Send + 'static,
+    ) -> anyhow::Result<T> {
+        let turn = self.work.acquire_owned().await?;
+        let made = tokio::task::spawn_blocking(move || {
+            let made = make(&self.pages);
+            drop(turn);
+            made
+        });
+        made.await.context("it was cut short").flatten()
+    }
+}
+
 /// Every page.
 pub fn router(pages: Pages) -> Router {
+    let desk = Desk {
+        pages,
+        work: Arc::new(Semaphore::new(MAX_WORK)),
+    };
     Router::new()
         .route("/metrics", get(metrics))
         .route("/livez", get(async || "ok\n"))
@@ -56,15 +87,14 @@ pub fn router(pages: Pages) -> Router {
             let pages = "no such page; there are /metrics /livez /readyz /status /explain\n";
             (StatusCode::NOT_FOUND, pages)
         })
-        .with_state(pages)
+        .with_state(desk)
 }
 
-async fn metrics(State(pages): State<Pages>, headers: HeaderMap) -> Response {
+async fn metrics(State(desk): State<Desk>, headers: HeaderMap) -> Response {
     let accept = headers.get(header::ACCEPT).and_then(|v| v.to_str().ok());
     let format = Format::negotiate(accept);
     // Reading the counters is a system call for each of them.
-    let rendered = tokio::task::spawn_blocking(move || pages.metrics.render(format)).await;
-    match rendered.context("the scrape was cut short").flatten() {
+    match desk.work(move |pages| pages.metrics.render(format)).await {
         Ok(text) => ([(header::CONTENT_TYPE, format.content_type())], text).into_response(),
         Err(error) => {
             tracing::error!("a scrape failed: {error:#}");
@@ -74,15 +104,18 @@ async fn metrics(State(pages): State<Pages>, headers: HeaderMap) -> Response {
     }
 }
 
-async fn readyz(State(pages): State<Pages>) -> Response {
-    match pages.snapshot.load().not_ready_because() {
+async fn readyz(State(desk): State<Desk>) -> Response {
+    match desk.pages.snapshot.load().not_ready_because() {
         None => "ok\n".into_response(),
         Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, reason + "\n").into_response(),
     }
 }
 
-async fn status(State(pages): State<Pages>) -> Response {
-    json(&status::Status::of(&pages.snapshot.load()))
+async fn status(State(desk): State<Desk>) -> Response {
+    let made = desk
+        .work(|pages| json_text(&status::Status::of(&pages.snapshot.load())))
+        .await;
+    json(made)
 }
 
 #[derive(Deserialize)]
@@ -92,7 +125,7 @@ struct Question {
 }
 
 async fn explain_page(
-    State(pages): State<Pages>,
+    State(desk): State<Desk>,
     question: Result<Query<Question>, axum::extract::rejection::QueryRejection>,
 ) -> Response {
     let asked = question
@@ -102,9 +135,8 @@ async fn explain_page(
         Ok(asked) => asked,
         Err(error) => return (StatusCode::BAD_REQUEST, error + "\n").into_response(),
     };
-    let answered = tokio::task::spawn_blocking(move || answer(&pages, &pod, dst)).await;
-    match answered.context("the explanation was cut short").flatten() {
-        Ok(answer) => json(&answer),
+    match desk.work(move |pages| answer(pages, &pod, dst)).await {
+        Ok(answer) => json(json_text(&answer)),
         Err(error) => {
             tracing::error!("an explanation failed: {error:#}");
             let text = format!("the kernel's maps cannot be read: {error:#}\n");
@@ -141,12 +173,16 @@ fn answer(pages: &Pages, pod: &ObjectName, dst: IpAddr) -> anyhow::Result<Answer
     Ok(answer)
 }
 
-fn json(page: &impl Serialize) -> Response {
-    match serde_json::to_string_pretty(page) {
-        Ok(text) => ([(header::CONTENT_TYPE, "application/json")], text + "\n").into_response(),
+fn json_text(page: &impl Serialize) -> anyhow::Result<String> {
+    Ok(serde_json::to_string_pretty(page)? + "\n")
+}
+
+fn json(text: anyhow::Result<String>) -> Response {
+    match text {
+        Ok(text) => ([(header::CONTENT_TYPE, "application/json")], text).into_response(),
         Err(error) => {
-            tracing::error!("a page cannot be written as JSON: {error}");
-            (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response()
+            tracing::error!("a page cannot be written as JSON: {error:#}");
+            (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}\n")).into_response()
         }
     }
 }

@@ -38,6 +38,9 @@ pub struct Status {
     pub egress: Vec<OwnedAddress>,
     /// The programs that belong on this node's interfaces.
     pub programs: Vec<AttachedProgram>,
+    /// Interfaces that are closed until their pods' policies are in the kernel.
+    #[serde(default)]
+    pub held: Vec<String>,
     /// Files with errors, and how many.
     pub resource_errors: BTreeMap<String, usize>,
     /// Objects whose newest version is refused.
@@ -131,6 +134,7 @@ impl Status {
             gateways: gateways.collect(),
             egress: snapshot.egress.clone(),
             programs: snapshot.programs.clone(),
+            held: snapshot.held.iter().flatten().cloned().collect(),
             resource_errors: errors.map(|(f, n)| (f.display().to_string(), *n)).collect(),
             degraded: snapshot.degraded.iter().cloned().collect(),
             skipped: snapshot.skipped.clone(),

@@ -1,11 +1,6 @@
 //! Which program is attached where, by TCX where the kernel has it, else by clsact filters.
 
-use std::{
-    cmp::Reverse,
-    collections::BTreeSet,
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::{cmp::Reverse, collections::BTreeSet, path::PathBuf};
 
 use anyhow::Context;
 use aya::{
@@ -17,7 +12,15 @@ use aya::{
     },
 };
 
-use super::{clsact, load::classifier, object::Program, paths::Paths, syscall};
+use super::{
+    clsact, fault,
+    held::Held,
+    load::classifier,
+    object::Program,
+    paths::Paths,
+    pins::{Pin, mark_own_qdisc, pin_over, pins, remove_file},
+    syscall,
+};
 
 /// Fixed, so that a filter is found again by the next run; 1 is before everything else on the hook.
 ///
@@ -44,7 +47,7 @@ const fn direction(program: Program) -> TcAttachType {
 }
 
 /// The filter of a program on an interface.
-fn filter(program: Program, ifindex: u32) -> clsact::Filter {
+pub(super) fn filter(program: Program, ifindex: u32) -> clsact::Filter {
     clsact::Filter {
         ifindex,
         egress: direction(program) == TcAttachType::Egress,
@@ -109,6 +112,10 @@ pub struct Attachments {
     mode: AttachMode,
     paths: Paths,
     attached: BTreeSet<(Program, u32)>,
+    /// Their links, or their filters' marks: without its pin a link would let go of its program.
+    held: Held,
+    /// Interfaces with a clsact qdisc of our making.
+    own_qdiscs: BTreeSet<u32>,
 }
 
 impl Attachments {
@@ -130,6 +137,8 @@ impl Attachments {
             mode,
             paths,
             attached: BTreeSet::new(),
+            held: Held::default(),
+            own_qdiscs: BTreeSet::new(),
         })
     }
 
@@ -149,14 +158,14 @@ impl Attachments {
     ///
     /// # Errors
     /// The kernel cannot be asked.
-    pub fn forget_lost(&mut self, ebpf: &Ebpf) -> anyhow::Result<usize> {
+    pub fn forget_lost(&mut self) -> anyhow::Result<usize> {
         let mut lost = Vec::new();
         for &(program, ifindex) in &self.attached {
             // The node's links tell of an interface that is gone; there is nothing to attach to.
             let Ok(interface) = name_of(ifindex) else {
                 continue;
             };
-            if !self.is_there(ebpf, program, ifindex)? {
+            if !self.is_there(program, ifindex)? {
                 tracing::warn!(
                     interface,
                     program = program.name(),
@@ -165,23 +174,36 @@ impl Attachments {
                 lost.push((program, ifindex));
             }
         }
-        for key in &lost {
-            self.attached.remove(key);
+        for (program, ifindex) in &lost {
+            self.attached.remove(&(*program, *ifindex));
+            self.held.let_go(&self.pin(*program, *ifindex));
         }
         Ok(lost.len())
     }
 
-    fn is_there(&self, ebpf: &Ebpf, program: Program, ifindex: u32) -> anyhow::Result<bool> {
+    fn is_there(&self, program: Program, ifindex: u32) -> anyhow::Result<bool> {
         match self.mode {
-            AttachMode::Tcx => {
-                if !self.paths.link(program, ifindex).exists() {
-                    return Ok(false);
-                }
-                let own = loaded_id(ebpf, program)?;
-                has_tcx_program(&name_of(ifindex)?, direction(program), own)
-            }
+            AttachMode::Tcx => match self.held.get(&self.paths.link(program, ifindex)) {
+                Some(link) => Ok(syscall::tcx_link_is_attached(link)?),
+                None => Ok(false),
+            },
             AttachMode::Clsact => Ok(clsact::has_filter(filter(program, ifindex))?),
         }
+    }
+
+    fn pin(&self, program: Program, ifindex: u32) -> PathBuf {
+        match self.mode {
+            AttachMode::Tcx => self.paths.link(program, ifindex),
+            AttachMode::Clsact => self.paths.clsact_marker(program, ifindex),
+        }
+    }
+
+    /// Pins links and marks again that something else has unpinned, and says how many those were.
+    pub(super) fn restore_pins(&self) -> anyhow::Result<usize> {
+        for &ifindex in &self.own_qdiscs {
+            mark_own_qdisc(&self.paths, ifindex)?;
+        }
+        self.held.restore()
     }
 
     /// Detaches `program`, of this run or an earlier one, from where it is not wanted.
@@ -199,8 +221,19 @@ impl Attachments {
             .map(|hook| hook.ifindex)
             .collect();
         let others = |of: Program, ifindex: &u32| of == program && !keep.contains(ifindex);
-        self.attached
-            .retain(|(program, ifindex)| !others(*program, ifindex));
+        let gone: Vec<_> = self
+            .attached
+            .iter()
+            .copied()
+            .filter(|(program, ifindex)| others(*program, ifindex))
+            .collect();
+        for (program, ifindex) in gone {
+            self.attached.remove(&(program, ifindex));
+            self.held.let_go(&self.pin(program, ifindex));
+        }
+        let attached = &self.attached;
+        self.own_qdiscs
+            .retain(|ifindex| attached.iter().any(|(_, used)| used == ifindex));
         match pins(&self.paths) {
             Ok(pins) => pins
                 .iter()
@@ -244,10 +277,15 @@ impl Attachments {
 
     /// Attaches, and then takes away what an earlier run has attached by the other mechanism: with both,
     /// packets would be counted twice.
-    fn attach_one(&self, ebpf: &mut Ebpf, hook: &Hook) -> anyhow::Result<()> {
+    fn attach_one(&mut self, ebpf: &mut Ebpf, hook: &Hook) -> anyhow::Result<()> {
+        fault::step("attach")?;
         match self.mode {
             AttachMode::Tcx => attach_tcx(ebpf, hook, &self.paths)?,
             AttachMode::Clsact => attach_clsact(ebpf, hook, &self.paths)?,
+        }
+        self.held.hold(&self.pin(hook.program, hook.ifindex))?;
+        if self.paths.own_qdisc(hook.ifindex).exists() {
+            self.own_qdiscs.insert(hook.ifindex);
         }
         let other = Pin::new(&self.paths, self.mode.other(), hook);
         if other.path.exists() {
@@ -293,7 +331,7 @@ fn attach_tcx(ebpf: &mut Ebpf, hook: &Hook, paths: &Paths) -> anyhow::Result<()>
             .and_then(|link| Ok(program.attach_to_link(link)?));
         match swapped {
             Ok(id) => {
-                // The pin holds the link; only our descriptor goes.
+                // The pin holds the link; only this descriptor goes.
                 drop(program.take_link(id)?);
                 return Ok(());
             }
@@ -335,8 +373,12 @@ fn tcx_order(ebpf: &mut Ebpf, program: Program, interface: &str) -> anyhow::Resu
 
 /// Whether a program is among those that TCX runs on one side of an interface.
 fn has_tcx_program(interface: &str, side: TcAttachType, id: u32) -> anyhow::Result<bool> {
-    let (_, programs) = SchedClassifier::query_tcx(interface, side)?;
-    Ok(programs.iter().any(|info| info.id() == id))
+    let ifindex = nix::net::if_::if_nametoindex(interface)
+        .with_context(|| format!("there is no interface {interface}"))?;
+    let egress = side == TcAttachType::Egress;
+    let programs = syscall::tcx_programs(ifindex, egress)
+        .with_context(|| format!("cannot ask which programs TCX runs on {interface}"))?;
+    Ok(programs.contains(&id))
 }
 
 /// The name that an interface has at this moment.
@@ -354,14 +396,7 @@ fn attach_clsact(ebpf: &mut Ebpf, hook: &Hook, paths: &Paths) -> anyhow::Result<
     pin_over(&marker, paths, |new| Ok(program.pin(new)?))?;
     if clsact::add_qdisc(hook.ifindex).context("cannot add the clsact qdisc")? {
         tracing::debug!(interface, "added the clsact qdisc");
-        let own = paths.own_qdisc(hook.ifindex);
-        // One that is left from a qdisc that something else removed is as good.
-        match fs::create_dir(&own) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(error).with_context(|| format!("cannot make {}", own.display()));
-            }
-            Ok(()) | Err(_) => {}
-        }
+        mark_own_qdisc(paths, hook.ifindex)?;
     }
     let known = SchedClassifierLink::attached(
         &interface,
@@ -370,6 +405,7 @@ fn attach_clsact(ebpf: &mut Ebpf, hook: &Hook, paths: &Paths) -> anyhow::Result<
         handle(hook.program),
         None,
     )?;
+    fault::step("attach the filter")?;
     let id = match program.attach_to_link(known) {
         Ok(id) => id,
         Err(_missing) => program.attach_with_options(
@@ -385,124 +421,4 @@ fn attach_clsact(ebpf: &mut Ebpf, hook: &Hook, paths: &Paths) -> anyhow::Result<
     // Dropping the link would take the filter away.
     std::mem::forget(program.take_link(id)?);
     Ok(())
-}
-
-/// Pins something new, and only then lets it take the place of what an earlier run has pinned.
-fn pin_over(
-    place: &Path,
-    paths: &Paths,
-    pin: impl FnOnce(&Path) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
-    let new = paths.new_marker();
-    if new.exists() {
-        remove_file(&new)?;
-    }
-    pin(&new).with_context(|| format!("cannot pin {}", new.display()))?;
-    fs::rename(&new, place).with_context(|| {
-        // Unfinished, it is found and removed by the next one; a link would work until then.
-        let _removed = fs::remove_file(&new);
-        format!("cannot pin {}", place.display())
-    })
-}
-
-/// A pin that says that a program is attached.
-struct Pin {
-    program: Program,
-    ifindex: u32,
-    clsact: bool,
-    path: PathBuf,
-}
-
-impl Pin {
-    fn new(paths: &Paths, mode: AttachMode, hook: &Hook) -> Self {
-        let path = match mode {
-            AttachMode::Tcx => paths.link(hook.program, hook.ifindex),
-            AttachMode::Clsact => paths.clsact_marker(hook.program, hook.ifindex),
-        };
-        Self {
-            program: hook.program,
-            ifindex: hook.ifindex,
-            clsact: mode == AttachMode::Clsact,
-            path,
-        }
-    }
-
-    /// Takes the program off its hook.
-    fn remove(&self, paths: &Paths) -> anyhow::Result<()> {
-        if self.clsact {
-            clsact::remove_filter(filter(self.program, self.ifindex)).with_context(|| {
-                format!(
-                    "cannot remove the filter of {} from the interface with index {}",
-                    self.program.name(),
-                    self.ifindex
-                )
-            })?;
-            self.remove_own_qdisc(paths)?;
-        } else if let Err(error) = syscall::detach_pinned_link(&self.path) {
-            // Of an interface that is gone there is nothing to detach from.
-            tracing::debug!(path = %self.path.display(), %error, "removing a dead link");
-        }
-        remove_file(&self.path)
-    }
-
-    /// Removes the qdisc if an agent made it; what others have put into it keeps it, as theirs.
-    fn remove_own_qdisc(&self, paths: &Paths) -> anyhow::Result<()> {
-        let own = paths.own_qdisc(self.ifindex);
-        let shared = pins(paths)?
-            .iter()
-            .any(|pin| pin.clsact && pin.ifindex == self.ifindex && pin.program != self.program);
-        if shared || !own.exists() {
-            return Ok(());
-        }
-        clsact::remove_unused_qdisc(self.ifindex).with_context(|| {
-            format!(
-                "cannot remove the clsact qdisc of the interface with index {}",
-                self.ifindex
-            )
-        })?;
-        fs::remove_dir(&own).with_context(|| format!("cannot remove {}", own.display()))
-    }
-}
-
-/// What is attached, of this run or an earlier one.
-fn pins(paths: &Paths) -> anyhow::Result<Vec<Pin>> {
-    let directory = paths.links();
-    let entries = match fs::read_dir(&directory) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => {
-            return Err(error).with_context(|| format!("cannot read {}", directory.display()));
-        }
-    };
-    let mut pins = Vec::new();
-    for entry in entries {
-        let path = entry?.path();
-        if let Some((program, ifindex, clsact)) = Paths::parse_link(&path) {
-            pins.push(Pin {
-                program,
-                ifindex,
-                clsact,
-                path,
-            });
-        }
-    }
-    Ok(pins)
-}
-
-/// Detaches everything that is pinned here.
-///
-/// # Errors
-/// The hooks that could not be detached, each with its reason.
-pub fn detach_all(paths: &Paths) -> Vec<anyhow::Error> {
-    match pins(paths) {
-        Ok(pins) => pins
-            .iter()
-            .filter_map(|pin| pin.remove(paths).err())
-            .collect(),
-        Err(error) => vec![error],
-    }
-}
-
-fn remove_file(path: &Path) -> anyhow::Result<()> {
-    fs::remove_file(path).with_context(|| format!("cannot remove {}", path.display()))
 }

@@ -13,7 +13,7 @@ use egress_common::{
     pod::Choice,
 };
 
-use super::{maps::open, paths::Paths};
+use super::{fault, maps::open, paths::Paths};
 
 /// The counter maps.
 pub struct CounterMaps {
@@ -100,6 +100,7 @@ impl CounterMaps {
 
     /// Sets a member's count to zero, before its id is given to another.
     pub fn clear_member(&mut self, counter: u32) -> anyhow::Result<()> {
+        fault::step("clear a member's count")?;
         let zeroes = self.zeroes()?;
         Ok(self.members.set(counter, zeroes, 0)?)
     }

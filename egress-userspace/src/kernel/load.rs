@@ -2,21 +2,27 @@
 
 use std::fs::File;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use aya::{Ebpf, EbpfLoader, maps::MapInfo, programs::SchedClassifier};
 use aya_log::EbpfLogger;
 use egress_common::{
-    DropReason,
+    Addr, DropReason,
     counter::PASS_KINDS,
+    keys::PodKey,
     maps::{self, capacity},
 };
 use nix::{
     fcntl::Flock,
-    sys::resource::{Resource, setrlimit},
+    sys::{
+        resource::{Resource, setrlimit},
+        utsname::uname,
+    },
 };
 
 use super::{
     attach::{AttachMode, Attachments},
+    generation::{self, Old},
+    held::Held,
     maps::Maps,
     object::{NAT_SWEEP, OBJECT, PROBE, Program},
     paths::Paths,
@@ -25,6 +31,9 @@ use super::{
 
 /// The largest array that the kernel is asked for: above it, sizes no longer fit its 32-bit arithmetic.
 const LARGEST: u32 = 1 << 24;
+
+/// The oldest kernel on which everything works: `bpf_redirect_neigh` came with it (kernel commit b4ab31414970).
+const OLDEST_KERNEL: (u32, u32) = (5, 10);
 
 /// Capacities of the maps, in entries.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,22 +134,42 @@ pub struct Datapath {
     pub attachments: Attachments,
     ebpf: Ebpf,
     debug_log: bool,
+    paths: Paths,
+    /// The maps, however long their pins last.
+    held: Held,
+    /// The generation of maps whose programs are still at work.
+    old: Option<Old>,
     /// Whoever else would pin in the same place, or remove what is pinned, has to wait.
-    _lock: Flock<File>,
+    lock: Flock<File>,
 }
 
 impl Datapath {
     /// Loads the programs and takes over the maps of an earlier run, or makes them.
     ///
     /// Nothing is attached yet; what an earlier run has attached keeps working.
+    ///
+    /// # Errors
+    /// Something is missing that the programs need; where the kernel is older than any that has it all, the error
+    /// says just that. Only what was tried decides: a release is no proof, since distributions add features to old ones.
     pub fn load(options: &LoadOptions) -> anyhow::Result<Self> {
+        Self::try_load(options).map_err(|error| {
+            let release = uname().map(|names| names.release().to_string_lossy().into_owned());
+            match release.ok().as_deref().and_then(too_old) {
+                Some(sentence) => {
+                    tracing::debug!(error = format!("{error:#}"), "what this kernel lacks");
+                    anyhow!(sentence)
+                }
+                None => error,
+            }
+        })
+    }
+
+    fn try_load(options: &LoadOptions) -> anyhow::Result<Self> {
         let lock = options.paths.prepare()?;
         let entries = options.capacities.entries()?;
         check_capacities(&options.paths, &entries)?;
-        // Before 5.11 maps are charged to this limit (kernel commit 755e5d55367a).
-        if let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, u64::MAX, u64::MAX) {
-            tracing::debug!(%error, "cannot raise RLIMIT_MEMLOCK; only kernels before 5.11 need it");
-        }
+        let old = generation::begin(&options.paths, &entries)?;
+        raise_memlock_limit();
         segments::make_outer(&options.paths)?;
         let log = u8::from(options.debug_log);
         let mut loader = EbpfLoader::new();
@@ -164,13 +193,90 @@ impl Datapath {
         let mut maps = Maps::open(&options.paths)?;
         maps.repair()?;
         let attachments = Attachments::new(&mut ebpf, options.paths.clone(), options.attach_mode)?;
-        Ok(Self {
+        let mut held = Held::default();
+        for map in maps::ALL {
+            held.hold(&options.paths.map(map))?;
+        }
+        let mut datapath = Self {
             maps,
             attachments,
             ebpf,
             debug_log: options.debug_log,
-            _lock: lock,
-        })
+            paths: options.paths.clone(),
+            held,
+            old,
+            lock,
+        };
+        datapath.hold_segments()?;
+        Ok(datapath)
+    }
+
+    /// Holds the segments of the line store that are new.
+    fn hold_segments(&mut self) -> anyhow::Result<()> {
+        for index in 0..self.maps.segments() {
+            let path = self.paths.segment(index);
+            if !self.held.holds(&path) {
+                self.held.hold(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether programs of an earlier run are at work with maps of their own, until the new ones are filled.
+    #[must_use]
+    pub fn is_switching(&self) -> bool {
+        self.old.is_some()
+    }
+
+    /// The pods of the programs that are still at work with maps of their own, if there are any.
+    #[must_use]
+    pub fn earlier_pods(&self) -> Option<Vec<(PodKey, u32)>> {
+        self.old.as_ref().map(Old::pods)
+    }
+
+    /// The egress addresses of such programs.
+    #[must_use]
+    pub fn earlier_egress_addresses(&self) -> Vec<Addr> {
+        self.old
+            .as_ref()
+            .map(Old::egress_addresses)
+            .unwrap_or_default()
+    }
+
+    /// Prepares the maps, which are filled, for programs that are swapped from now on.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn begin_switch(&self) -> anyhow::Result<()> {
+        let Some(old) = &self.old else {
+            return Ok(());
+        };
+        old.carry_notes(&self.paths)?;
+        old.begin_switch(&self.paths)
+    }
+
+    /// Lets go of the maps of programs that have been swapped; what these learned meanwhile is carried over.
+    ///
+    /// # Errors
+    /// The kernel refuses: they are let go by the next start.
+    pub fn end_switch(&mut self) -> anyhow::Result<()> {
+        let Some(old) = self.old.take() else {
+            return Ok(());
+        };
+        self.maps.grace()?;
+        old.carry_notes(&self.paths)?;
+        old.end_switch(&self.paths)
+    }
+
+    /// Pins again what something else has unpinned, maps and links alike, and says how many those were.
+    ///
+    /// # Errors
+    /// The kernel refuses, or another agent has taken the place of the directory.
+    pub fn restore_pins(&mut self) -> anyhow::Result<usize> {
+        self.paths.make_again(&mut self.lock)?;
+        // Before a new segment can lose its pin.
+        self.hold_segments()?;
+        Ok(self.held.restore()? + self.attachments.restore_pins()?)
     }
 
     /// The log of the programs, if they were loaded to write one.
@@ -211,6 +317,15 @@ impl Datapath {
     }
 }
 
+/// Lets this process have as many maps as it likes; the limit stays raised when the right to raise it is given up.
+///
+/// Before 5.11 maps are charged to it (kernel commit 755e5d55367a).
+pub fn raise_memlock_limit() {
+    if let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, u64::MAX, u64::MAX) {
+        tracing::debug!(%error, "cannot raise RLIMIT_MEMLOCK; only kernels before 5.11 need it");
+    }
+}
+
 /// The loaded program of that name.
 pub(super) fn classifier(
     ebpf: &mut Ebpf,
@@ -226,6 +341,21 @@ fn named<'a>(ebpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut SchedClas
         .with_context(|| format!("{name} is not a TC program"))
 }
 
+/// What to say of a kernel that is older than the oldest on which everything works.
+fn too_old(release: &str) -> Option<String> {
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map(|part| part.parse::<u32>().ok());
+    let version = (numbers.next()??, numbers.next()??);
+    (version < OLDEST_KERNEL).then(|| {
+        let (major, minor) = OLDEST_KERNEL;
+        format!(
+            "this node's kernel is {release}, and the programs need Linux {major}.{minor} or later: boot a newer \
+             kernel, or keep gateways and steered pods off this node"
+        )
+    })
+}
+
 fn check_capacities(paths: &Paths, entries: &[(&str, &str, u32)]) -> anyhow::Result<()> {
     for (map, flag, count) in entries {
         ensure!(
@@ -233,7 +363,8 @@ fn check_capacities(paths: &Paths, entries: &[(&str, &str, u32)]) -> anyhow::Res
             "{flag} makes {count} entries of the map {map}: it must have between 1 and {LARGEST}"
         );
         let path = paths.map(map);
-        if !path.exists() {
+        // What is filled from the desired state can be filled anew in another size.
+        if !path.exists() || maps::FILLED.contains(map) {
             continue;
         }
         let pinned = MapInfo::from_pin(&path)
@@ -248,4 +379,29 @@ fn check_capacities(paths: &Paths, entries: &[(&str, &str, u32)]) -> anyhow::Res
         );
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_that_is_too_old_is_told_in_one_sentence() {
+        for (release, expected) in [
+            ("4.19.0-27-amd64", true),
+            ("5.4.0-216-generic", true),
+            ("5.9", true),
+            ("5.10.0-46-cloud-amd64", false),
+            ("6.1.0-41-amd64", false),
+            ("10.0.0", false),
+            ("unreadable", false),
+        ] {
+            let said = too_old(release);
+            assert_eq!(said.is_some(), expected, "{release}: {said:?}");
+            assert!(
+                said.is_none_or(|said| said.contains(release) && said.contains("5.10")),
+                "{release}"
+            );
+        }
+    }
 }

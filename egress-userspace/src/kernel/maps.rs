@@ -14,7 +14,7 @@ use egress_common::{
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{
-    grace, paths::Paths, pods::PodMaps, segments::Segments, slots::Slots,
+    fault, grace, paths::Paths, pods::PodMaps, segments::Segments, slots::Slots,
     translation::TranslationMaps,
 };
 use crate::{
@@ -60,6 +60,12 @@ impl Maps {
         self.segments.bytes()
     }
 
+    /// How many segments the line store has.
+    #[must_use]
+    pub fn segments(&self) -> u32 {
+        self.segments.count()
+    }
+
     /// Mends what a crash in the middle of a write may have left.
     pub fn repair(&mut self) -> anyhow::Result<()> {
         self.segments.publish_all()?;
@@ -69,6 +75,10 @@ impl Maps {
 
     /// Carries out one change of a plan.
     pub fn carry_out(&mut self, change: &Change) -> anyhow::Result<()> {
+        // Turning a pod is a store to memory: it cannot fail, and nothing comes between those of one pod.
+        if !matches!(change, Change::TurnPod { .. }) {
+            fault::step(change.name())?;
+        }
         match change {
             Change::WriteLines { first_line, lines } => self.write_lines(*first_line, lines),
             Change::WriteMember { id, member } => self.write_member(*id, member),
@@ -131,12 +141,14 @@ impl Maps {
     pub fn insert_pod(&mut self, key: PodKey, slot: u32) -> anyhow::Result<()> {
         // What was learned of the pod that had the slot before is not this one's.
         self.beside.clear_notes(slot)?;
+        fault::step("enter the pod")?;
         self.pods.insert(key, slot, 0).with_context(|| {
             format!(
                 "cannot insert {} into {PODS}: raise --max-pods if the map is full",
                 IpAddr::from(key.addr)
             )
         })?;
+        fault::step("place the pod")?;
         self.beside.inserted(key, slot)
     }
 
@@ -144,6 +156,7 @@ impl Maps {
     pub fn remove_pod(&mut self, key: &PodKey) -> anyhow::Result<()> {
         absent_is_fine(self.pods.remove(key))
             .with_context(|| format!("cannot remove {} from {PODS}", IpAddr::from(key.addr)))?;
+        fault::step("place the pod no more")?;
         self.beside.removed(key)
     }
 
@@ -168,6 +181,7 @@ impl Maps {
         if *change == translation::Change::Grace {
             return self.grace();
         }
+        fault::step("change egress addresses or nodes")?;
         self.translation.carry_out(change)
     }
 

@@ -23,6 +23,10 @@ const BPFFS: &str = "/sys/fs/bpf";
 /// The inode number that the kernel gives the root of every file system of this kind (`fs/libfs.c`).
 const ROOT_INODE: u64 = 1;
 const CLSACT: &str = "clsact-";
+const CURRENT: &str = "maps";
+const OLD: &str = "old";
+/// Between a map's name and the number of its layout: a dot may not be in the name of a pin.
+const LAYOUT: char = '-';
 const SEGMENT: &str = "LINES_";
 const QDISC: &str = "qdisc-";
 
@@ -30,12 +34,30 @@ const QDISC: &str = "qdisc-";
 #[derive(Clone, Debug)]
 pub struct Paths {
     root: PathBuf,
+    /// The directory of the maps' generation.
+    generation: &'static str,
 }
 
 impl Paths {
     /// The paths below `root`, which need not exist.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into() }
+        Self {
+            root: root.into(),
+            generation: CURRENT,
+        }
+    }
+
+    /// The same for the maps of an earlier generation, which is at work until the new one is filled.
+    pub(super) fn old(&self) -> Self {
+        Self {
+            generation: OLD,
+            ..self.clone()
+        }
+    }
+
+    /// The directory that says that hooks may have programs of the new generation already.
+    pub(super) fn switching(&self) -> PathBuf {
+        self.root.join("switching")
     }
 
     /// The pin directory itself.
@@ -44,10 +66,13 @@ impl Paths {
         &self.root
     }
 
-    /// Where a map is pinned.
+    /// Where a map is pinned, in the layout that this version knows.
     #[must_use]
     pub fn map(&self, name: &str) -> PathBuf {
-        self.maps().join(name)
+        match maps::layout(name) {
+            1 => self.maps().join(name),
+            layout => self.maps().join(format!("{name}{LAYOUT}{layout}")),
+        }
     }
 
     /// Where a segment of the line store is pinned.
@@ -97,7 +122,12 @@ impl Paths {
     /// The directory of the maps.
     #[must_use]
     pub fn maps(&self) -> PathBuf {
-        self.root.join("maps")
+        self.root.join(self.generation)
+    }
+
+    /// Makes the directory of the maps.
+    pub(super) fn make_maps(&self) -> anyhow::Result<()> {
+        make(&self.maps())
     }
 
     /// The directory of the links.
@@ -109,14 +139,26 @@ impl Paths {
     /// Whether maps of an earlier run are there.
     #[must_use]
     pub fn has_maps(&self) -> bool {
-        fs::read_dir(self.maps()).is_ok_and(|mut entries| entries.next().is_some())
+        let has_entries = |directory: &Path| {
+            fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_some())
+        };
+        has_entries(&self.maps()) || has_entries(&self.old().maps())
+    }
+
+    /// Mounts the BPF file system where it should be and is not.
+    ///
+    /// # Errors
+    /// It cannot be mounted: that takes CAP_SYS_ADMIN.
+    pub fn mount(&self) -> anyhow::Result<()> {
+        if self.root.starts_with(BPFFS) {
+            mount_bpffs(Path::new(BPFFS))?;
+        }
+        Ok(())
     }
 
     /// Makes the directories, mounts the BPF file system where it should be and is not, and locks.
     pub fn prepare(&self) -> anyhow::Result<Flock<File>> {
-        if self.root.starts_with(BPFFS) {
-            mount_bpffs(Path::new(BPFFS))?;
-        }
+        self.mount()?;
         make(&self.root)?;
         let lock = self.lock()?;
         fs::set_permissions(&self.root, fs::Permissions::from_mode(0o700))
@@ -124,6 +166,22 @@ impl Paths {
         make(&self.maps())?;
         make(&self.links())?;
         Ok(lock)
+    }
+
+    /// Makes the directories again that something else removed, and takes the new pin directory.
+    ///
+    /// # Errors
+    /// Another agent was there first.
+    pub fn make_again(&self, lock: &mut Flock<File>) -> anyhow::Result<()> {
+        let taken = lock.metadata()?;
+        let is_there = fs::metadata(&self.root)
+            .is_ok_and(|there| (there.dev(), there.ino()) == (taken.dev(), taken.ino()));
+        if !is_there {
+            *lock = self.prepare()?;
+            return Ok(());
+        }
+        make(&self.maps())?;
+        make(&self.links())
     }
 
     /// Takes the pin directory, which exists, for as long as the lock lives.
@@ -165,14 +223,9 @@ impl Paths {
                 remove_own_file(&path)?;
             }
         }
-        for map in maps::ALL {
-            remove_own_file(&self.map(map))?;
-        }
-        for map in entries(&self.maps())? {
-            if let Some(index) = number_after(&map, SEGMENT) {
-                remove_own_file(&self.segment(index))?;
-            }
-        }
+        remove_maps(&self.old())?;
+        remove_maps(self)?;
+        remove_if_empty(&self.switching())?;
         remove_own_file(&self.new_marker())?;
         for mark in entries(&self.root)? {
             if let Some(ifindex) = number_after(&mark, QDISC) {
@@ -180,9 +233,31 @@ impl Paths {
             }
         }
         remove_if_empty(&self.links())?;
-        remove_if_empty(&self.maps())?;
         remove_if_empty(&self.root)
     }
+}
+
+/// Removes the pins of a generation's maps, of whichever layout, and the directory unless something else is in it.
+pub(super) fn remove_maps(paths: &Paths) -> anyhow::Result<bool> {
+    for name in entries(&paths.maps())? {
+        let known = maps::ALL.iter().any(|map| is_map(&name, map));
+        if known || number_after(&name, SEGMENT).is_some() {
+            remove_own_file(&paths.maps().join(name))?;
+        }
+    }
+    remove_if_empty(&paths.maps())
+}
+
+/// Whether a pin's name is that of a map, in any layout.
+fn is_map(name: &OsStr, map: &str) -> bool {
+    name.to_str()
+        .and_then(|name| name.strip_prefix(map))
+        .is_some_and(|rest| {
+            rest.is_empty()
+                || rest
+                    .strip_prefix(LAYOUT)
+                    .is_some_and(|layout| layout.parse::<u32>().is_ok())
+        })
 }
 
 fn make(directory: &Path) -> anyhow::Result<()> {
@@ -229,7 +304,13 @@ fn mount_bpffs(at: &Path) -> anyhow::Result<()> {
         MsFlags::empty(),
         Some("mode=0700"),
     )
-    .with_context(|| format!("cannot mount the BPF file system on {}", at.display()))?;
+    .with_context(|| {
+        format!(
+            "cannot mount the BPF file system on {at}, which takes CAP_SYS_ADMIN: let the unit or an init container \
+             run `mount -t bpf bpf {at}` first",
+            at = at.display()
+        )
+    })?;
     tracing::info!(path = %at.display(), "mounted the BPF file system");
     Ok(())
 }
@@ -243,7 +324,13 @@ mod tests {
     /// A directory of ordinary files, which have names as pins have.
     fn pinned(directory: &Path) -> Paths {
         let paths = Paths::new(directory.join("agent"));
-        for directory in [paths.maps(), paths.links(), paths.own_qdisc(3)] {
+        for directory in [
+            paths.maps(),
+            paths.old().maps(),
+            paths.links(),
+            paths.own_qdisc(3),
+            paths.switching(),
+        ] {
             make(&directory).unwrap();
         }
         let pins =
@@ -251,6 +338,7 @@ mod tests {
                 .iter()
                 .map(|map| paths.map(map))
                 .chain([paths.segment(0), paths.segment(17), paths.new_marker()])
+                .chain([paths.maps().join("MEMBERS-17"), paths.old().map("PODS")])
                 .chain(Program::ALL.iter().flat_map(|&program| {
                     [paths.link(program, 2), paths.clsact_marker(program, 3)]
                 }));
@@ -278,6 +366,7 @@ mod tests {
             paths.root().join("qdisc-x"),
             paths.map("LINES_x"),
             paths.map("THEIRS"),
+            paths.maps().join("PODS-x"),
             paths.links().join("theirs-2"),
         ];
         for path in &foreign {
@@ -289,7 +378,7 @@ mod tests {
         }
         // The directories of maps and links are there for what is in them.
         assert_eq!(entries(paths.root()).unwrap().len(), 4);
-        assert_eq!(entries(&paths.maps()).unwrap().len(), 2);
+        assert_eq!(entries(&paths.maps()).unwrap().len(), 3);
         assert_eq!(entries(&paths.links()).unwrap().len(), 1);
     }
 

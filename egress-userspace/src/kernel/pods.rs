@@ -12,6 +12,7 @@ use egress_common::{
 };
 
 use super::{
+    fault,
     maps::{absent_is_fine, open},
     paths::Paths,
 };
@@ -94,6 +95,7 @@ impl PodMaps {
                 .with_context(|| format!("cannot read {POD_FACTS}[{slot}]"))?,
         };
         if written != wanted {
+            fault::step("write facts")?;
             self.facts
                 .set(slot, wanted, 0)
                 .with_context(|| format!("cannot write {POD_FACTS}[{slot}]"))?;

@@ -9,7 +9,7 @@ use egress_common::{
     maps::LINES,
 };
 
-use super::{paths::Paths, syscall};
+use super::{fault, paths::Paths, syscall};
 
 /// The open segments.
 pub(super) struct Segments {
@@ -48,6 +48,11 @@ impl Segments {
             self.publish(index)?;
         }
         Ok(())
+    }
+
+    /// How many there are: they are numbered without gaps.
+    pub(super) fn count(&self) -> u32 {
+        self.open.last_key_value().map_or(0, |(last, _)| last + 1)
     }
 
     /// Bytes of kernel memory that the segments take.
@@ -95,6 +100,7 @@ impl Segments {
 
     fn add(&mut self, index: u32) -> anyhow::Result<()> {
         let map = Array::try_from(Map::from_map_data(pinned(&self.paths, index)?)?)?;
+        fault::step("publish a segment")?;
         self.outer
             .set(index, &map, 0)
             .with_context(|| format!("cannot add segment {index} to {LINES}"))?;
@@ -140,6 +146,7 @@ pub(super) fn make_outer(paths: &Paths) -> anyhow::Result<()> {
 fn pinned(paths: &Paths, index: u32) -> anyhow::Result<MapData> {
     let path = paths.segment(index);
     if !path.exists() {
+        fault::step("make a segment")?;
         Array::<MapData, Line>::create(SEGMENT_LINES, 0)
             .with_context(|| format!("cannot make segment {index} of {LINES} (1 MiB)"))?
             .pin(&path)

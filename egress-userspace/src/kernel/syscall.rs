@@ -15,11 +15,19 @@ use egress_common::maps::LINES;
 
 /// Commands of `enum bpf_cmd`, and a type of `enum bpf_map_type` (`linux/bpf.h`).
 const BPF_MAP_CREATE: libc::c_long = 0;
+const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_PROG_TEST_RUN: libc::c_long = 10;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_LINK_DETACH: libc::c_long = 34;
 const ARRAY_OF_MAPS: u32 = 12;
+/// Of `enum bpf_attach_type`.
+const BPF_TCX_INGRESS: u32 = 46;
+const BPF_TCX_EGRESS: u32 = 47;
+/// Programs that one side of an interface can have at most (`BPF_MPROG_MAX`).
+const MOST_PROGRAMS: usize = 64;
 
 /// The first fields of `union bpf_attr` for `BPF_MAP_CREATE`.
 #[repr(C)]
@@ -34,18 +42,54 @@ struct MapCreate {
     map_name: [u8; 16],
 }
 
-/// The fields of `union bpf_attr` for `BPF_OBJ_GET`.
+/// The fields of `union bpf_attr` for `BPF_OBJ_GET` and `BPF_OBJ_PIN`.
 #[repr(C)]
-struct ObjectGet {
+struct Object {
     pathname: u64,
     bpf_fd: u32,
     file_flags: u32,
+}
+
+/// The fields of `union bpf_attr` for `BPF_OBJ_GET_INFO_BY_FD`.
+#[repr(C)]
+struct InfoByFd {
+    bpf_fd: u32,
+    info_len: u32,
+    info: u64,
+}
+
+/// The first fields of `struct bpf_link_info`, as a TCX link fills them.
+#[repr(C)]
+#[derive(Default)]
+struct TcxLinkInfo {
+    kind: u32,
+    id: u32,
+    prog_id: u32,
+    pad: u32,
+    ifindex: u32,
+    attach_type: u32,
 }
 
 /// The fields of `union bpf_attr` for `BPF_LINK_DETACH`.
 #[repr(C)]
 struct LinkDetach {
     link_fd: u32,
+}
+
+/// The fields of `union bpf_attr` for `BPF_PROG_QUERY`, all of them: the kernel writes to the last one.
+#[repr(C)]
+struct ProgQuery {
+    target_ifindex: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    prog_ids: u64,
+    count: u32,
+    _padding: u32,
+    prog_attach_flags: u64,
+    link_ids: u64,
+    link_attach_flags: u64,
+    revision: u64,
 }
 
 /// The fields of `union bpf_attr` for `BPF_PROG_TEST_RUN`, as far as they are used.
@@ -91,6 +135,48 @@ pub(super) fn create_lines(entries: u32, template: BorrowedFd<'_>) -> io::Result
     owned(bpf(BPF_MAP_CREATE, &attributes)?)
 }
 
+/// Opens what is pinned at `path`, whatever it is.
+///
+/// # Errors
+/// `ENOENT` where nothing is.
+pub(super) fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let attributes = Object {
+        pathname: path.as_ptr() as u64,
+        bpf_fd: 0,
+        file_flags: 0,
+    };
+    owned(bpf(BPF_OBJ_GET, &attributes)?)
+}
+
+/// Pins a map, a program or a link.
+///
+/// # Errors
+/// `EEXIST` where something is pinned already.
+pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let attributes = Object {
+        pathname: path.as_ptr() as u64,
+        bpf_fd: number(object)?,
+        file_flags: 0,
+    };
+    bpf(BPF_OBJ_PIN, &attributes)?;
+    Ok(())
+}
+
+/// Whether a TCX link is still on its interface: the kernel says interface 0 of one that was detached, or whose
+/// interface is gone (kernel commit e420bed02507, 6.6).
+pub(super) fn tcx_link_is_attached(link: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut info = TcxLinkInfo::default();
+    let attributes = InfoByFd {
+        bpf_fd: number(link)?,
+        info_len: u32::try_from(size_of::<TcxLinkInfo>()).map_err(io::Error::other)?,
+        info: (&raw mut info) as u64,
+    };
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &attributes)?;
+    Ok(info.ifindex != 0)
+}
+
 /// Detaches the link that is pinned at `path`; when this returns no packet meets its program any more.
 ///
 /// Removing the pin alone lets go of the link some time later, by a work queue after a grace period.
@@ -98,16 +184,40 @@ pub(super) fn create_lines(entries: u32, template: BorrowedFd<'_>) -> io::Result
 /// # Errors
 /// `ENOLINK` and the like from a link whose interface is gone.
 pub(super) fn detach_pinned_link(path: &Path) -> io::Result<()> {
-    let path = CString::new(path.as_os_str().as_bytes())?;
-    let attributes = ObjectGet {
-        pathname: path.as_ptr() as u64,
-        bpf_fd: 0,
-        file_flags: 0,
-    };
-    let link = owned(bpf(BPF_OBJ_GET, &attributes)?)?;
-    let link_fd = u32::try_from(link.as_raw_fd()).map_err(io::Error::other)?;
+    let link = open_pinned(path)?;
+    let link_fd = number(link.as_fd())?;
     bpf(BPF_LINK_DETACH, &LinkDetach { link_fd })?;
     Ok(())
+}
+
+/// The ids of the programs that TCX runs on one side of an interface (kernel commit e420bed02507, 6.6).
+///
+/// What aya has for this opens each program by its id, which takes CAP_SYS_ADMIN.
+///
+/// # Errors
+/// `EINVAL` from a kernel without TCX, `ENODEV`.
+pub(super) fn tcx_programs(ifindex: u32, egress: bool) -> io::Result<Vec<u32>> {
+    let mut ids = [0_u32; MOST_PROGRAMS];
+    let mut attributes = ProgQuery {
+        target_ifindex: ifindex,
+        attach_type: if egress {
+            BPF_TCX_EGRESS
+        } else {
+            BPF_TCX_INGRESS
+        },
+        query_flags: 0,
+        attach_flags: 0,
+        prog_ids: ids.as_mut_ptr() as u64,
+        count: u32::try_from(MOST_PROGRAMS).map_err(io::Error::other)?,
+        _padding: 0,
+        prog_attach_flags: 0,
+        link_ids: 0,
+        link_attach_flags: 0,
+        revision: 0,
+    };
+    bpf_mut(BPF_PROG_QUERY, &mut attributes)?;
+    let count = usize::try_from(attributes.count).map_err(io::Error::other)?;
+    Ok(ids.into_iter().take(count).collect())
 }
 
 /// Runs a TC program once over a frame, which it may not change, and gives what it returned.

@@ -235,7 +235,7 @@ fn open_metrics_only_for_those_who_name_it() {
 #[test]
 fn every_metric_is_documented() {
     let docs = include_str!("../../../docs/metrics.md");
-    let (metrics, _) = node();
+    let metrics = holding(|| Ok(count(3, 180)));
     let text = metrics.render(Format::Text).unwrap();
     let undocumented: Vec<_> = text
         .lines()
@@ -250,11 +250,34 @@ fn every_metric_is_documented() {
     assert_eq!(reasons, [&DropReason::TooBig; 0]);
 }
 
+/// The metrics of the same node, where interfaces are held.
+fn holding(held: impl Fn() -> anyhow::Result<Count> + Send + Sync + 'static) -> Metrics {
+    let (metrics, _) = node();
+    Arc::into_inner(metrics).unwrap().with_held(held)
+}
+
+#[test]
+fn what_is_held_is_shown_where_something_is_to_be_held() {
+    let (metrics, _) = node();
+    let text = metrics.render(Format::Text).unwrap();
+    assert!(!text.contains("held"), "{text}");
+    for format in [Format::Text, Format::OpenMetrics] {
+        let text = holding(|| Ok(count(3, 180))).render(format).unwrap();
+        let samples = parse(&text, format);
+        assert_eq!(samples["egress_held_packets_total"], 3.0);
+        assert_eq!(samples["egress_held_bytes_total"], 180.0);
+        assert_eq!(samples["egress_interfaces_held"], 0.0);
+        assert_eq!(samples["egress_hold_restored_total"], 0.0);
+    }
+    let broken = holding(|| anyhow::bail!("the table is gone"));
+    assert!(broken.render(Format::Text).is_err());
+}
+
 /// Parses an exposition strictly, and gives its samples.
 fn parse(text: &str, format: Format) -> BTreeMap<String, f64> {
     let mut samples = BTreeMap::new();
     let mut family = ("", "");
-    let mut families = std::collections::BTreeSet::new();
+    let mut families = BTreeSet::new();
     let mut ended = false;
     for line in text.lines() {
         assert!(!ended, "after the end: {line}");

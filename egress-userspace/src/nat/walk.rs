@@ -9,19 +9,29 @@ use std::{
 
 use egress_common::nat::{NatBack, NatBackKey, NatOut, NatOutKey};
 
-use super::{SECOND, Timeouts, out_key};
+use super::{SECOND, Timeouts, back_key, out_key};
 
 /// Nanoseconds after which a half that is alone is removed: long after it can still be in the making.
 pub const ORPHANED_AFTER: u64 = 60 * SECOND;
 
-/// The halves of pods' packets as they were in one walk: of each a hash of its key, and when it was last seen.
+/// The halves of pods' packets as they were in one walk.
 #[derive(Debug)]
 pub struct OutHalves {
     hasher: RandomState,
-    halves: Vec<(u64, u64)>,
+    halves: Vec<OutHalf>,
     sorted: bool,
-    /// Halves that were alone in earlier walks, by hash: when that was seen first. Of both tables.
+    /// Halves that were alone in earlier walks, by a hash of their keys: when that was seen first. Of both tables.
     alone: HashMap<u64, u64>,
+}
+
+/// What is kept of the half of a pod's packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct OutHalf {
+    /// A hash of its key.
+    hash: u64,
+    /// A hash of the key that its other half has.
+    other: u64,
+    last_seen: u64,
 }
 
 /// What a walk makes of a reply's entry.
@@ -55,7 +65,11 @@ impl OutHalves {
 
     /// Learns a half.
     pub fn learn(&mut self, key: &NatOutKey, out: &NatOut) {
-        self.halves.push((self.hash(key), out.last_seen));
+        self.halves.push(OutHalf {
+            hash: self.hasher.hash_one(key),
+            other: self.hasher.hash_one(back_key(key, out)),
+            last_seen: out.last_seen,
+        });
         self.sorted = false;
     }
 
@@ -71,13 +85,14 @@ impl OutHalves {
         self.halves.is_empty()
     }
 
-    fn hash(&self, key: &NatOutKey) -> u64 {
-        self.hasher.hash_one(key)
-    }
-
-    fn find(&self, hash: u64) -> Option<usize> {
+    /// The half that belongs to a reply's: the one that its key leads to, if that leads back.
+    fn find(&self, key: &NatOutKey, other: u64) -> Option<usize> {
         debug_assert!(self.sorted, "a walk sorts before it looks");
-        self.halves.binary_search_by_key(&hash, |half| half.0).ok()
+        let hash = self.hasher.hash_one(key);
+        let found = self.halves.binary_search_by_key(&hash, |half| half.hash);
+        found
+            .ok()
+            .filter(|place| self.halves[*place].other == other)
     }
 }
 
@@ -112,16 +127,16 @@ impl<'a> Walk<'a> {
 
     /// What is to become of a reply's entry.
     pub fn back(&mut self, key: &NatBackKey, back: &NatBack) -> Found {
-        let hash = self.halves.hash(&out_key(key, back));
-        let Some(place) = self.halves.find(hash) else {
-            return if self.is_orphan(hash) {
+        let own = self.halves.hasher.hash_one(key);
+        let Some(place) = self.halves.find(&out_key(key, back), own) else {
+            return if self.is_orphan(own) {
                 Found::Orphan
             } else {
                 Found::Lives
             };
         };
         self.paired[place] = true;
-        let last_seen = back.last_seen.max(self.halves.halves[place].1);
+        let last_seen = back.last_seen.max(self.halves.halves[place].last_seen);
         match self.timeouts.left(back.state, last_seen, self.now) {
             Some(_) => Found::Lives,
             None => Found::Expired,
@@ -143,7 +158,7 @@ impl<'a> Walk<'a> {
             .iter()
             .zip(&self.halves.halves)
             .filter(|(paired, _)| !**paired)
-            .map(|(_, (hash, _))| *hash)
+            .map(|(_, half)| half.hash)
             .collect();
         let hashes = single
             .into_iter()

@@ -8,6 +8,7 @@ mod assumed;
 mod index;
 mod link_layer;
 mod netlink;
+mod nft;
 mod ports;
 mod problem;
 mod towards;
@@ -28,6 +29,7 @@ pub use assign::{Listed, assign, list as list_addresses, withdraw};
 pub use index::{Device, NodeIndex, PodInterface};
 pub use link_layer::LinkLayer;
 pub use netlink::Netlink;
+pub use nft::{HoldTable, Pattern, Standing, generation as nft_generation};
 pub use ports::local_ports;
 pub use problem::{InterfaceProblem, NoWay};
 pub use uplinks::Uplinks;
@@ -77,6 +79,22 @@ pub struct Link {
     pub ethernet: bool,
     /// The device it is a port of.
     pub master: Option<u32>,
+}
+
+#[cfg(test)]
+impl Link {
+    /// An Ethernet device that is up and nobody's port.
+    pub(crate) fn ethernet(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            mtu: 1500,
+            up: true,
+            bridge: false,
+            loopback: false,
+            ethernet: true,
+            master: None,
+        }
+    }
 }
 
 /// A route.

@@ -33,14 +33,14 @@ pub(super) struct Request<'a> {
     /// The node that owns the addresses.
     pub(super) node: &'a str,
     pub(super) interface: Option<&'a str>,
-    pub(super) held: Held,
+    pub(super) held_by: HeldBy,
 }
 
 /// By whom the addresses are held, as far as the resources tell.
 #[derive(Clone, Copy)]
-pub(super) enum Held {
-    ByPod,
-    ByNode {
+pub(super) enum HeldBy {
+    Pod,
+    Node {
         assign: bool,
         allow_local_services: bool,
         ports: Option<(u16, u16)>,
@@ -76,9 +76,9 @@ impl<'a> Owned<'a> {
                  use an address of the gateway's own"
             ));
         }
-        let own_pod = match request.held {
-            Held::ByPod => Some(request.name),
-            Held::ByNode { .. } => None,
+        let own_pod = match request.held_by {
+            HeldBy::Pod => Some(request.name),
+            HeldBy::Node { .. } => None,
         };
         let mut pods = self.of_pods.get(&egress).into_iter().flatten();
         if let Some(pod) = pods.find(|pod| Some(**pod) != own_pod) {
@@ -96,10 +96,10 @@ impl<'a> Owned<'a> {
             return self.nodes.way_to(request.node, egress);
         }
         let device = self.uplink(egress, request.interface)?;
-        let (holder, ports, allow_local_services) = match request.held {
+        let (holder, ports, allow_local_services) = match request.held_by {
             // The address is the pod's: what is not translated is for the pod, as it always was.
-            Held::ByPod => (Holder::Pod, self.ports(None)?, true),
-            Held::ByNode {
+            HeldBy::Pod => (Holder::Pod, self.ports(None)?, true),
+            HeldBy::Node {
                 assign,
                 allow_local_services,
                 ports: asked,

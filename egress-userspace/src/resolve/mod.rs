@@ -158,6 +158,8 @@ pub struct Resolved {
     pub translation: Translation,
     /// State of every annotated pod of this node.
     pub pod_states: BTreeMap<ObjectName, PodState>,
+    /// Interfaces, by index, of pods that are known not to be steered: all that are behind each, with their namespaces.
+    pub unsteered: BTreeSet<u32>,
     /// Bridges and pods' addresses on them that nothing is known of yet: to be asked for until the view tells.
     pub to_solicit: BTreeSet<(u32, IpAddr)>,
     /// Who is to be asked whether it is in order, and the gateways that need it.

@@ -123,6 +123,7 @@ pub(super) fn resolve<'a>(
         };
         resolved.pod_states.insert(name.clone(), state);
     }
+    resolved.unsteered = places.unsteered(&resolved.pod_states);
     warn_of_letting_go(&places, resolved);
 }
 
@@ -293,6 +294,27 @@ impl<'a> Places<'a> {
         users
             .filter(|&other| other != name && self.holds(other, ifindex))
             .collect()
+    }
+
+    /// Interfaces behind which there are only pods that nobody wants to be steered.
+    ///
+    /// Whether a pod is to be steered can be told only with its namespace, which may ask for it.
+    fn unsteered(&self, states: &BTreeMap<ObjectName, PodState>) -> BTreeSet<u32> {
+        let is_free =
+            |name: &ObjectName| match states.get(name) {
+                Some(state) => *state == PodState::Gateway,
+                None => {
+                    self.model.namespaces.contains_key(&name.namespace)
+                        && self.model.pods.get(name).is_some_and(|pod| {
+                            steering(self.model, self.settings, name, pod).is_none()
+                        })
+                }
+            };
+        let free = self
+            .users
+            .iter()
+            .filter(|(_, names)| names.iter().all(|name| is_free(name)));
+        free.map(|(ifindex, _)| *ifindex).collect()
     }
 
     fn of(&self, name: &ObjectName) -> Result<u32, NoPlace> {

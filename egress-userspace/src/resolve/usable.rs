@@ -11,7 +11,7 @@ use egress_common::{gateway::GatewayId, verdict::Replies};
 
 use super::{
     GatewayStatus, PodGateways, Settings, Standing, UsableGateway, Way,
-    egress::{Held, Owned, Request},
+    egress::{HeldBy, Owned, Request},
     gateways::{Candidate, Kind},
 };
 use crate::{
@@ -150,7 +150,7 @@ impl<'f, 'a, 'o> Finder<'f, 'a, 'o> {
                     id: known.id,
                     node: &egress.node,
                     interface,
-                    held: Held::ByNode {
+                    held_by: HeldBy::Node {
                         assign: egress.assign,
                         allow_local_services: egress.allow_local_services,
                         ports: egress.ports,
@@ -215,7 +215,7 @@ impl<'f, 'a, 'o> Finder<'f, 'a, 'o> {
                     id: known.id,
                     node,
                     interface: None,
-                    held: Held::ByPod,
+                    held_by: HeldBy::Pod,
                 };
                 self.egress(&known, &request, &pod.addresses)
             }

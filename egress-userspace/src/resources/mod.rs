@@ -3,6 +3,7 @@
 mod annotations;
 mod cluster;
 mod gateway;
+mod manifest;
 mod policy;
 mod report;
 mod yaml;
@@ -10,13 +11,13 @@ mod yaml;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, fmt, ops::Range};
+use std::{collections::BTreeMap, fmt, ops::Range, sync::Arc};
 
 use ipnet::IpNet;
 use serde::Serialize;
 
 use crate::{
-    diagnostic::{Diagnostic, Place, Source},
+    diagnostic::{Diagnostic, Place, Severity, Source},
     model::{Gateway, Namespace, Node, Pod, Policy},
 };
 use cluster::{Annotations, Metadata};
@@ -25,7 +26,13 @@ use report::{Fields, Report};
 use yaml::{Data, Value};
 
 /// Documents that one file may hold.
-const MAX_DOCUMENTS: usize = 200_000;
+pub(crate) const MAX_DOCUMENTS: usize = 200_000;
+/// Faults of one file that are told; the rest is counted.
+const MAX_DIAGNOSTICS: usize = 1000;
+/// Kinds that are not understood and are counted apart.
+const MAX_SKIPPED_KINDS: usize = 100;
+/// What Kubernetes allows for a name.
+const MAX_NAME: usize = 253;
 /// The YAML parser recurses, with large frames in debug builds; a document of the greatest depth fits.
 const PARSER_STACK: usize = 64 << 20;
 
@@ -68,6 +75,16 @@ impl Kind {
             ) => Self::ServiceCIDR,
             _ => return None,
         })
+    }
+
+    /// An API version that [`Self::find`] knows it by.
+    const fn api_version(self) -> &'static str {
+        match self {
+            Self::Namespace | Self::Pod | Self::Node | Self::Service => "v1",
+            Self::EgressGatewayPolicy | Self::IPPool => "projectcalico.org/v3",
+            Self::EgressGateway => "egress.fastpath/v1alpha1",
+            Self::ServiceCIDR => "networking.k8s.io/v1",
+        }
     }
 
     const fn is_namespaced(self) -> bool {
@@ -133,6 +150,8 @@ pub struct Entry {
     pub object: Option<Object>,
     /// Where.
     pub places: Places,
+    /// The object as a line of YAML, if it is valid: read again, it gives the same object.
+    pub manifest: Option<Arc<str>>,
 }
 
 /// What a file holds.
@@ -146,6 +165,8 @@ pub struct ParsedFile {
     pub skipped: BTreeMap<String, usize>,
     /// Whether a part of it could not be read, so that it may have held any object.
     pub incomplete: bool,
+    /// Errors that are not among the diagnostics, for want of room.
+    pub untold: usize,
 }
 
 /// Reads every object of a file.
@@ -202,8 +223,22 @@ impl ParsedFile {
     /// Notes something that can be of no object.
     fn refuse(&mut self, source: &Source, span: Range<usize>, message: &str, help: &str) {
         self.incomplete = true;
-        self.diagnostics
-            .push(Diagnostic::at(source, span, message).with_help(help));
+        if self.diagnostics.len() < MAX_DIAGNOSTICS {
+            self.diagnostics
+                .push(Diagnostic::at(source, span, message).with_help(help));
+        } else {
+            self.untold += 1;
+        }
+    }
+
+    fn tell(&mut self, diagnostics: Vec<Diagnostic>) {
+        for diagnostic in diagnostics {
+            if self.diagnostics.len() < MAX_DIAGNOSTICS {
+                self.diagnostics.push(diagnostic);
+            } else {
+                self.untold += usize::from(diagnostic.severity == Severity::Error);
+            }
+        }
     }
 
     /// Reads an object or a list of them. Items of a typed list may leave their type to it.
@@ -264,10 +299,13 @@ impl ParsedFile {
         api_version: &str,
         kind: &str,
     ) {
-        *self
-            .skipped
-            .entry(format!("{api_version} {kind}"))
-            .or_default() += 1;
+        let mut skipped = format!("{api_version} {kind}");
+        if skipped.len() > MAX_NAME
+            || self.skipped.len() >= MAX_SKIPPED_KINDS && !self.skipped.contains_key(&skipped)
+        {
+            "other kinds".clone_into(&mut skipped);
+        }
+        *self.skipped.entry(skipped).or_default() += 1;
         let ours = match kind {
             "EgressGatewayPolicy" => "projectcalico.org/v3",
             "EgressGateway" if api_version.starts_with("egress.fastpath/") => {
@@ -276,15 +314,11 @@ impl ParsedFile {
             _ => return,
         };
         if let Some((_, value)) = entries.iter().find(|(key, _)| key.text == "apiVersion") {
-            self.diagnostics.push(
-                Diagnostic::at(
-                    source,
-                    value.span.clone(),
-                    format!("{api_version} {kind} is not known and is skipped"),
-                )
-                .with_severity(crate::diagnostic::Severity::Warning)
-                .with_help(format!("write `apiVersion: {ours}`")),
-            );
+            let message = format!("{api_version} {kind} is not known and is skipped");
+            let warning = Diagnostic::at(source, value.span.clone(), message)
+                .with_severity(Severity::Warning)
+                .with_help(format!("write `apiVersion: {ours}`"));
+            self.tell(vec![warning]);
         }
     }
 
@@ -292,14 +326,14 @@ impl ParsedFile {
         let nameless = Report::new(source, format!("{kind:?}"));
         let Some((id, place)) = identify(&nameless, value, kind) else {
             self.incomplete = true;
-            self.diagnostics.extend(nameless.into_diagnostics());
+            self.tell(nameless.into_diagnostics());
             return;
         };
         let report = Report::new(source, id.to_string());
         report.no_duplicate_keys(value);
         let (object, parts) = content(&report, value, &id);
         let valid = !report.refused();
-        self.diagnostics.extend(report.into_diagnostics());
+        self.tell(report.into_diagnostics());
         // Without its namespace or itself, an annotated pod would be routed past its gateways.
         let keep = valid || matches!(id.kind, Kind::Namespace | Kind::Pod);
         self.entries.push(Entry {
@@ -310,6 +344,7 @@ impl ParsedFile {
                 object: place,
                 parts,
             },
+            manifest: valid.then(|| manifest::line(value, kind).into()),
         });
     }
 }
@@ -327,8 +362,25 @@ fn identify(report: &Report<'_>, value: &Value, kind: Kind) -> Option<(ObjectId,
         );
         return None;
     }
+    let too_long = |value: &Value, field: &str, text: &str| {
+        let is_too_long = text.len() > MAX_NAME;
+        if is_too_long {
+            let message = format!("`{field}` is longer than {MAX_NAME} characters");
+            report.error(&value.span, message, "Kubernetes allows no more");
+        }
+        is_too_long
+    };
+    if too_long(name_value, "name", name) {
+        return None;
+    }
     let namespace = match metadata.get("namespace").filter(|_| kind.is_namespaced()) {
-        Some(value) => Some(report.text(value, "namespace")?).filter(|name| !name.is_empty()),
+        Some(value) => {
+            let text = report.text(value, "namespace")?;
+            if too_long(value, "namespace", text) {
+                return None;
+            }
+            Some(text).filter(|name| !name.is_empty())
+        }
         None => None,
     };
     let id = ObjectId {

@@ -14,6 +14,9 @@ use crate::{
     selector::Selector,
 };
 
+/// Faults of one object that are told: who mends these sees the rest.
+const MAX_FAULTS: usize = 50;
+
 /// What an error does to its object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Consequence {
@@ -76,6 +79,9 @@ impl<'s> Report<'s> {
     }
 
     fn push(&self, severity: Severity, span: &Range<usize>, message: String, help: &str) {
+        if self.diagnostics.borrow().len() >= MAX_FAULTS {
+            return;
+        }
         let diagnostic = Diagnostic::at(self.source, span.clone(), message)
             .with_severity(severity)
             .with_object(&self.object)

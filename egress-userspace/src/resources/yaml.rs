@@ -1,14 +1,17 @@
 //! YAML text to a tree in which every value knows where it is written.
 
-use std::{fmt, ops::Range};
+use std::{cell::Cell, fmt, ops::Range};
 
-use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::{DuplicateKeyPolicy, Location, Options, Spanned, options::NonFiniteFloatPolicy};
 
 /// Events that a file of the largest size can have without aliases.
 const MAX_EVENTS: usize = 64_000_000;
 /// Nodes that aliases may add to a document: more is an attack, not a manifest.
 const MAX_REPLAYED: usize = 100_000;
+/// Bytes that the tree of one document may take: enough for 25,000 pods in one list. Two bytes of text can make a
+/// value of fifty, and an alias repeats a text of any length.
+const MAX_TREE_BYTES: usize = 256 << 20;
 /// Collections within collections.
 const MAX_DEPTH: usize = 96;
 /// What pods are full of and nothing here reads; left out of the tree.
@@ -25,6 +28,11 @@ const SKIPPED_KEYS: &[&str] = &[
     "tolerations",
     "volumes",
 ];
+
+thread_local! {
+    /// Bytes of the tree that this thread is building.
+    static TREE_BYTES: Cell<usize> = const { Cell::new(0) };
+}
 
 /// A value and where it is written.
 #[derive(Clone, Debug, PartialEq)]
@@ -113,12 +121,22 @@ pub(crate) fn parse(text: &str, span: Range<usize>) -> Result<Value, SyntaxError
     let document = &text[span.clone()];
     let unmarked = document.trim_start_matches('\u{feff}');
     let offset = span.end - unmarked.len();
+    TREE_BYTES.set(0);
     match serde_saphyr::from_str_with_options::<Value>(unmarked, options()) {
         Ok(mut value) => {
             value.shift(offset);
             Ok(value)
         }
         Err(error) => {
+            if TREE_BYTES.get() > MAX_TREE_BYTES {
+                return Err(SyntaxError {
+                    span: span.start..span.start,
+                    message: format!(
+                        "the document would take more than {} MiB of memory",
+                        MAX_TREE_BYTES >> 20
+                    ),
+                });
+            }
             let error = error.without_snippet();
             let place = error
                 .location()
@@ -206,6 +224,16 @@ impl Value {
     }
 }
 
+/// Counts what the tree grows by, and refuses what is too much.
+fn grow<E: Error>(by: usize) -> Result<(), E> {
+    let bytes = TREE_BYTES.get().saturating_add(by);
+    TREE_BYTES.set(bytes);
+    if bytes > MAX_TREE_BYTES {
+        return Err(E::custom("too large"));
+    }
+    Ok(())
+}
+
 impl<'de> Deserialize<'de> for Value {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let spanned = Spanned::<Data>::deserialize(deserializer)?;
@@ -263,17 +291,20 @@ impl<'de> Visitor<'de> for DataVisitor {
         Ok(Data::Float(value))
     }
 
-    fn visit_str<E>(self, value: &str) -> Result<Data, E> {
+    fn visit_str<E: Error>(self, value: &str) -> Result<Data, E> {
+        grow(value.len())?;
         Ok(Data::Text(value.to_owned()))
     }
 
-    fn visit_string<E>(self, value: String) -> Result<Data, E> {
+    fn visit_string<E: Error>(self, value: String) -> Result<Data, E> {
+        grow(value.len())?;
         Ok(Data::Text(value))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Data, A::Error> {
         let mut values = Vec::new();
         while let Some(value) = items.next_element()? {
+            grow(size_of::<Value>())?;
             values.push(value);
         }
         Ok(Data::List(values))
@@ -282,6 +313,7 @@ impl<'de> Visitor<'de> for DataVisitor {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Data, A::Error> {
         let mut entries = Vec::new();
         while let Some(key) = map.next_key::<Spanned<String>>()? {
+            grow(size_of::<(Key, Value)>() + key.value.len())?;
             let key = Key {
                 span: bytes(&key.referenced).unwrap_or_default(),
                 text: key.value,

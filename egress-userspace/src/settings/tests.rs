@@ -56,6 +56,21 @@ fn each_pin_directory_has_its_state_directory() {
 }
 
 #[test]
+fn interfaces_to_hold_are_patterns() {
+    let file = config("resources: [/a]\nhold-interfaces: ['cali*', lxc7]\n");
+    let settings = Flags::default().settings(Some(file.path())).unwrap();
+    let patterns: Vec<_> = settings
+        .hold_interfaces
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(patterns, ["cali*", "lxc7"]);
+    let file = config("resources: [/a]\nhold-interfaces: ['*']\n");
+    let refusal = Flags::default().settings(Some(file.path())).unwrap_err();
+    assert!(refusal.to_string().contains("every interface"), "{refusal}");
+}
+
+#[test]
 fn no_resources_is_an_error() {
     assert!(Flags::default().settings(None).is_err());
 }
@@ -106,7 +121,7 @@ fn flags_and_file_say_the_same_of_gateways_on_nodes() {
         settings(line),
         Flags::default().settings(Some(file.path())).unwrap(),
     ] {
-        assert_eq!(settings.uplinks, ["eth0", "eth1"]);
+        assert_eq!(settings.resolve.uplinks, ["eth0", "eth1"]);
         assert_eq!(settings.resolve.uplinks, ["eth0", "eth1"]);
         assert_eq!(settings.resolve.pod_gateways, PodGateways::Forward);
         assert_eq!(settings.resolve.nat_ports, (2000, 3000));

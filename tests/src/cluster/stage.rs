@@ -6,6 +6,12 @@ mod permits;
 use std::{collections::BTreeMap, fs, net::IpAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, ensure};
+use egress_common::overlay::Tag;
+use egress_userspace::{
+    diff::trace,
+    kernel::{Maps, Paths},
+    overlay_keys::OverlayKeys,
+};
 
 pub use self::expectations::Seen;
 use super::{
@@ -74,7 +80,15 @@ impl ClusterStage {
         resources: impl FnOnce(&Cluster) -> Result<String>,
         further: impl Fn(&mut NodeSetup<'_>),
     ) -> Result<Self> {
-        let cluster = Cluster::build(shape)?;
+        Self::on(Cluster::build(shape)?, resources, further)
+    }
+
+    /// The same in a cluster that is there.
+    pub fn on(
+        cluster: Cluster,
+        resources: impl FnOnce(&Cluster) -> Result<String>,
+        further: impl Fn(&mut NodeSetup<'_>),
+    ) -> Result<Self> {
         let text = resources(&cluster)?;
         let resources = Resources::below(&cluster.files())?;
         resources.write("nodes.yaml", &node_resources(&cluster))?;
@@ -104,9 +118,7 @@ impl ClusterStage {
         for (name, setup) in &stage.setups {
             stage.agents.insert(name, setup.spawn()?);
         }
-        for agent in stage.agents.values_mut() {
-            agent.wait_until_ready_within(START)?;
-        }
+        stage.wait_until_ready()?;
         // Those that were ready first have probed gateways whose nodes had no programs yet.
         for (name, agent) in &stage.agents {
             wait::until(&format!("{name} has heard from all gateways"), || {
@@ -167,26 +179,42 @@ impl ClusterStage {
 
     /// Replaces the keys, and waits until every agent has taken them.
     pub fn change_keys(&self, keys: &[&str]) -> Result<()> {
-        let before = self.applies()?;
         self.write_keys(keys)?;
+        let keys = OverlayKeys::parse(keys.join("\n").as_bytes())?;
         wait::until("every agent has taken the keys", || {
-            for (name, count) in self.applies()? {
-                ensure!(count > before[name], "{name} has not");
-            }
-            Ok(())
+            let mut nodes = self.cluster.nodes.iter();
+            nodes.try_for_each(|node| self.has_taken(node, &keys))
         })
     }
 
-    /// How often each agent has brought the kernel up to date.
-    fn applies(&self) -> Result<BTreeMap<&'static str, u64>> {
-        let count = |(name, agent): (&&'static str, &Agent)| {
-            let metrics = agent.metrics()?;
-            Ok((
-                *name,
-                metrics.sum("egress_apply_duration_seconds_count", &[]),
-            ))
-        };
-        self.agents.iter().map(count).collect()
+    /// Whether a node sends and takes frames by these keys: what its maps say, for an agent that has brought the
+    /// kernel up to date may have done it for something else.
+    fn has_taken(&self, node: &Node, keys: &OverlayKeys) -> Result<()> {
+        let setup = self.setups.get(node.name).context("no such node")?;
+        let maps = Maps::open(&Paths::new(setup.pin_dir()))?;
+        let nodes = maps.translation()?;
+        let mut tags = vec![Tag::ZERO];
+        for other in &self.cluster.nodes {
+            if other.name == node.name {
+                continue;
+            }
+            let index = nodes.nodes.get(&IpAddr::from(other.v6).into());
+            let state = index.and_then(|index| nodes.node_state.get(index));
+            let state = state.with_context(|| format!("{} knows no {}", node.name, other.name))?;
+            let send = keys.tag(OVERLAY_VNI, node.name, other.name);
+            let accept = keys.accepted(OVERLAY_VNI, other.name, node.name);
+            ensure!(
+                (state.send, state.accept) == (send, accept),
+                "{} has other keys for {}",
+                node.name,
+                other.name
+            );
+            tags.push(send);
+        }
+        for member in trace(&maps)?.members.values() {
+            ensure!(tags.contains(&member.tag), "{} sends {member:?}", node.name);
+        }
+        Ok(())
     }
 
     /// Does what the test does, and then checks that not one packet left an uplink that should not have.
@@ -195,11 +223,57 @@ impl ClusterStage {
         self.verify()
     }
 
-    /// Ends every agent and removes everything of theirs from the kernel.
-    pub fn leave(mut self) -> Result<()> {
+    /// Kills a node's agent without a chance to do anything.
+    pub fn kill(&mut self, node: &'static str) -> Result<()> {
+        let agent = self.agents.remove(node);
+        agent
+            .with_context(|| format!("there is no agent on {node}"))?
+            .kill()
+    }
+
+    /// Whether a node's agent was killed, by whomever.
+    pub fn was_killed(&mut self, node: &'static str) -> Result<bool> {
+        let agent = self.agents.get_mut(node);
+        agent
+            .with_context(|| format!("there is no agent on {node}"))?
+            .was_killed()
+    }
+
+    /// Starts a node's agent, and does not wait for it.
+    pub fn spawn(&mut self, node: &'static str) -> Result<()> {
+        let setup = self.setups.get(node).context("no such node")?;
+        self.agents.insert(node, setup.spawn()?);
+        Ok(())
+    }
+
+    /// Waits until every agent that was started is ready.
+    pub fn wait_until_ready(&mut self) -> Result<()> {
+        self.agents
+            .values_mut()
+            .try_for_each(|agent| agent.wait_until_ready_within(START))
+    }
+
+    /// Everything that agents could have left on the nodes, and their pins.
+    pub fn inventory(&self) -> Result<Vec<String>> {
+        self.cluster.inventory()
+    }
+
+    /// Ends every agent, which leaves everything in the kernel.
+    pub fn terminate(&mut self) -> Result<()> {
         for (name, agent) in std::mem::take(&mut self.agents) {
             agent.terminate().with_context(|| format!("on {name}"))?;
         }
+        Ok(())
+    }
+
+    /// Ends every agent and removes everything of theirs from the kernel.
+    pub fn leave(&mut self) -> Result<()> {
+        self.terminate()?;
+        self.detach()
+    }
+
+    /// Removes everything of the agents from the kernel.
+    pub fn detach(&self) -> Result<()> {
         for setup in self.setups.values() {
             setup.detach()?;
         }

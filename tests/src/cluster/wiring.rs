@@ -10,7 +10,7 @@ use crate::{
     Host,
     topology::{
         Pod,
-        wiring::{bare, router},
+        wiring::{SERVERS, bare, connect_as_calico, digits, router},
     },
 };
 
@@ -62,13 +62,10 @@ impl Cluster {
              link set eth0 up
              addr add 100.64.0.2/24 dev eth0
              addr add 2001:db8:64::2/64 dev eth0 nodad
-             addr add 192.0.2.80/32 dev lo
-             addr add 2001:db8:2::80/128 dev lo nodad
-             addr add 198.51.100.80/32 dev lo
-             addr add 2001:db8:100::80/128 dev lo nodad
              route add default via 100.64.0.1
              route add default via 2001:db8:64::1
              ")?;
+        self.internet.ip(SERVERS)?;
         self.firewall.ip(&format!(
             "link set lo up
              link add eth1 type veth peer name eth0 netns {internal}
@@ -151,45 +148,23 @@ impl Cluster {
         let place = self.node(node)?.clone();
         let before = self.pods.iter().filter(|pod| pod.node == node).count();
         let (net, own) = (place.number, u8::try_from(before + 10)?);
-        let host = bare(&self.workspace, &format!("pod-{name}"))?;
-        let interface = format!("cali-{name}");
-        let mtu = self.shape.pod_mtu;
-        place.host.ip(&format!(
-            "link add {interface} type veth peer name eth0 netns {inside}
-             link set {interface} address ee:ee:ee:ee:ee:ee
-             link set {interface} up mtu {mtu}
-             route add 10.65.{net}.{own}/32 dev {interface} scope link
-             route add fd00:65:0:{net}::{own}/128 dev {interface}
-             ",
-            inside = host.namespace()
-        ))?;
-        place.host.sysctl(&[
-            (&format!("ipv4/conf/{interface}/proxy_arp"), "1"),
-            (&format!("ipv4/neigh/{interface}/proxy_delay"), "0"),
-        ])?;
-        host.ip(&format!(
-            "link set lo up
-             link set eth0 up mtu {mtu}
-             addr add fd00:65:0:{net}::{own}/128 dev eth0 nodad
-             addr add 10.65.{net}.{own}/32 dev eth0
-             route add 169.254.1.1 dev eth0 scope link
-             route add default via 169.254.1.1 dev eth0
-             route add default via fe80::ecee:eeff:feee:eeee dev eth0
-             "
-        ))?;
-        if self.shape.underlay == Underlay::V6 {
-            // A node without an IPv4 route answers for nobody's IPv4 address.
-            host.ip("neigh replace 169.254.1.1 lladdr ee:ee:ee:ee:ee:ee dev eth0 nud permanent\n")?;
-        }
-        host.sysctl(&[PING_FOR_ALL])?;
-        self.pods.push(Pod {
+        let pod = Pod {
             name,
             node,
-            host,
-            interface,
+            host: bare(&self.workspace, &format!("pod-{name}"))?,
+            interface: format!("cali-{name}"),
             v4: Ipv4Addr::new(10, 65, net, own),
             v6: Ipv6Addr::new(0xfd00, 0x65, 0, digits(net)?, 0, 0, 0, digits(own)?),
-        });
+        };
+        connect_as_calico(&place.host, &pod, self.shape.pod_mtu)?;
+        if self.shape.underlay == Underlay::V6 {
+            // A node without an IPv4 route answers for nobody's IPv4 address.
+            pod.host.ip(
+                "neigh replace 169.254.1.1 lladdr ee:ee:ee:ee:ee:ee dev eth0 nud permanent\n",
+            )?;
+        }
+        pod.host.sysctl(&[PING_FOR_ALL])?;
+        self.pods.push(pod);
         self.pod(name)
     }
 
@@ -244,11 +219,6 @@ fn number_of(name: &str, before: usize) -> Result<u8> {
     let start = if name.starts_with("gw") { 20 } else { 10 };
     let own = name.rsplit('-').next().and_then(|text| text.parse().ok());
     Ok(start + own.unwrap_or(u8::try_from(before + 1)?))
-}
-
-/// The number whose hexadecimal digits look like this number's decimal ones.
-fn digits(number: u8) -> Result<u16> {
-    Ok(u16::from_str_radix(&number.to_string(), 16)?)
 }
 
 /// kube-proxy's rule for invalid packets, and Calico's outgoing NAT.

@@ -128,6 +128,24 @@ impl Frame {
         self.with_checksum()
     }
 
+    /// As an aggregate of more than 64 KiB would be: no length in its header.
+    #[must_use]
+    pub fn without_length(self) -> Self {
+        let at = self.length_at();
+        self.set(at, &[0, 0])
+    }
+
+    /// With this many bytes behind the IP header, as that says.
+    #[must_use]
+    pub fn with_length(self, length: u16) -> Self {
+        let (at, header) = (self.length_at(), if self.is_v4() { 20 } else { 0 });
+        self.set(at, &(header + length).to_be_bytes())
+    }
+
+    fn length_at(&self) -> usize {
+        if self.is_v4() { L3 + 2 } else { L3 + 4 }
+    }
+
     /// With bytes behind what the IP header claims, as Ethernet pads short frames.
     #[must_use]
     pub fn padded(mut self, bytes: &[u8]) -> Self {

@@ -1,10 +1,11 @@
 //! The real programs in a network namespace of their own, one packet at a time.
 
+mod shared;
+mod tables;
+
 use std::{
     collections::BTreeMap,
-    fs,
-    net::IpAddr,
-    panic,
+    fs, panic,
     path::PathBuf,
     process::{self, Command},
     sync::atomic::{AtomicU32, Ordering},
@@ -14,17 +15,16 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use aya::{
-    Pod, TestRun, TestRunOptions,
-    maps::{Array, HashMap, Map, MapData, PerCpuArray},
+    TestRun, TestRunOptions,
+    maps::{Array, HashMap, MapData, PerCpuArray},
     programs::{SchedClassifier, TcAttachType, tc},
 };
 use egress_common::{
-    WireU16,
     counter::Answer,
     gateway::Settings,
-    keys::{FragmentKey, PodKey, ReplyKey, ReplyPath},
+    keys::{FragmentKey, ReplyKey, ReplyPath},
     maps,
-    pod::{Choice, FlowKey, Inbound, OwnFlow, OwnFlows, PodFacts, PodNote, UdpPorts},
+    pod::{Choice, FlowKey, Inbound, OwnFlows, PodFacts, PodNote},
 };
 use egress_userspace::{
     compile,
@@ -38,11 +38,12 @@ use nix::{
     unistd::geteuid,
 };
 
-use crate::client::Wire;
+use crate::{client::Wire, machine};
 
 use super::{
     build::{HOST_MAC, hex},
     counts::{self, Counts, Slot},
+    pinned::open,
     seed::{OTHER, POD, UPLINK},
 };
 
@@ -154,6 +155,7 @@ pub struct Lab {
     own_flows: Array<MapData, OwnFlows>,
     pod_notes: Array<MapData, PodNote>,
     pod_facts: Array<MapData, PodFacts>,
+    answers_forgotten: Vec<u64>,
     last: Counts,
     limits: Limits,
     state: KernelState,
@@ -164,6 +166,9 @@ pub struct Lab {
 
 /// Runs `test` with a lab, on a thread whose network namespace nobody else is in.
 pub fn with_lab(test: impl FnOnce(&mut Lab) + Send) {
+    if machine::report().is_some() {
+        return shared::with_lab(test);
+    }
     let outcome = thread::scope(|scope| {
         scope
             .spawn(|| {
@@ -207,14 +212,15 @@ impl Lab {
             replies: open(&paths, maps::REPLIES)?,
             fragments: open(&paths, maps::FRAGMENTS)?,
             reply_fragments: open(&paths, maps::REPLY_FRAGMENTS)?,
-            settings: open_map(&paths, maps::SETTINGS)?.try_into()?,
-            answers: open_map(&paths, maps::ANSWER_COUNTS)?.try_into()?,
-            buckets: open_map(&paths, maps::ANSWER_BUCKETS)?.try_into()?,
+            settings: open(&paths, maps::SETTINGS)?,
+            answers: open(&paths, maps::ANSWER_COUNTS)?,
+            buckets: open(&paths, maps::ANSWER_BUCKETS)?,
             flows: open(&paths, maps::FLOWS)?,
             inbound: open(&paths, maps::INBOUND)?,
-            own_flows: open_array(&paths, maps::OWN_FLOWS)?,
-            pod_notes: open_array(&paths, maps::POD_NOTES)?,
-            pod_facts: open_array(&paths, maps::POD_FACTS)?,
+            own_flows: open(&paths, maps::OWN_FLOWS)?,
+            pod_notes: open(&paths, maps::POD_NOTES)?,
+            pod_facts: open(&paths, maps::POD_FACTS)?,
+            answers_forgotten: Vec::new(),
             last: Counts::new(),
             paths,
             datapath,
@@ -309,6 +315,24 @@ impl Lab {
         Wire::open_here("far")
     }
 
+    /// Has the uplink forward, so that the kernel's routes are asked.
+    pub fn forward(&mut self) -> Result<()> {
+        for name in ["uplink", "far"] {
+            ip(&format!("link set {name} up"))?;
+        }
+        for family in ["ipv4", "ipv6"] {
+            let path = format!("/proc/sys/net/{family}/conf/uplink/forwarding");
+            fs::write(&path, "1").with_context(|| format!("cannot write {path}"))?;
+        }
+        // Without any address there is no router for IPv4 either.
+        ip("addr replace 198.51.100.254/32 dev uplink")
+    }
+
+    /// Runs `ip` with these words, where the programs run.
+    pub fn ip(&mut self, arguments: &str) -> Result<()> {
+        ip(arguments)
+    }
+
     /// Runs one packet.
     pub fn run(&mut self, input: &Input) -> Result<Seen> {
         Ok(self.run_often(input, 1)?.0)
@@ -373,13 +397,21 @@ impl Lab {
             (members.unwrap_or(0) + 4).min(CAPACITIES.members),
             (policies.unwrap_or(0) + 4).min(CAPACITIES.policies),
         );
-        for answer in Answer::ALL.iter().copied() {
-            let sent = self.answers.get(&(answer as u32), 0).unwrap().iter().sum();
+        for (answer, sent) in Answer::ALL.iter().copied().zip(self.answers_sent()) {
             if sent != 0 {
                 counts.insert(Slot::Answer(answer), (sent, 0));
             }
         }
         counts
+    }
+
+    /// How many answers were sent, by kind.
+    fn answers_sent(&self) -> Vec<u64> {
+        let sent = |answer: &Answer| {
+            let counts = self.answers.get(&(*answer as u32), 0).unwrap();
+            counts.iter().sum()
+        };
+        Answer::ALL.iter().map(sent).collect()
     }
 
     /// What the node is told.
@@ -392,134 +424,6 @@ impl Lab {
     pub fn set_settings(&mut self, settings: Settings) {
         self.settings.set(0, settings, 0).unwrap();
     }
-
-    /// The recorded connections.
-    #[must_use]
-    pub fn replies(&self) -> BTreeMap<ReplyKey, ReplyPath> {
-        self.replies.iter().map(|entry| entry.unwrap()).collect()
-    }
-
-    /// How many datagrams are remembered for their fragments: from pods, and of replies.
-    #[must_use]
-    pub fn fragments(&self) -> (usize, usize) {
-        (
-            self.fragments.keys().count(),
-            self.reply_fragments.keys().count(),
-        )
-    }
-
-    /// The connections that came in, and whether each is answered.
-    #[must_use]
-    pub fn inbound(&self) -> BTreeMap<ReplyKey, bool> {
-        let entries = self.inbound.iter().map(|entry| entry.unwrap());
-        entries
-            .map(|(key, entry)| (key, entry.answered != 0))
-            .collect()
-    }
-
-    /// The flows that stay on their gateway.
-    #[must_use]
-    pub fn flows(&self) -> BTreeMap<FlowKey, Choice> {
-        self.flows.iter().map(|entry| entry.unwrap()).collect()
-    }
-
-    /// Forgets all flows of groups, as a full table would some.
-    pub fn forget_flows(&mut self) {
-        clear(&mut self.flows);
-    }
-
-    /// Forgets the connections that came in, as a full table would some.
-    pub fn forget_inbound(&mut self) {
-        clear(&mut self.inbound);
-    }
-
-    /// Names UDP ports on which connections may come in to the pod with this address.
-    pub fn name_udp_ports(&mut self, address: IpAddr, ports: &[u16]) {
-        let mut udp = UdpPorts {
-            count: ports.len().try_into().unwrap(),
-            ..UdpPorts::default()
-        };
-        for (place, port) in udp.ports.iter_mut().zip(ports) {
-            *place = WireU16::new(*port);
-        }
-        self.set_facts(address, |facts| facts.udp = udp);
-    }
-
-    /// Says how large a packet the interface of the pod with this address takes, in bytes of IP.
-    pub fn set_pod_mtu(&mut self, address: IpAddr, mtu: u32) {
-        self.set_facts(address, |facts| facts.mtu = mtu);
-    }
-
-    fn set_facts(&mut self, address: IpAddr, set: impl FnOnce(&mut PodFacts)) {
-        let slot = self.slot(address);
-        let mut facts = self.pod_facts.get(&slot, 0).unwrap();
-        set(&mut facts);
-        self.pod_facts.set(slot, facts, 0).unwrap();
-    }
-
-    /// Whether a connection ever came in to the pod with this address.
-    #[must_use]
-    pub fn has_inbound(&self, address: IpAddr) -> bool {
-        let slot = self.slot(address);
-        self.pod_notes.get(&slot, 0).unwrap().inbound != 0
-    }
-
-    fn slot(&self, address: IpAddr) -> u32 {
-        let pod = PodKey {
-            ifindex: POD,
-            addr: address.into(),
-        };
-        self.state.pods[&pod]
-    }
-
-    /// Lets so many seconds pass for every connection that came in, and for the flows that pods started, as far
-    /// as `own` has them.
-    pub fn age(&mut self, seconds: u32, own: &[ReplyKey]) {
-        let nanoseconds = u64::from(seconds) * 1_000_000_000;
-        let keys: Vec<ReplyKey> = self.inbound.keys().map(|key| key.unwrap()).collect();
-        for key in keys {
-            let mut entry = self.inbound.get(&key, 0).unwrap();
-            entry.last_seen = entry.last_seen.saturating_sub(nanoseconds);
-            self.inbound.insert(key, entry, 0).unwrap();
-        }
-        for key in own {
-            let flow = OwnFlow::new(key);
-            let mut known = self.own_flows.get(&flow.bucket, 0).unwrap();
-            for word in known.flows.iter_mut().filter(|word| flow.is(**word)) {
-                let [second, _] = halves(*word);
-                *word = flow.word(second.wrapping_sub(seconds));
-            }
-            self.own_flows.set(flow.bucket, known, 0).unwrap();
-        }
-    }
-
-    /// Forgets connections, fragments, how many answers anybody had, and what is known of pods; but not
-    /// the flows that pods started, of which nobody has a list.
-    pub fn forget(&mut self) {
-        for bucket in 0..self.buckets.len() {
-            if self.buckets.get(&bucket, 0).unwrap() != 0 {
-                self.buckets.set(bucket, 0, 0).unwrap();
-            }
-        }
-        clear(&mut self.replies);
-        clear(&mut self.fragments);
-        clear(&mut self.reply_fragments);
-        clear(&mut self.flows);
-        clear(&mut self.inbound);
-        for slot in 0..CAPACITIES.pods {
-            self.pod_notes.set(slot, PodNote::default(), 0).unwrap();
-            self.pod_facts.set(slot, PodFacts::default(), 0).unwrap();
-        }
-    }
-}
-
-/// The lower and the upper half of a word.
-fn halves(word: u64) -> [u32; 2] {
-    let b = word.to_le_bytes();
-    [
-        u32::from_le_bytes([b[0], b[1], b[2], b[3]]),
-        u32::from_le_bytes([b[4], b[5], b[6], b[7]]),
-    ]
 }
 
 /// Whether two states say the same. How much room a row was given beyond what it needs cannot be read back.
@@ -560,25 +464,6 @@ impl Drop for Pins {
     fn drop(&mut self) {
         // What was never made need not be removed.
         drop(fs::remove_dir_all(&self.0));
-    }
-}
-
-fn open<K: Pod, V: Pod>(paths: &Paths, name: &str) -> Result<HashMap<MapData, K, V>> {
-    Ok(open_map(paths, name)?.try_into()?)
-}
-
-fn open_map(paths: &Paths, name: &str) -> Result<Map> {
-    Ok(Map::from_map_data(MapData::from_pin(paths.map(name))?)?)
-}
-
-fn open_array<V: Pod>(paths: &Paths, name: &str) -> Result<Array<MapData, V>> {
-    Ok(open_map(paths, name)?.try_into()?)
-}
-
-fn clear<K: Pod, V: Pod>(map: &mut HashMap<MapData, K, V>) {
-    let keys: Vec<K> = map.keys().map(|key| key.unwrap()).collect();
-    for key in keys {
-        map.remove(&key).unwrap();
     }
 }
 

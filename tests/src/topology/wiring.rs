@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 
+use super::Pod;
 use crate::{Host, workspace::Workspace};
 
 /// A host with strict checks that does not forward.
@@ -61,11 +62,8 @@ pub(super) fn connect_networks(
          link set wan0 up
          addr add 203.0.113.1/24 dev wan0
          addr add 2001:db8:113::1/64 dev wan0 nodad
-         addr add 192.0.2.80/32 dev lo
-         addr add 2001:db8:2::80/128 dev lo nodad
-         addr add 198.51.100.80/32 dev lo
-         addr add 2001:db8:100::80/128 dev lo nodad
          ")?;
+    internet.ip(SERVERS)?;
     fabric.ip(&format!(
         "link set lo up
          link add eth1 type veth peer name fabric0 netns {}
@@ -99,6 +97,78 @@ pub(super) fn connect_networks(
          route add default via 10.70.0.1
          route add default via fd00:70::1
          ")
+}
+
+/// The addresses of all servers on the internet.
+pub(crate) const SERVERS: &str = "addr add 192.0.2.80/32 dev lo
+addr add 2001:db8:2::80/128 dev lo nodad
+addr add 198.51.100.80/32 dev lo
+addr add 2001:db8:100::80/128 dev lo nodad
+";
+
+/// Connects a pod to its node as Calico does: host routes, and a gateway that the node answers for.
+pub(crate) fn connect_as_calico(node: &Host, pod: &Pod, mtu: u16) -> Result<()> {
+    let Pod {
+        host,
+        interface,
+        v4,
+        v6,
+        ..
+    } = pod;
+    node.ip(&format!(
+        "link add {interface} type veth peer name eth0 netns {inside}
+         link set {interface} address ee:ee:ee:ee:ee:ee
+         link set {interface} up mtu {mtu}
+         route add {v4}/32 dev {interface} scope link
+         route add {v6}/128 dev {interface}
+         ",
+        inside = host.namespace()
+    ))?;
+    node.sysctl(&[
+        (&format!("ipv4/conf/{interface}/proxy_arp"), "1"),
+        (&format!("ipv4/neigh/{interface}/proxy_delay"), "0"),
+    ])?;
+    host.ip(&format!(
+        "link set lo up
+         link set eth0 up mtu {mtu}
+         addr add {v6}/128 dev eth0 nodad
+         addr add {v4}/32 dev eth0
+         route add 169.254.1.1 dev eth0 scope link
+         route add default via 169.254.1.1 dev eth0
+         route add default via fe80::ecee:eeff:feee:eeee dev eth0
+         "
+    ))
+}
+
+/// Makes a pod a port of its node's bridge, as the bridge plugin does.
+pub(super) fn connect_to_bridge(node: &Host, pod: &Pod) -> Result<()> {
+    let Pod {
+        host,
+        interface,
+        v4,
+        v6,
+        ..
+    } = pod;
+    node.ip(&format!(
+        "link add {interface} type veth peer name eth0 netns {inside}
+         link set {interface} master cni0 up
+         ",
+        inside = host.namespace()
+    ))?;
+    host.ip(&format!(
+        "link set lo up
+         link set eth0 up
+         addr add {v6}/64 dev eth0 nodad
+         addr add {v4}/24 dev eth0
+         route add default via 10.65.0.1
+         route add default via fd00:65::1
+         "
+    ))
+}
+
+/// The number whose hexadecimal digits look like this number's decimal ones.
+pub(crate) fn digits(number: u8) -> Result<u16> {
+    Ok(u16::from_str_radix(&number.to_string(), 16)?)
 }
 
 pub(super) const BRIDGE: &str = "link add cni0 type bridge

@@ -27,6 +27,11 @@ pub(crate) fn everything(workspace: &Workspace) -> Result<EbpfTools> {
     build_tools(workspace)
 }
 
+/// Sets up what boots other kernels.
+pub(crate) fn kernel_tools() -> Result<()> {
+    packages::install_kernel_tools()
+}
+
 /// Sets up what builds need, and leaves the node's packages alone otherwise.
 pub(crate) fn build_tools(workspace: &Workspace) -> Result<EbpfTools> {
     let sources = Source::allowed()?;

@@ -20,9 +20,31 @@ const TEST_TOOLS: [(&str, &str); 10] = [
     ("bash", "bash"),
 ];
 
+/// What boots other kernels, with the package that has it.
+const KERNEL_TOOLS: [(&str, &str); 6] = [
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("busybox", "busybox-static"),
+    ("depmod", "kmod"),
+    ("xz", "xz-utils"),
+    ("timeout", "coreutils"),
+    ("ldd", "libc-bin"),
+];
+
 /// Installs the programs of the tests that are missing.
 pub(super) fn install_test_tools() -> Result<()> {
-    let missing: Vec<&str> = TEST_TOOLS
+    install_missing(&TEST_TOOLS, "programs that the tests and the demo use")
+}
+
+/// Installs the programs that boot other kernels, where they are missing.
+pub(super) fn install_kernel_tools() -> Result<()> {
+    install_missing(
+        &KERNEL_TOOLS,
+        "what boots other kernels in virtual machines",
+    )
+}
+
+fn install_missing(tools: &[(&str, &str)], purpose: &str) -> Result<()> {
+    let missing: Vec<&str> = tools
         .iter()
         .filter(|(program, _)| find_program(program).is_none())
         .map(|&(_, package)| package)
@@ -30,7 +52,7 @@ pub(super) fn install_test_tools() -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    install(&missing, "programs that the tests and the demo use")
+    install(&missing, purpose)
 }
 
 /// Installs packages, after saying so.

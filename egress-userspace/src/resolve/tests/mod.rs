@@ -6,12 +6,14 @@
     reason = "rows say what they are; a test that cannot go on says where"
 )]
 
+mod claims;
 mod egress;
 mod gateways;
 mod health;
 mod nodes;
 mod pods;
 mod policies;
+mod unsteered;
 
 use super::*;
 use crate::{
@@ -52,18 +54,6 @@ fn labels(text: &str) -> Labels {
         .map(|label| label.split_once('=').unwrap())
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .collect()
-}
-
-fn link(name: &str) -> Link {
-    Link {
-        name: name.to_owned(),
-        mtu: 1500,
-        up: true,
-        bridge: false,
-        loopback: false,
-        ethernet: true,
-        master: None,
-    }
 }
 
 fn select(namespaces: Option<&str>, gateways: &str) -> GatewaySelector {
@@ -123,7 +113,7 @@ impl World {
         Self {
             model,
             node: NodeView {
-                links: [(2, link("eth0"))].into(),
+                links: [(2, Link::ethernet("eth0"))].into(),
                 addresses: vec![(2, net("192.0.2.10/24")), (2, net("2001:db8::10/64"))],
                 routes: vec![
                     route("0.0.0.0/0", Some("192.0.2.1")),
@@ -145,7 +135,9 @@ impl World {
     /// A ready pod on this node with the address 10.0.`n`, its interface and its host route.
     fn pod(&mut self, text: &str, n: u32) -> &mut Pod {
         let address = IpAddr::from((0x0a00_0000 + n).to_be_bytes());
-        self.node.links.insert(veth(n), link(&format!("veth{n}")));
+        self.node
+            .links
+            .insert(veth(n), Link::ethernet(&format!("veth{n}")));
         self.node.routes.push(Route {
             destination: IpNet::from(address),
             gateway: None,
@@ -223,7 +215,7 @@ impl World {
 
     /// An overlay with one key, whose device is there.
     fn with_overlay(&mut self) {
-        self.node.links.insert(9, link("egress.vxlan"));
+        self.node.links.insert(9, Link::ethernet("egress.vxlan"));
         self.settings.overlay = Some(Overlay {
             device: "egress.vxlan".to_owned(),
             port: 4790,

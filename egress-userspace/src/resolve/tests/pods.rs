@@ -202,13 +202,13 @@ fn bridged() -> World {
     world.policy("p", vec![rule(None, None)]);
     let bridge = Link {
         bridge: true,
-        ..link("br0")
+        ..Link::ethernet("br0")
     };
     world.node.links.insert(50, bridge);
     for n in [51, 52] {
         let port = Link {
             master: Some(50),
-            ..link(&format!("port{n}"))
+            ..Link::ethernet(&format!("port{n}"))
         };
         world.node.links.insert(n, port);
     }
@@ -270,7 +270,7 @@ fn forged_arp_does_not_move_a_steered_pod_to_another_port() {
     assert_warned(&world.resolve(), &parts);
 
     // Nor does it where the annotation names what the bridge does not have, and the tables then tell nothing.
-    world.node.links.insert(60, link("veth60"));
+    world.node.links.insert(60, Link::ethernet("veth60"));
     let pod = world.model.pods.get_mut(&name("apps/web")).unwrap();
     pod.interface = Some("veth60".to_owned());
     assert_eq!(places(&world), at(&[("apps/web", 51)]));
@@ -326,7 +326,7 @@ fn a_bridges_port_that_the_annotation_names_wins_over_forged_arp() {
 #[test]
 fn a_steered_pod_follows_its_host_route() {
     let mut world = bridged();
-    world.node.links.insert(60, link("veth60"));
+    world.node.links.insert(60, Link::ethernet("veth60"));
     world.node.routes.push(Route {
         destination: net("10.1.0.2/32"),
         gateway: None,
@@ -404,7 +404,7 @@ fn a_bridged_pod_that_is_not_known_yet_is_asked_for() {
     world.policy("p", vec![rule(None, None)]);
     let bridge = Link {
         bridge: true,
-        ..link("br0")
+        ..Link::ethernet("br0")
     };
     world.node.links.insert(50, bridge);
     world.node.routes.push(Route {

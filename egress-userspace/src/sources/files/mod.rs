@@ -1,20 +1,25 @@
 //! Resources in files: reading them, keeping what was last good, seeing when they change.
 
 mod find;
+mod kept;
 #[cfg(test)]
 mod tests;
 mod watch;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::File,
+    fs::{File, Metadata},
     hash::{DefaultHasher, Hash, Hasher},
     io::Read as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
+pub(crate) use kept::remove as remove_kept;
+pub use kept::{Faults, Keeper};
 pub use watch::{Guard, watch};
+
+use kept::Job;
 
 use crate::{
     diagnostic::{Diagnostic, Severity, Source},
@@ -22,6 +27,10 @@ use crate::{
     resources::{Entry, Object, ObjectId, ParsedFile, Places, parse},
 };
 
+/// Faults of all files that are told; the rest is counted.
+const MAX_DIAGNOSTICS: usize = 5000;
+/// How often a file is read that somebody writes to meanwhile; what is written later is another change.
+const TRIES: usize = 3;
 /// The largest file that is read.
 const MAX_FILE_BYTES: u64 = 64 << 20;
 
@@ -31,6 +40,13 @@ pub struct Loader {
     paths: Vec<PathBuf>,
     good: BTreeMap<ObjectId, Good>,
     parsed: BTreeMap<PathBuf, Cached>,
+    /// The files that something is known of, by their absolute paths.
+    known: BTreeMap<PathBuf, Known>,
+    /// Given directories that had manifests in the last run, and none yet in this one.
+    awaited: BTreeSet<PathBuf>,
+    /// What the last run kept, by the file that it was read from.
+    restored: BTreeMap<PathBuf, Arc<Source>>,
+    keeper: Option<Keeper>,
 }
 
 /// What one reading of all files gives.
@@ -52,13 +68,29 @@ pub struct Loaded {
     pub places: BTreeMap<ObjectId, Places>,
     /// The files' texts, to show those places.
     pub sources: BTreeMap<PathBuf, Arc<Source>>,
+    /// What could not be read in full, and was not in an earlier run either: it may hold any object.
+    pub unknown: BTreeSet<PathBuf>,
+    /// The objects in force as the last run kept them, by the file that they came from.
+    pub restored: BTreeMap<PathBuf, BTreeSet<String>>,
 }
 
 /// The last good version of an object, and the file that it came from.
 #[derive(Clone, Debug)]
 struct Good {
+    /// By its absolute path.
     file: PathBuf,
     entry: Entry,
+    /// Whether it is of the last run, and was not seen in this one.
+    restored: bool,
+}
+
+/// What is known of a file.
+#[derive(Debug, Default)]
+struct Known {
+    /// Whether all of it was read once.
+    whole: bool,
+    /// What was last given to the keeper.
+    kept: Option<u64>,
 }
 
 /// What a file held when its text had this hash.
@@ -76,20 +108,71 @@ impl Loader {
             paths,
             good: BTreeMap::new(),
             parsed: BTreeMap::new(),
+            known: BTreeMap::new(),
+            awaited: BTreeSet::new(),
+            restored: BTreeMap::new(),
+            keeper: None,
         }
+    }
+
+    /// A loader that goes on from what the last run kept, and keeps what it reads for the next one.
+    #[must_use]
+    pub fn keeping(paths: Vec<PathBuf>, keeper: Keeper) -> Self {
+        let pages = keeper.read();
+        let mut loader = Self::after(paths, pages);
+        loader.keeper = Some(keeper);
+        loader
+    }
+
+    /// A loader that goes on from what the last run kept in this directory, and changes nothing there.
+    #[must_use]
+    pub fn going_on(paths: Vec<PathBuf>, directory: &Path) -> Self {
+        Self::after(paths, kept::read(directory).0)
+    }
+
+    fn after(paths: Vec<PathBuf>, pages: Vec<kept::Page>) -> Self {
+        let mut loader = Self::new(paths);
+        for page in pages {
+            let (file, source) = (page.file, page.source);
+            let manifests: Vec<_> = page.entries.iter().map(|e| e.manifest.clone()).collect();
+            for entry in page.entries {
+                let good = Good {
+                    file: file.clone(),
+                    entry,
+                    restored: true,
+                };
+                loader.good.insert(good.entry.id.clone(), good);
+            }
+            let known = Known {
+                whole: page.whole,
+                kept: Some(content(page.whole, manifests.iter().flatten())),
+            };
+            let given = loader.paths.iter().map(|path| absolute(path));
+            loader
+                .awaited
+                .extend(given.filter(|path| file != *path && file.starts_with(path)));
+            loader.restored.insert(source.file().to_path_buf(), source);
+            loader.known.insert(file, known);
+        }
+        loader
     }
 
     /// Reads everything.
     ///
     /// An invalid object keeps its last good version. A document or file that cannot be read keeps the
-    /// objects that came from it, unless they are seen elsewhere. What is gone from a good file is gone.
+    /// objects that came from it, unless they are seen elsewhere. What is gone from a good file is gone,
+    /// and so is what came from a file that is gone from a directory that can be read. A directory that had
+    /// manifests in the last run and has none at all in this one is taken for one that cannot be read: a volume
+    /// that is not mounted looks like that.
     pub fn load(&mut self) -> Loaded {
         let found = find::files(&self.paths);
         let mut loaded = Loaded::default();
         for fault in found.faults {
             loaded.note(fault);
         }
-        let mut unreadable = found.unreadable;
+        let mut unreadable: BTreeSet<_> = found.unreadable.iter().map(|p| absolute(p)).collect();
+        self.await_manifests(&found.files, &mut unreadable, &mut loaded);
+        let mut whole = BTreeSet::new();
         let mut merge = Merge::default();
         let mut cache = BTreeMap::new();
         for path in found.files {
@@ -100,20 +183,116 @@ impl Loader {
                     let file = Arc::clone(&cached.file);
                     cache.insert(path.clone(), cached);
                     if file.incomplete {
-                        unreadable.push(path.clone());
+                        unreadable.insert(absolute(&path));
+                    } else {
+                        whole.insert(absolute(&path));
                     }
                     merge.add(&path, &source, &file, &mut loaded);
                     loaded.sources.insert(path, source);
                 }
                 Err(fault) => {
                     loaded.note(*fault);
-                    unreadable.push(path);
+                    unreadable.insert(absolute(&path));
                 }
             }
         }
         self.parsed = cache;
         self.good = merge.finish(&self.good, &unreadable, &mut loaded);
+        self.learn(&whole, &unreadable);
+        loaded.unknown = unreadable
+            .into_iter()
+            .filter(|path| !self.knows(path))
+            .collect();
+        self.show_restored(&mut loaded);
+        self.keep();
         loaded
+    }
+
+    /// Takes directories that should have manifests, and have none, for such as cannot be read.
+    fn await_manifests(
+        &mut self,
+        found: &[PathBuf],
+        unreadable: &mut BTreeSet<PathBuf>,
+        loaded: &mut Loaded,
+    ) {
+        self.awaited
+            .retain(|path| !found.iter().any(|file| absolute(file).starts_with(path)));
+        for path in self.awaited.difference(&unreadable.clone()) {
+            let fault = Diagnostic::of_file(
+                path,
+                "there is no manifest in it, and there was in the last run",
+            );
+            loaded.note(fault.with_help(
+                "is it mounted? what came from it before stays in force; if that is to go, put a file in it that \
+                 may be empty, such as none.yaml",
+            ));
+            unreadable.insert(path.clone());
+        }
+    }
+
+    /// Notes which files something is known of now.
+    fn learn(&mut self, whole: &BTreeSet<PathBuf>, unreadable: &BTreeSet<PathBuf>) {
+        for file in whole {
+            self.known.entry(file.clone()).or_default().whole = true;
+        }
+        for good in self.good.values() {
+            if !self.known.contains_key(&good.file) {
+                self.known.insert(good.file.clone(), Known::default());
+            }
+        }
+        let keeper = &mut self.keeper;
+        self.known.retain(|file, _| {
+            let stays = whole.contains(file) || file.ancestors().any(|at| unreadable.contains(at));
+            if !stays && let Some(keeper) = keeper {
+                keeper.submit(file, Job::Forget);
+            }
+            stays
+        });
+    }
+
+    /// Whether all that a file or directory holds is known, from now or before.
+    fn knows(&self, path: &Path) -> bool {
+        let mut below = self
+            .known
+            .range(path.to_owned()..)
+            .take_while(|(file, _)| file.starts_with(path))
+            .peekable();
+        below.peek().is_some() && below.all(|(_, known)| known.whole)
+    }
+
+    /// Tells what is in force only because the last run kept it.
+    fn show_restored(&mut self, loaded: &mut Loaded) {
+        let mut shown = BTreeSet::new();
+        for (id, good) in self.good.iter().filter(|(_, good)| good.restored) {
+            let objects = loaded.restored.entry(good.file.clone()).or_default();
+            objects.insert(id.to_string());
+            shown.insert(good.entry.places.object.file.to_path_buf());
+        }
+        self.restored.retain(|page, _| shown.contains(page));
+        let sources = self.restored.iter();
+        loaded
+            .sources
+            .extend(sources.map(|(page, source)| (page.clone(), Arc::clone(source))));
+    }
+
+    /// Gives the keeper what has changed.
+    fn keep(&mut self) {
+        let Some(keeper) = &mut self.keeper else {
+            return;
+        };
+        let mut manifests: BTreeMap<&Path, Vec<Arc<str>>> = BTreeMap::new();
+        for good in self.good.values() {
+            let of_file = manifests.entry(&good.file).or_default();
+            of_file.extend(good.entry.manifest.clone());
+        }
+        for (file, known) in &mut self.known {
+            let manifests = manifests.remove(file.as_path()).unwrap_or_default();
+            let hash = content(known.whole, &manifests);
+            if known.kept.replace(hash) != Some(hash) {
+                let whole = known.whole;
+                keeper.submit(file, Job::Keep { whole, manifests });
+            }
+        }
     }
 
     fn parse(&mut self, path: &Path, text: String) -> (Arc<Source>, Cached) {
@@ -128,6 +307,22 @@ impl Loader {
             .map_or_else(|| Arc::new(parse(&source)), |cached| cached.file);
         (source, Cached { hash, file })
     }
+}
+
+/// A hash of what a page says.
+fn content<'a>(whole: bool, manifests: impl IntoIterator<Item = &'a Arc<str>>) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    whole.hash(&mut hasher);
+    for manifest in manifests {
+        manifest.hash(&mut hasher);
+    }
+    hasher.finish()
+}
+
+/// The path as the next run finds it, wherever that is started.
+fn absolute(path: &Path) -> PathBuf {
+    // Without a working directory a relative path leads nowhere, and stays what it is.
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
 /// Reads a file whole, if it is a regular one of a size that a manifest may have.
@@ -150,9 +345,18 @@ fn read(path: &Path) -> Result<String, Box<Diagnostic>> {
         return Err(too_large());
     }
     let mut bytes = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes))
-        .map_err(unreadable)?;
+    for _ in 0..TRIES {
+        bytes.clear();
+        let mut file = File::open(path).map_err(unreadable)?;
+        let before = file.metadata().map_err(unreadable)?;
+        let mut part = (&mut file).take(MAX_FILE_BYTES + 1);
+        part.read_to_end(&mut bytes).map_err(unreadable)?;
+        let after = file.metadata().map_err(unreadable)?;
+        let of = |metadata: &Metadata| (metadata.len(), metadata.modified().ok());
+        if of(&before) == of(&after) {
+            break;
+        }
+    }
     if bytes.len() as u64 > MAX_FILE_BYTES {
         return Err(too_large());
     }
@@ -174,7 +378,9 @@ impl Loaded {
             .entry(diagnostic.file.to_path_buf())
             .or_default();
         *errors += usize::from(diagnostic.severity == Severity::Error);
-        self.diagnostics.push(diagnostic);
+        if self.diagnostics.len() < MAX_DIAGNOSTICS {
+            self.diagnostics.push(diagnostic);
+        }
     }
 
     fn put_in_force(&mut self, entry: &Entry) {
@@ -211,6 +417,12 @@ impl Merge {
         for diagnostic in &file.diagnostics {
             loaded.note(diagnostic.clone());
         }
+        if file.untold > 0 {
+            let message = format!("{} more errors are not shown", file.untold);
+            loaded.note(Diagnostic::of_file(path, message).with_help("mend those that are"));
+            // The line above is one of them.
+            *loaded.errors_by_file.entry(path.to_owned()).or_default() += file.untold - 1;
+        }
         for (kind, count) in &file.skipped {
             *loaded.skipped.entry(kind.clone()).or_default() += count;
         }
@@ -226,8 +438,9 @@ impl Merge {
                 continue;
             }
             let good = Good {
-                file: path.to_owned(),
+                file: absolute(path),
                 entry: entry.clone(),
+                restored: false,
             };
             self.seen.insert(entry.id.clone(), good);
         }
@@ -237,18 +450,23 @@ impl Merge {
     fn finish(
         mut self,
         last_good: &BTreeMap<ObjectId, Good>,
-        unreadable: &[PathBuf],
+        unreadable: &BTreeSet<PathBuf>,
         loaded: &mut Loaded,
     ) -> BTreeMap<ObjectId, Good> {
         for (id, last) in last_good {
-            let replaced = match self.seen.get(id) {
-                Some(found) => !found.entry.valid,
-                None => unreadable.iter().any(|path| last.file.starts_with(path)),
+            let file = match self.seen.get(id) {
+                Some(found) if found.entry.valid => continue,
+                // Where it is now, whatever becomes of the file that the last good version came from.
+                Some(found) => &found.file,
+                None if last.file.ancestors().any(|at| unreadable.contains(at)) => &last.file,
+                None => continue,
             };
-            if replaced {
-                loaded.degraded.insert(id.to_string());
-                self.seen.insert(id.clone(), last.clone());
-            }
+            let stays = Good {
+                file: file.clone(),
+                ..last.clone()
+            };
+            loaded.degraded.insert(id.to_string());
+            self.seen.insert(id.clone(), stays);
         }
         for good in self.seen.values() {
             if !good.entry.valid {

@@ -15,20 +15,20 @@ use crate::{
     model::{ObjectName, Target},
 };
 
-type Outcome = Result<(), Box<dyn std::error::Error>>;
+pub(super) type Outcome = Result<(), Box<dyn std::error::Error>>;
 
-fn policy(name: &str, cidr: &str) -> String {
+pub(super) fn policy(name: &str, cidr: &str) -> String {
     format!(
         "---\napiVersion: projectcalico.org/v3\nkind: EgressGatewayPolicy\nmetadata: {{name: {name}}}\nspec: {{rules: [{{destination: {{cidr: {cidr}}}}}]}}\n"
     )
 }
 
-fn namespace(name: &str) -> String {
+pub(super) fn namespace(name: &str) -> String {
     format!("---\n{{apiVersion: v1, kind: Namespace, metadata: {{name: {name}}}}}\n")
 }
 
 /// The policies in force, as "name=destination", and the namespaces.
-fn in_force(loaded: &Loaded) -> Vec<String> {
+pub(super) fn in_force(loaded: &Loaded) -> Vec<String> {
     let policies = loaded.model.policies.iter().map(|(name, policy)| {
         let rules: Vec<_> = policy.rules.iter().map(crate::model::Rule::label).collect();
         format!("{name}={}", rules.join("+"))
@@ -38,7 +38,7 @@ fn in_force(loaded: &Loaded) -> Vec<String> {
         .collect()
 }
 
-fn errors(loaded: &Loaded) -> Vec<String> {
+pub(super) fn errors(loaded: &Loaded) -> Vec<String> {
     loaded
         .diagnostics
         .iter()
@@ -412,6 +412,28 @@ fn changes_are_told_and_reading_is_none() -> Outcome {
         .told()
         .map_err(|error| format!("a file in the new one: {error}"))?;
     assert_eq!(in_force(&loader.load()), ["p=11.0.0.0/8", "k"]);
+    Ok(())
+}
+
+#[test]
+fn half_a_file_is_no_change() -> Outcome {
+    use std::io::Write as _;
+    let dir = TempDir::new()?;
+    let path = dir.path().join("p.yaml");
+    fs::write(&path, policy("p", "10.0.0.0/8"))?;
+    let mut watching = Watching::new(&[dir.path()])?;
+    let mut file = fs::File::create(&path)?;
+    file.write_all(b"---\n")?;
+    assert!(watching.silent(), "it is being written");
+    file.write_all(policy("p", "11.0.0.0/8").as_bytes())?;
+    drop(file);
+    watching.told()?;
+    assert!(watching.silent());
+
+    // Who never closes it is not waited for.
+    let mut file = fs::File::options().append(true).open(&path)?;
+    file.write_all(b"# more\n")?;
+    watching.told()?;
     Ok(())
 }
 

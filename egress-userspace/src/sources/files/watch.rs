@@ -16,7 +16,7 @@ use std::{
 
 use notify::{
     Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _,
-    event::{AccessKind, AccessMode},
+    event::{AccessKind, AccessMode, ModifyKind},
 };
 
 use super::find;
@@ -25,6 +25,8 @@ use super::find;
 const QUIET: Duration = Duration::from_millis(10);
 /// or at the latest after this, when something is written without a pause.
 const LONGEST_DELAY: Duration = Duration::from_millis(50);
+/// or at the latest after this, when somebody has written to a file and not closed it: half a file is no change.
+const LONGEST_WRITE: Duration = Duration::from_millis(500);
 /// Links on the way to a path that are followed: as many as the kernel follows.
 const MAX_LINKS: usize = 40;
 /// Rounds in which directories may appear while others are looked at.
@@ -93,24 +95,54 @@ fn run(
         if !watched.concerns(&event) {
             continue;
         }
-        let latest = Instant::now() + LONGEST_DELAY;
-        let mut quiet_from = Instant::now() + QUIET;
+        let began = Instant::now();
+        let mut quiet_from = began + QUIET;
+        let mut unclosed = BTreeSet::new();
+        note_writers(&event, &mut unclosed);
         loop {
-            let wait = quiet_from
-                .min(latest)
-                .saturating_duration_since(Instant::now());
-            match messages.recv_timeout(wait) {
+            let due = if unclosed.is_empty() {
+                quiet_from.min(began + LONGEST_DELAY)
+            } else {
+                began + LONGEST_WRITE
+            };
+            match messages.recv_timeout(due.saturating_duration_since(Instant::now())) {
                 Ok(Message::Event(event)) if watched.concerns(&event) => {
                     quiet_from = Instant::now() + QUIET;
+                    note_writers(&event, &mut unclosed);
                 }
                 Ok(Message::Event(_)) => {}
                 Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => return,
                 Err(RecvTimeoutError::Timeout) => break,
             }
+            // A queue that is never empty never times out.
+            if began.elapsed() > LONGEST_WRITE {
+                break;
+            }
         }
         watched.refresh();
         // A full channel holds this very message; a closed one means that nobody listens any more.
         let _full_or_closed = changes.try_send(());
+    }
+}
+
+/// Notes who has written and not closed.
+fn note_writers(event: &notify::Result<Event>, unclosed: &mut BTreeSet<PathBuf>) {
+    let Ok(event) = event else {
+        // Whether somebody closed may be what was missed.
+        unclosed.clear();
+        return;
+    };
+    let writes = matches!(event.kind, EventKind::Modify(ModifyKind::Data(_)));
+    let ends = matches!(
+        event.kind,
+        EventKind::Access(_) | EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_))
+    );
+    for path in &event.paths {
+        if writes {
+            unclosed.insert(path.clone());
+        } else if ends {
+            unclosed.remove(path);
+        }
     }
 }
 

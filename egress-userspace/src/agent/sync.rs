@@ -1,0 +1,395 @@
+//! Bringing the kernel to what files and node say: one way through the whole pipeline.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context;
+use arc_swap::ArcSwap;
+use tokio::{
+    runtime::Handle,
+    time::{Instant, sleep_until},
+};
+
+use super::{
+    addresses::{Addresses, Moved, answered},
+    apply::Kernel,
+    drain::Drains,
+    health::Health,
+    hold::Hold,
+    hooks::{self, Outside},
+    overlay::Overlay,
+    report::{self, Report},
+    sources::Sources,
+    takeover,
+};
+use crate::{
+    compile::compile,
+    counters::Counters,
+    health::Faults,
+    kernel::{Hook, Program},
+    metrics::Metrics,
+    node::NodeView,
+    resolve::resolve,
+    settings::Settings,
+    snapshot::{Apply, Snapshot},
+    sources::files::{Loaded, Loader},
+    state::OtherNode,
+    translation,
+};
+
+/// The pauses after failed applies: doubled each time, between these.
+const FIRST_RETRY: Duration = Duration::from_millis(500);
+const LAST_RETRY: Duration = Duration::from_secs(30);
+/// How often hooks are looked at: what something else removes is back within a second.
+const LOOK_AT_HOOKS: Duration = Duration::from_millis(500);
+
+/// The state of the loop.
+pub(super) struct Agent {
+    settings: Settings,
+    kernel: Kernel,
+    hold: Hold,
+    overlay: Overlay,
+    addresses: Addresses,
+    pub(super) health: Health,
+    pub(super) drains: Drains,
+    sources: Sources,
+    counters: Arc<Counters>,
+    metrics: Arc<Metrics>,
+    published: Arc<ArcSwap<Snapshot>>,
+    loader: Loader,
+    loaded: Loaded,
+    report: Report,
+    pub(super) snapshot: Snapshot,
+    /// The hooks that were wanted last.
+    hooks: BTreeSet<Hook>,
+    failures: u32,
+    /// Whether devices or addresses of the node were changed since it was read.
+    pub(super) touched_node: bool,
+    /// When hooks are looked at next, however often something else wakes the loop.
+    look_at: Instant,
+    /// Why they could not be looked at the last time.
+    unseen: Option<String>,
+}
+
+impl Agent {
+    #[expect(clippy::too_many_arguments, reason = "each is a part of the agent")]
+    pub(super) fn new(
+        settings: Settings,
+        kernel: Kernel,
+        hold: Hold,
+        overlay: Overlay,
+        addresses: Addresses,
+        health: Health,
+        counters: Arc<Counters>,
+        metrics: Arc<Metrics>,
+        published: Arc<ArcSwap<Snapshot>>,
+    ) -> Self {
+        let snapshot = Snapshot {
+            node: settings.resolve.node_name.clone(),
+            ..Snapshot::default()
+        };
+        Self {
+            loader: Loader::new(settings.resources.clone()),
+            drains: Drains::new(settings.probes.drain_timeout),
+            settings,
+            kernel,
+            hold,
+            overlay,
+            addresses,
+            health,
+            sources: Sources::default(),
+            counters,
+            metrics,
+            published,
+            loaded: Loaded::default(),
+            report: Report::default(),
+            snapshot,
+            hooks: BTreeSet::new(),
+            failures: 0,
+            touched_node: false,
+            look_at: Instant::now() + LOOK_AT_HOOKS,
+            unseen: None,
+        }
+    }
+
+    /// Reads resources with this loader.
+    pub(super) fn reading(self, loader: Loader) -> Self {
+        Self { loader, ..self }
+    }
+
+    pub(super) fn is_ready(&self) -> bool {
+        self.snapshot.is_ready()
+    }
+
+    pub(super) fn retry_at(&self) -> Option<Instant> {
+        let doublings = self.failures.checked_sub(1)?.min(16);
+        Some(Instant::now() + (FIRST_RETRY * 2_u32.pow(doublings)).min(LAST_RETRY))
+    }
+
+    /// Waits until something else has taken a program off its hook, or has changed what closes new interfaces.
+    ///
+    /// The hooks are looked at again and again: a TCX link tells nobody when it goes.
+    pub(super) async fn hook_lost(&mut self) {
+        loop {
+            sleep_until(self.look_at).await;
+            self.look_at = Instant::now() + LOOK_AT_HOOKS;
+            let restored = match tokio::task::block_in_place(|| self.hold.check()) {
+                Ok(restored) => restored,
+                Err(error) => {
+                    tracing::error!("cannot see to it that new interfaces are closed: {error:#}");
+                    false
+                }
+            };
+            match tokio::task::block_in_place(|| self.look()) {
+                Ok(0) if restored => {
+                    self.unseen = None;
+                    return;
+                }
+                Ok(0) => self.unseen = None,
+                Ok(lost) => {
+                    self.unseen = None;
+                    self.snapshot.reattached += lost as u64;
+                    return;
+                }
+                Err(error) => {
+                    let why = format!("{error:#}");
+                    if self.unseen.as_ref() != Some(&why) {
+                        tracing::warn!("cannot look at the hooks: {why}");
+                    }
+                    self.unseen = Some(why);
+                }
+            }
+        }
+    }
+
+    /// Pins again what has lost its pin, and says how many hooks have lost their programs.
+    fn look(&mut self) -> anyhow::Result<usize> {
+        let restored = self.kernel.restore_pins()?;
+        if restored > 0 {
+            self.snapshot.pins_restored += restored as u64;
+            self.published.store(Arc::new(self.snapshot.clone()));
+        }
+        self.kernel.forget_lost_hooks()
+    }
+
+    pub(super) fn read_files(&mut self) {
+        self.loaded = tokio::task::block_in_place(|| self.loader.load());
+        if let Some(options) = &self.settings.overlay {
+            match options.with_keys() {
+                Ok(overlay) => self.settings.resolve.overlay = Some(overlay),
+                Err(error) => tracing::error!("the overlay's last good keys stay: {error}"),
+            }
+        }
+        self.report.diagnostics(&self.loaded.diagnostics);
+    }
+
+    /// Brings the kernel to what files and node say now, or says why not and changes nothing.
+    pub(super) fn sync(&mut self, view: &NodeView) {
+        let began = std::time::Instant::now();
+        let result = self.try_sync(view);
+        let duration = began.elapsed();
+        let finished = std::time::SystemTime::now();
+        let (changes, error) = match result {
+            Ok(changes) => {
+                self.failures = 0;
+                self.snapshot.synced |= self.loaded.unknown.is_empty();
+                self.snapshot.last_success = Some(finished);
+                (changes, None)
+            }
+            Err(error) => {
+                self.failures = self.failures.saturating_add(1);
+                tracing::error!("apply failed, the last good state stays: {error:#}");
+                (0, Some(format!("{error:#}")))
+            }
+        };
+        if changes > 0 {
+            tracing::info!(
+                changes,
+                pods = self.snapshot.resolved.pods.len(),
+                milliseconds = duration.as_millis(),
+                "applied"
+            );
+        }
+        self.metrics.observe_apply(duration);
+        self.snapshot.generation += 1;
+        self.snapshot.last_apply = Some(Apply {
+            finished,
+            duration,
+            changes,
+            error,
+        });
+        self.snapshot.resource_errors = self.loaded.errors_by_file.clone();
+        self.snapshot.skipped = self
+            .loaded
+            .skipped
+            .iter()
+            .map(|(kind, n)| (kind.clone(), *n as u64))
+            .collect();
+        self.snapshot.degraded = report::degraded(&self.loaded);
+        self.snapshot.restored = self.loaded.restored.values().map(BTreeSet::len).sum();
+        self.snapshot.kernel = self.kernel.state();
+        self.snapshot.names = self.kernel.names();
+        self.snapshot.interfaces = Arc::new(
+            view.links
+                .iter()
+                .map(|(index, link)| (*index, link.name.clone()))
+                .collect(),
+        );
+        self.published.store(Arc::new(self.snapshot.clone()));
+    }
+
+    fn try_sync(&mut self, view: &NodeView) -> anyhow::Result<usize> {
+        let before = self.kernel.steered();
+        let (held, assigned) = (before.held(), self.addresses.assigned());
+        let resolve_with = |faults: &Faults| {
+            let settings = &self.settings.resolve;
+            resolve(&self.loaded.model, view, settings, &held, &assigned, faults)
+        };
+        let now = std::time::Instant::now();
+        let mut faults = self.health.faults();
+        self.drains.add_faults(now, &mut faults);
+        let mut resolved = resolve_with(&faults);
+        self.health.watch(&resolved.subjects, &self.kernel.names());
+        self.drains.note(&resolved.draining, now);
+        let mut known = self.health.faults();
+        self.drains.add_faults(now, &mut known);
+        if known != faults {
+            resolved = resolve_with(&known);
+        }
+        resolved.warnings.extend(report::restored(&self.loaded));
+        let uplinks = view.uplinks(&self.settings.resolve.uplinks);
+        if self.kernel.took_over()
+            && let Err(refusal) = takeover::refuse_to_forget(
+                &takeover::Earlier {
+                    pods: &before,
+                    egress: &self.kernel.egress_addresses(),
+                },
+                &self.loaded,
+                &resolved,
+                view,
+                &self.settings.resolve.node_name,
+            )
+        {
+            self.report.warnings(&resolved.warnings);
+            return Err(refusal);
+        }
+        let desired = match compile(&resolved, &self.settings.limits) {
+            Ok(desired) => desired,
+            Err(error) => {
+                self.report.warnings(&resolved.warnings);
+                // Where replies arrive is not known then: what was wanted last still is.
+                self.hooks
+                    .retain(|hook| !hooks::OF_PODS.contains(&hook.program));
+                self.hooks.extend(hooks::of_pods(&resolved));
+                self.snapshot.programs = self.kernel.programs(&self.hooks);
+                return Err(error.into());
+            }
+        };
+        let mut warnings = resolved.warnings.clone();
+        if !desired.translation.addresses.is_empty() || !self.settings.resolve.uplinks.is_empty() {
+            warnings.extend(uplinks.warnings);
+        }
+        let (overlay, mut errors) = self.ensure_overlay(view);
+        self.hooks = hooks::wanted(
+            &resolved,
+            &desired,
+            view,
+            &Outside {
+                uplinks: uplinks.links,
+                overlay: self.named_overlay(overlay),
+            },
+        );
+        let vni = self.overlay.options().map(|(_, vni)| vni);
+        let settings =
+            translation::settings(&desired.translation, overlay.zip(vni), &self.settings.nat);
+        // Where the datapath does not know an egress address, or sees nothing of its uplink, whatever listens on
+        // all addresses of the node would answer on it: it is off before the maps forget it, which they do not
+        // while it is on, and on after the program of its uplink.
+        let (mut taken_off, mut put_on) = (0, Moved::default());
+        let brought = self.kernel.plan(&desired, &settings).and_then(|plans| {
+            let taken = self.addresses.take_off(&desired.translation, view);
+            self.touched_node |= taken.changes > 0;
+            taken_off = taken.in_full().context(
+                "nothing is changed while an egress address that is let go cannot be taken off",
+            )?;
+            self.hold.close_others(&resolved)?;
+            let kernel = &mut self.kernel;
+            let brought = kernel.bring_to(plans, &desired, &self.hooks, &self.counters)?;
+            let answered = answered(&desired.translation, |ifindex| {
+                kernel.is_attached(Program::FromUplink, ifindex)
+            });
+            put_on = self.addresses.bring_to(&answered, view);
+            self.touched_node |= put_on.changes > 0;
+            let is_programmed = |ifindex| kernel.is_attached(Program::FromPod, ifindex);
+            let opened = self.hold.open_ready(&resolved, view, is_programmed);
+            Ok(brought.but(opened.err()))
+        });
+        self.snapshot.held = self.hold.held(view);
+        self.snapshot.hold_restored = self.hold.restored();
+        self.snapshot.programs = self.kernel.programs(&self.hooks);
+        self.snapshot.egress = self.addresses.lines(&desired.translation);
+        self.snapshot.addresses_restored = self.addresses.restored();
+        errors.extend(self.settle_overlay(overlay));
+        errors.extend(self.check_sources(&desired.translation.nodes, view));
+        warnings.extend(self.sources.problems().iter().cloned());
+        self.report.warnings(&warnings);
+        let brought = brought?.but(errors);
+        self.health.watch(&resolved.subjects, &self.kernel.names());
+        self.report.gateways(&resolved.gateways);
+        for pod in takeover::let_go(&before, &self.kernel.state(), view) {
+            tracing::warn!("no longer steered, though its interface is still there: {pod}");
+        }
+        self.snapshot.resolved = Arc::new(resolved);
+        Ok(brought.in_full()? + taken_off + put_on.in_full()?)
+    }
+
+    /// Has the overlay device made if it is missing; what was known of it holds while the kernel cannot tell.
+    fn ensure_overlay(&mut self, view: &NodeView) -> (Option<u32>, Vec<anyhow::Error>) {
+        let kernel = &self.kernel;
+        let has_pin = |ifindex| kernel.has_pin(Program::FromOverlay, ifindex);
+        match Handle::current().block_on(self.overlay.ensure(has_pin)) {
+            Ok(ifindex) => (ifindex, Vec::new()),
+            Err(error) => (self.overlay.index_in(view), vec![error]),
+        }
+    }
+
+    fn named_overlay(&self, ifindex: Option<u32>) -> Option<(u32, String)> {
+        let (name, _) = self.overlay.options()?;
+        Some((ifindex?, name.to_owned()))
+    }
+
+    fn settle_overlay(&mut self, ifindex: Option<u32>) -> Option<anyhow::Error> {
+        let attached =
+            ifindex.is_some_and(|index| self.kernel.is_attached(Program::FromOverlay, index));
+        match Handle::current().block_on(self.overlay.settle(attached)) {
+            Ok(touched) => {
+                self.touched_node |= touched;
+                None
+            }
+            Err(error) => Some(error),
+        }
+    }
+
+    fn check_sources(
+        &mut self,
+        nodes: &BTreeMap<String, OtherNode>,
+        view: &NodeView,
+    ) -> Option<anyhow::Error> {
+        let name = &self.settings.resolve.node_name;
+        let own = self.loaded.model.nodes.get(name);
+        let own = own.map(|node| node.addresses.iter().copied().collect());
+        let nodes = nodes
+            .iter()
+            .map(|(name, node)| (name.clone(), node.address))
+            .collect();
+        let check = self
+            .sources
+            .check(name, own.unwrap_or_default(), nodes, view);
+        let checked = Handle::current().block_on(check);
+        self.snapshot.unreachable = self.sources.problems().clone();
+        checked.err()
+    }
+}

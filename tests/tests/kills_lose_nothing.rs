@@ -1,0 +1,195 @@
+//! Agents that are killed at random moments, also while they start, cost no packet, no count and no wrong address.
+
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use egress_tests::{
+    ClusterStage, Host, Stage,
+    cluster::{BLUE, GATEWAY_NODE},
+    paced::{Paced, PacedServer},
+    packets::random::Random,
+    topology::ELSEWHERE,
+    wait,
+};
+
+const KILLS: u32 = 20;
+/// Messages a second of each kind of traffic.
+const RATE: u32 = 100;
+/// An agent may live so long before the next kill: shorter than its start now, longer then.
+const SLICE: Duration = Duration::from_millis(900);
+const SOAK: Duration = Duration::from_secs(6);
+
+#[test]
+fn of_next_hops() -> Result<()> {
+    next_hops(SLICE)
+}
+
+#[test]
+#[ignore = "soak: a minute of traffic"]
+fn of_next_hops_for_a_minute() -> Result<()> {
+    next_hops(SOAK)
+}
+
+#[test]
+fn of_egress_addresses_on_both_nodes() -> Result<()> {
+    egress_addresses(SLICE)
+}
+
+#[test]
+#[ignore = "soak: a minute of traffic"]
+fn of_egress_addresses_on_both_nodes_for_a_minute() -> Result<()> {
+    egress_addresses(SOAK)
+}
+
+fn next_hops(longest: Duration) -> Result<()> {
+    let mut stage = Stage::of_examples()?;
+    let addresses = ELSEWHERE.addresses();
+    let server = PacedServer::start(&stage.scene.internet, &addresses)?;
+    let traffic = Traffic::start(&stage.pod("web")?.host, &addresses)?;
+
+    let mut random = Random::new();
+    for _ in 0..KILLS {
+        pause(&mut random, longest);
+        stage.agent.take().context("no agent")?.kill()?;
+        pause(&mut random, longest / 4);
+        stage.agent = Some(stage.setup.spawn()?);
+    }
+    stage
+        .agent
+        .as_mut()
+        .context("no agent")?
+        .wait_until_ready()?;
+
+    let gateway = stage.gateway("blue")?;
+    traffic.end(&server, |address| gateway.egress_like(address))?;
+    stage
+        .agent()?
+        .wait_for_metrics("what arrived is what was counted", |metrics| {
+            for gateway in &stage.scene.gateways {
+                let seen = gateway.host.counter("from_pods")?.packets;
+                let counted = metrics.through(gateway.name);
+                ensure!(
+                    seen == counted,
+                    "{} saw {seen}, counted are {counted}",
+                    gateway.name
+                );
+            }
+            let dropped = metrics.all_dropped();
+            ensure!(dropped.is_empty(), "{dropped:?}");
+            Ok(())
+        })?;
+    assert_eq!(stage.scene.internet.counter("leaked")?.packets, 0);
+    assert_eq!(stage.scene.internet.counter("by_node")?.packets, 0);
+    Ok(())
+}
+
+fn egress_addresses(longest: Duration) -> Result<()> {
+    const NODES: [&str; 2] = ["worker-1", GATEWAY_NODE];
+    ClusterStage::usual()?.play(|stage| {
+        stage.permit(BLUE, &[ELSEWHERE]);
+        let addresses = ELSEWHERE.addresses();
+        let server = PacedServer::start(&stage.cluster.internet, &addresses)?;
+        let web = stage.host("web")?.clone();
+        // What is one packet here is one packet on the uplink too.
+        web.ip("link set eth0 gso_max_segs 1\n")?;
+        let traffic = Traffic::start(&web, &addresses)?;
+
+        let mut random = Random::new();
+        for kill in 0..KILLS {
+            pause(&mut random, longest);
+            // One of them, the other, both.
+            let victims = match kill % 3 {
+                0 => &NODES[..1],
+                1 => &NODES[1..],
+                _ => &NODES[..],
+            };
+            for node in victims {
+                stage.kill(node)?;
+            }
+            pause(&mut random, longest / 4);
+            for node in victims {
+                stage.spawn(node)?;
+            }
+        }
+        stage.wait_until_ready()?;
+
+        traffic.end(&server, |address| BLUE.like(address))?;
+        wait::until("what left is what was counted", || {
+            let out = [("gateway", BLUE.name), ("direction", "out")];
+            let translated = stage
+                .metrics(GATEWAY_NODE)?
+                .sum("egress_gateway_translated_packets_total", &out);
+            let sent = stage.metrics("worker-1")?.through(BLUE.name);
+            let capture = stage.sniffed()?;
+            let left: u64 = addresses
+                .iter()
+                .map(|address| capture.plain(BLUE.like(*address), *address))
+                .sum();
+            ensure!(
+                sent == translated && translated == left,
+                "worker-1 sent {sent}, {translated} were translated, {left} left"
+            );
+            Ok(())
+        })?;
+        stage.expect_no_drops()
+    })
+}
+
+/// Of each family a connection, a flow of datagrams, and datagrams of new flows.
+struct Traffic {
+    began: Instant,
+    streams: Vec<Paced>,
+    datagrams: Vec<Paced>,
+}
+
+impl Traffic {
+    fn start(host: &Host, to: &[IpAddr]) -> Result<Self> {
+        let mut traffic = Self {
+            began: Instant::now(),
+            streams: Vec::new(),
+            datagrams: Vec::new(),
+        };
+        for &address in to {
+            traffic.streams.push(Paced::stream(host, address, RATE)?);
+            let datagrams = &mut traffic.datagrams;
+            datagrams.push(Paced::datagrams(host, address, RATE)?);
+            datagrams.push(Paced::flows(host, address, RATE / 2));
+        }
+        Ok(traffic)
+    }
+
+    /// Ends it: everything came back, and the server saw all of it from one address of each family.
+    fn end(self, server: &PacedServer, from: impl Fn(IpAddr) -> IpAddr) -> Result<()> {
+        let lasted = self.began.elapsed();
+        let mut sent = 0;
+        for paced in self.streams {
+            let tally = paced.end()?;
+            ensure!(tally.sent == tally.back, "of a connection: {tally:?}");
+        }
+        for paced in self.datagrams {
+            let tally = paced.end()?;
+            ensure!(tally.sent == tally.back, "of datagrams: {tally:?}");
+            sent += tally.sent;
+        }
+        let seen = server.datagrams();
+        assert_eq!(seen.values().sum::<u64>(), sent, "{seen:?}");
+        let expected = ELSEWHERE.addresses().map(from).into();
+        assert_eq!(seen.into_keys().collect::<BTreeSet<_>>(), expected);
+        assert_eq!(server.callers(), expected);
+        println!(
+            "{KILLS} kills in {lasted:?}: {sent} datagrams sent, all of them arrived and came back"
+        );
+        Ok(())
+    }
+}
+
+fn pause(random: &mut Random, longest: Duration) {
+    let share = u32::try_from(random.below(1000)).unwrap_or(0);
+    // A moment that nothing announces is what this is about.
+    thread::sleep(longest * share / 1000);
+}

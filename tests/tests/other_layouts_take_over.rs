@@ -1,0 +1,354 @@
+//! A version whose maps have another layout takes over, and gives back: nothing is lost, misrouted or uncounted.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use egress_tests::{
+    ClusterStage, Host, Stage,
+    agent::Setup,
+    cluster::{BLUE, GATEWAY_NODE},
+    paced::{Paced, PacedServer},
+    stage::From,
+    topology::ELSEWHERE,
+    wait,
+};
+
+/// Messages a second of each kind of traffic.
+const RATE: u32 = 100;
+/// Changes of version, there and back.
+const CHANGES: usize = 4;
+/// How long each version is at work at least.
+const SLICE: Duration = Duration::from_secs(1);
+const SOAK: Duration = Duration::from_secs(15);
+
+#[test]
+fn on_a_node_with_next_hops() -> Result<()> {
+    next_hops("tcx", SLICE)
+}
+
+#[test]
+fn on_a_node_with_filters() -> Result<()> {
+    next_hops("clsact", SLICE)
+}
+
+#[test]
+fn on_both_nodes_of_an_egress_address() -> Result<()> {
+    egress_address(SLICE)
+}
+
+#[test]
+#[ignore = "soak: a minute of traffic"]
+fn on_a_node_with_next_hops_for_a_minute() -> Result<()> {
+    next_hops("tcx", SOAK)
+}
+
+#[test]
+#[ignore = "soak: a minute of traffic"]
+fn on_both_nodes_of_an_egress_address_for_a_minute() -> Result<()> {
+    egress_address(SOAK)
+}
+
+/// One version and the other.
+fn versions(setup: &Setup) -> Result<[Setup; 2]> {
+    Ok([setup.of_other_layout()?, setup.clone()])
+}
+
+/// The pins of a node's maps.
+fn pinned(setup: &Setup) -> Result<BTreeSet<String>> {
+    fs::read_dir(setup.pin_dir().join("maps"))?
+        .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+        .collect()
+}
+
+/// Checks that the maps are of this version, and nothing else is left.
+fn expect_layout(setup: &Setup, other: bool) -> Result<()> {
+    let pins = pinned(setup)?;
+    let [mine, theirs] = if other {
+        ["MEMBERS-2", "MEMBERS"]
+    } else {
+        ["MEMBERS", "MEMBERS-2"]
+    };
+    ensure!(pins.contains(mine) && !pins.contains(theirs), "{pins:?}");
+    for gone in ["old", "switching"] {
+        ensure!(!setup.pin_dir().join(gone).exists(), "{gone} is left");
+    }
+    Ok(())
+}
+
+fn next_hops(mode: &str, slice: Duration) -> Result<()> {
+    let mut stage = Stage::of_examples()?;
+    stage.agent.take().context("no agent")?.terminate()?;
+    stage.setup.detach()?;
+    stage.setup.arguments = ["--attach-mode", mode].map(str::to_owned).to_vec();
+    stage.agent = Some(stage.setup.start()?);
+    let gateways_saw = |stage: &Stage| -> Result<Vec<u64>> {
+        let gateways = stage.scene.gateways.iter();
+        gateways
+            .map(|gateway| Ok(gateway.host.counter("from_pods")?.packets))
+            .collect()
+    };
+    let before = gateways_saw(&stage)?;
+    let addresses = ELSEWHERE.addresses();
+    let server = PacedServer::start(&stage.scene.internet, &addresses)?;
+    let traffic = Traffic::start(&stage.pod("web")?.host, &addresses)?;
+    let versions = versions(&stage.setup)?;
+    for (change, version) in versions.iter().cycle().take(CHANGES).enumerate() {
+        traffic.go_on(slice)?;
+        // As a supervisor does it, or a crash.
+        let agent = stage.agent.take().context("no agent")?;
+        if change < CHANGES / 2 {
+            agent.terminate()?;
+        } else {
+            agent.kill()?;
+        }
+        stage.agent = Some(version.start()?);
+        expect_layout(version, change % 2 == 0)?;
+        stage.expect("batch", ELSEWHERE, From::Gateway("red"))?;
+    }
+    traffic.go_on(slice)?;
+    let blue = stage.gateway("blue")?;
+    traffic.end(&server, |address| blue.egress_like(address))?;
+    stage
+        .agent()?
+        .wait_for_metrics("what arrived is what was counted", |metrics| {
+            let seen = gateways_saw(&stage)?;
+            for ((gateway, seen), before) in stage.scene.gateways.iter().zip(seen).zip(&before) {
+                let counted = metrics.through(gateway.name);
+                ensure!(
+                    seen - before == counted,
+                    "{} saw {}, counted are {counted}",
+                    gateway.name,
+                    seen - before
+                );
+            }
+            let dropped = metrics.all_dropped();
+            ensure!(dropped.is_empty(), "{dropped:?}");
+            Ok(())
+        })?;
+    assert_eq!(stage.scene.internet.counter("leaked")?.packets, 0);
+    assert_eq!(stage.scene.internet.counter("by_node")?.packets, 0);
+
+    // Either version removes what the other has left.
+    stage.agent.take().context("no agent")?.terminate()?;
+    stage.setup.of_other_layout()?.detach()?;
+    ensure!(!stage.setup.pin_dir().exists());
+    stage.expect("web", ELSEWHERE, From::Node)
+}
+
+fn egress_address(slice: Duration) -> Result<()> {
+    const NODES: [&str; 2] = ["worker-1", GATEWAY_NODE];
+    ClusterStage::usual()?.play(|stage| {
+        stage.permit(BLUE, &[ELSEWHERE]);
+        let addresses = ELSEWHERE.addresses();
+        let server = PacedServer::start(&stage.cluster.internet, &addresses)?;
+        let web = stage.host("web")?.clone();
+        // What is one packet here is one packet on the uplink too.
+        web.ip("link set eth0 gso_max_segs 1\n")?;
+        let traffic = Traffic::start(&web, &addresses)?;
+        let usual = stage.setups.clone();
+        for change in 0..CHANGES {
+            traffic.go_on(slice)?;
+            for node in NODES {
+                stage.kill(node)?;
+                let [other, usual] = versions(&usual[node])?;
+                let version = if change % 2 == 0 { other } else { usual };
+                stage.setups.insert(node, version);
+                stage.spawn(node)?;
+                // One node after the other: they talk to each other in both layouts.
+                if change < CHANGES / 2 {
+                    stage.wait_until_ready()?;
+                }
+            }
+            stage.wait_until_ready()?;
+            for node in NODES {
+                expect_layout(&stage.setups[node], change % 2 == 0)?;
+            }
+        }
+        traffic.go_on(slice)?;
+        traffic.end(&server, |address| BLUE.like(address))?;
+        wait::until("what left is what was counted", || {
+            let out = [("gateway", BLUE.name), ("direction", "out")];
+            let translated = stage
+                .metrics(GATEWAY_NODE)?
+                .sum("egress_gateway_translated_packets_total", &out);
+            let sent = stage.metrics("worker-1")?.through(BLUE.name);
+            let capture = stage.sniffed()?;
+            let left: u64 = addresses
+                .iter()
+                .map(|address| capture.plain(BLUE.like(*address), *address))
+                .sum();
+            ensure!(
+                sent == translated && translated == left,
+                "worker-1 sent {sent}, {translated} were translated, {left} left"
+            );
+            Ok(())
+        })?;
+        stage.expect_no_drops()
+    })
+}
+
+/// What a start finds that an earlier one did not finish, whichever version it is.
+#[test]
+fn a_switch_that_broke_off_is_finished_or_undone() -> Result<()> {
+    let mut stage = Stage::of_examples()?;
+    let faults = stage.scene.files().join("faults");
+    let addresses = ELSEWHERE.addresses();
+    let server = PacedServer::start(&stage.scene.internet, &addresses)?;
+    let traffic = Traffic::start(&stage.pod("web")?.host, &addresses)?;
+    let mut with_faults = stage.setup.clone();
+    with_faults.faults = Some(faults.clone());
+    let versions = versions(&with_faults)?;
+
+    // How many steps a switch has.
+    stage.agent.take().context("no agent")?.terminate()?;
+    stage.agent = Some(versions[0].start()?);
+    let steps = fs::read_to_string(faults.with_extension("steps"))?;
+    let steps: Vec<&str> = steps.lines().collect();
+    let switch = |what: &str| {
+        let place = steps.iter().position(|step| *step == what);
+        place.with_context(|| format!("no step {what:?} in {steps:?}"))
+    };
+    let (begin, end) = (
+        switch("begin to switch")? + 1,
+        switch("end the switch")? + 1,
+    );
+    ensure!(end > begin + 2, "{steps:?}");
+    let tried = [begin / 2, begin, begin + 1, begin + 2, end];
+    for (number, step) in tried.into_iter().enumerate() {
+        // To the other version, which dies on the way; then the one or the other takes over.
+        let to = (number + 1) % 2;
+        let after = if number % 3 == 2 { 1 - to } else { to };
+        let context = format!("step {step} of {}", steps.len());
+        stage.agent.take().context("no agent")?.kill()?;
+        // Each begins where the version before has finished.
+        stage.agent = Some(versions[1 - to].start().context(context.clone())?);
+        stage.agent.take().context("no agent")?.kill()?;
+        fs::write(&faults, format!("abort {step}"))?;
+        let mut dying = versions[to].spawn()?;
+        wait::until("the agent is killed", || {
+            ensure!(dying.was_killed()?, "it lives");
+            Ok(())
+        })
+        .context(context.clone())?;
+        fs::remove_file(&faults)?;
+        stage.expect("web", ELSEWHERE, From::Gateway("blue"))?;
+        stage.expect("batch", ELSEWHERE, From::Gateway("red"))?;
+        stage.agent = Some(versions[after].start().context(context.clone())?);
+        expect_layout(&versions[after], after == 0).context(context)?;
+    }
+    let blue = stage.gateway("blue")?;
+    traffic.end(&server, |address| blue.egress_like(address))?;
+    let dropped = stage.metrics()?.all_dropped();
+    ensure!(dropped.is_empty(), "{dropped:?}");
+    Ok(())
+}
+
+/// A version that cannot know yet what to do leaves the other one's programs at work.
+#[test]
+fn nothing_is_switched_before_the_resources_can_be_read() -> Result<()> {
+    let mut stage = Stage::of_examples()?;
+    let addresses = ELSEWHERE.addresses();
+    let server = PacedServer::start(&stage.scene.internet, &addresses)?;
+    let traffic = Traffic::start(&stage.pod("web")?.host, &addresses)?;
+    let pods = fs::read_to_string(stage.resources.directory().join("pods.yaml"))?;
+    let [other, _] = versions(&stage.setup)?;
+    stage.agent.take().context("no agent")?.terminate()?;
+    stage.resources.write("pods.yaml", "{")?;
+    for _ in 0..2 {
+        let mut agent = other.spawn()?;
+        wait::until("the agent refuses to forget", || {
+            ensure!(agent.log().contains("stays as it is until"));
+            Ok(())
+        })?;
+        stage.expect("web", ELSEWHERE, From::Gateway("blue"))?;
+        stage.expect("batch", ELSEWHERE, From::Gateway("red"))?;
+        ensure!(other.pin_dir().join("old").exists());
+        ensure!(!agent.was_killed()?);
+        agent.kill()?;
+    }
+    stage.resources.write("pods.yaml", &pods)?;
+    stage.agent = Some(other.start()?);
+    expect_layout(&other, true)?;
+    stage.expect("batch", ELSEWHERE, From::Gateway("red"))?;
+    let blue = stage.gateway("blue")?;
+    traffic.end(&server, |address| blue.egress_like(address))
+}
+
+/// A pin that goes while no agent holds the map: its content is made anew, and nobody meets the half of it.
+#[test]
+fn maps_unpinned_while_the_agent_was_away_are_made_anew() -> Result<()> {
+    let mut stage = Stage::of_examples()?;
+    let addresses = ELSEWHERE.addresses();
+    let server = PacedServer::start(&stage.scene.internet, &addresses)?;
+    let traffic = Traffic::start(&stage.pod("web")?.host, &addresses)?;
+    for map in ["PODS", "LINES", "VERDICTS", "REPLIES"] {
+        stage.agent.take().context("no agent")?.kill()?;
+        fs::remove_file(stage.setup.pin_dir().join("maps").join(map))?;
+        stage.agent = Some(stage.setup.start()?);
+        stage.expect("web", ELSEWHERE, From::Gateway("blue"))?;
+        stage.expect("batch", ELSEWHERE, From::Gateway("red"))?;
+    }
+    let blue = stage.gateway("blue")?;
+    traffic.end(&server, |address| blue.egress_like(address))?;
+    let dropped = stage.metrics()?.all_dropped();
+    ensure!(dropped.is_empty(), "{dropped:?}");
+    Ok(())
+}
+
+/// Of each family a connection, a flow of datagrams, and datagrams of new flows.
+struct Traffic {
+    streams: Vec<Paced>,
+    datagrams: Vec<Paced>,
+}
+
+impl Traffic {
+    fn start(host: &Host, to: &[IpAddr]) -> Result<Self> {
+        let mut traffic = Self {
+            streams: Vec::new(),
+            datagrams: Vec::new(),
+        };
+        for &address in to {
+            traffic.streams.push(Paced::stream(host, address, RATE)?);
+            let datagrams = &mut traffic.datagrams;
+            datagrams.push(Paced::datagrams(host, address, RATE)?);
+            datagrams.push(Paced::flows(host, address, RATE / 2));
+        }
+        Ok(traffic)
+    }
+
+    /// Waits until so much time has passed and as much as that was sent came back.
+    fn go_on(&self, time: Duration) -> Result<()> {
+        let began = Instant::now();
+        wait::until_within("time passes", time + wait::PATIENCE, || {
+            ensure!(began.elapsed() >= time);
+            Ok(())
+        })?;
+        self.streams.iter().try_for_each(Paced::settle)
+    }
+
+    /// Ends it: everything came back, and the server saw all of it from one address of each family.
+    fn end(self, server: &PacedServer, from: impl Fn(IpAddr) -> IpAddr) -> Result<()> {
+        let mut sent = 0;
+        for paced in self.streams {
+            let tally = paced.end()?;
+            ensure!(tally.sent == tally.back, "of a connection: {tally:?}");
+        }
+        for paced in self.datagrams {
+            let tally = paced.end()?;
+            ensure!(tally.sent == tally.back, "of datagrams: {tally:?}");
+            sent += tally.sent;
+        }
+        let seen = server.datagrams();
+        assert_eq!(seen.values().sum::<u64>(), sent, "{seen:?}");
+        let expected: BTreeSet<IpAddr> = ELSEWHERE.addresses().map(from).into();
+        assert_eq!(seen.into_keys().collect::<BTreeSet<_>>(), expected);
+        assert_eq!(server.callers(), expected);
+        println!("{sent} datagrams sent, all of them arrived and came back");
+        Ok(())
+    }
+}

@@ -1,0 +1,169 @@
+//! What is looked at once more before a packet is translated: elements that keys led to, and headers that vouch for
+//! addresses.
+
+#![expect(clippy::unwrap_used, reason = "a test may fail loudly")]
+
+use egress_common::{
+    Addr,
+    DropReason::{NatExhausted, NatNoState, StateMissing},
+    WireU16,
+    nat::NatState,
+    overlay::ORIGIN_HERE,
+};
+use egress_tests::packets::{
+    Action, Input, Slot,
+    build::{self, Frame, authentication, proto},
+    nat::{
+        ALPHA, BETA,
+        Fate::{Dropped, Home, Kernel, Out},
+        Node, Places, addr, datagram, delivered, error, forwarded, in_both, timeout,
+    },
+};
+
+/// A datagram there and back.
+fn round_trip(node: &mut Node<'_>, p: &Places) {
+    node.out(
+        "out",
+        &datagram((p.pod, 40_000), (p.remote, 53), 20),
+        Out(forwarded(&datagram((p.alpha, 40_000), (p.remote, 53), 20))),
+    );
+    node.back(
+        "back",
+        &datagram((p.remote, 53), (p.alpha, 40_000), 33),
+        Home(delivered(&datagram((p.remote, 53), (p.pod, 40_000), 33))),
+    );
+}
+
+/// While an element is given to another address, a packet may still find it by its old keys.
+#[test]
+fn an_element_that_another_address_has_by_now() {
+    in_both(|node, p| {
+        round_trip(node, p);
+        let family = u32::from(p.icmp != proto::ICMP);
+        let element = 2 * ALPHA.counter + family;
+        node.own_at(&BETA, p.beta, element, (1024, 65_535), 0);
+        node.back(
+            "to the address that is no more",
+            &datagram((p.remote, 53), (p.alpha, 40_000), 20),
+            Kernel,
+        );
+        let out = datagram((p.pod, 40_000), (p.remote, 53), 20);
+        let (seen, moved) = node.run_quietly("no gateway", &Input::from_pod(&out.bytes));
+        assert_eq!(seen.action, Action::Drop, "{}", p.name);
+        let drop = Slot::Drop("main".to_owned(), StateMissing);
+        assert!(moved.contains_key(&drop), "{moved:?}");
+        node.own(&ALPHA, (1024, 65_535), 0);
+        round_trip(node, p);
+    });
+}
+
+/// An authentication header covers the addresses (RFC 4302, 2.2): it is nobody's, whatever connection comes behind it.
+#[test]
+fn a_header_that_vouches_for_addresses() {
+    in_both(|node, p| {
+        round_trip(node, p);
+        let covered = authentication(proto::UDP, 4, &build::udp(53, 40_000, 20));
+        node.back(
+            "an answer",
+            &Frame::ip(p.remote, p.alpha, proto::AH, &covered),
+            Dropped(NatNoState),
+        );
+        round_trip(node, p);
+    });
+}
+
+/// Where one of the tables that a connection needs has no room, what the others have of it is taken back.
+#[test]
+fn a_connection_that_is_half_made() {
+    in_both(|node, p| {
+        let out = datagram((p.pod, 40_000), (p.remote, 53), 20);
+        let mut sources = Vec::new();
+        for number in 0_u128.. {
+            let filler = Addr::v6((1 << 127 | number).to_be_bytes());
+            if node.sources.insert(filler, 1, 1).is_err() {
+                break;
+            }
+            sources.push(filler);
+        }
+        node.out("no room for a source", &out, Dropped(NatExhausted));
+        assert_eq!(node.all_backs(), [], "{}: the port stays taken", p.name);
+        assert_eq!(node.all_outs(), []);
+        for filler in sources {
+            node.sources.remove(&filler).unwrap();
+        }
+
+        round_trip(node, p);
+        let (mut key, half) = node.all_outs()[0];
+        let ours = key;
+        for port in 0..=u16::MAX {
+            key.pod_port = WireU16::new(port);
+            if node.outs.insert(key, half, 1).is_err() && key.pod_port != ours.pod_port {
+                break;
+            }
+        }
+        let other = datagram((p.other, 41_000), (p.remote, 53), 20);
+        node.out("no room for its packets", &other, Dropped(NatExhausted));
+        assert_eq!(
+            node.all_backs().len(),
+            1,
+            "{}: the port stays taken",
+            p.name
+        );
+        let count = node.sources.get(&addr(p.other), 0).ok();
+        assert_eq!(count, None, "{}: it counts all the same", p.name);
+    });
+}
+
+/// A pod that comes again on another node, with its address and its connections: replies follow it.
+#[test]
+fn a_pod_that_moved() {
+    const ELSEWHERE: u32 = 3;
+    in_both(|node, p| {
+        round_trip(node, p);
+        node.move_to(ELSEWHERE);
+        round_trip(node, p);
+        let origins = (node.all_outs()[0].1.origin, node.all_backs()[0].1.origin);
+        assert_eq!(origins, (ORIGIN_HERE, ORIGIN_HERE), "{}", p.name);
+    });
+}
+
+/// As many ports as there are tries are all found, wherever the search begins.
+#[test]
+fn every_port_of_a_range_that_is_tried_wholly() {
+    const TRIES: u16 = 64;
+    in_both(|node, p| {
+        node.set_quota(1000);
+        node.own(&ALPHA, (5000, 5000 + TRIES - 1), 0);
+        for number in 0..TRIES {
+            let out = datagram((p.pod, 40_000 + number), (p.remote, 53), 20);
+            let (seen, _) = node.run_quietly("a free port", &Input::from_pod(&out.bytes));
+            assert_eq!(seen.action, Action::Redirect, "{}: {number}", p.name);
+        }
+        let more = datagram((p.pod, 40_000 + TRIES), (p.remote, 53), 20);
+        node.out("none is left", &more, Dropped(NatExhausted));
+        assert_eq!(node.states().len(), usize::from(TRIES));
+    });
+}
+
+/// Anybody may send an error that quotes a connection: it keeps none alive.
+#[test]
+fn an_error_keeps_no_connection() {
+    in_both(|node, p| {
+        round_trip(node, p);
+        let quoting = |pod: &str| {
+            let sent = datagram((pod, 40_000), (p.remote, 53), 20).ttl(11);
+            error(p.router, pod, p.error, &sent, sent.bytes.len())
+        };
+        let [told, home] = [p.alpha, p.pod].map(quoting);
+        let life = timeout(NatState::UdpStream);
+        node.age(life - 2);
+        node.back("an error", &told, Home(delivered(&home)));
+        node.age(2);
+        node.back("another error", &told, Dropped(NatNoState));
+        node.back(
+            "an answer",
+            &datagram((p.remote, 53), (p.alpha, 40_000), 33),
+            Dropped(NatNoState),
+        );
+    });
+}

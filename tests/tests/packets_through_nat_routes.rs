@@ -1,0 +1,117 @@
+//! What the kernel's routes say of a packet that is to leave by an uplink.
+
+use egress_common::DropReason::NoRoute;
+use egress_tests::packets::{
+    Input,
+    nat::{
+        ALPHA,
+        Fate::{Dropped, Out},
+        Node, V4, V6, datagram, forwarded, in_both, with_node,
+    },
+};
+
+/// A way, what is said to `ip` to have it, and whether a packet takes it.
+const WAYS: &[(&str, [&str; 2], bool)] = &[
+    ("no route at all", ["", ""], false),
+    (
+        "by another device",
+        ["203.0.113.0/24 dev pod", "2001:db8:a::/48 dev pod"],
+        false,
+    ),
+    (
+        "a hole",
+        ["blackhole 203.0.113.0/24", "blackhole 2001:db8:a::/48"],
+        false,
+    ),
+    (
+        "out of reach",
+        ["unreachable 203.0.113.0/24", "unreachable 2001:db8:a::/48"],
+        false,
+    ),
+    (
+        "forbidden",
+        ["prohibit 203.0.113.0/24", "prohibit 2001:db8:a::/48"],
+        false,
+    ),
+    (
+        "the node's own",
+        [
+            "local 203.0.113.0/24 dev uplink",
+            "local 2001:db8:a::/48 dev uplink",
+        ],
+        false,
+    ),
+    (
+        "on the link",
+        ["203.0.113.0/24 dev uplink", "2001:db8:a::/48 dev uplink"],
+        true,
+    ),
+    (
+        "through a router",
+        [
+            "203.0.113.0/24 via 198.51.100.1 dev uplink onlink",
+            "2001:db8:a::/48 via 2001:db8:b::1 dev uplink onlink",
+        ],
+        true,
+    ),
+    (
+        "through a router of the other family",
+        ["203.0.113.0/24 via inet6 fe80::1 dev uplink", ""],
+        true,
+    ),
+];
+
+#[test]
+fn routes_decide() {
+    in_both(|node, p| {
+        node.forward();
+        node.ip("link set pod up");
+        node.ip("link set other up");
+        let packet = datagram((p.pod, 40_000), (p.remote, 53), 20);
+        for (what, routes, leads) in WAYS {
+            let route = routes[usize::from(p.name == V6.name)];
+            if !route.is_empty() {
+                node.ip(&format!("route add {route}"));
+            } else if *leads {
+                continue;
+            }
+            if *leads {
+                let sent = datagram((p.alpha, 40_000), (p.remote, 53), 20);
+                node.out(what, &packet, Out(forwarded(&sent)));
+                assert_eq!(node.states().len(), 1, "{what}");
+                node.reset();
+            } else {
+                node.out(what, &packet, Dropped(NoRoute));
+                // Nothing is kept for what goes nowhere.
+                assert_eq!(node.states().len(), 0, "{what}");
+            }
+            if !route.is_empty() {
+                node.ip(&format!("route del {route}"));
+            }
+        }
+    });
+}
+
+#[test]
+#[ignore = "measures, and asserts nothing"]
+fn nanoseconds() {
+    for p in [&V4, &V6] {
+        with_node(|node| {
+            let packet = datagram((p.pod, 40_000), (p.remote, 53), 64).ttl(255);
+            let packet = Input::from_pod(&packet.bytes);
+            node.own_at(&ALPHA, p.pod, 30, (1024, 65_535), 0);
+            let measure = |node: &mut Node<'_>| {
+                let mut times: Vec<_> = (0..400).map(|_| node.measure(&packet, 200)).collect();
+                times.sort_unstable();
+                times[200]
+            };
+            // An uplink that does not forward is asked no routes.
+            let without = measure(node);
+            node.forward();
+            node.ip("route add 203.0.113.0/24 via 198.51.100.1 dev uplink onlink");
+            node.ip("route add 2001:db8:a::/48 via 2001:db8:b::1 dev uplink onlink");
+            let with = measure(node);
+            println!("{}: {without:?} a packet, {with:?} with a route", p.name);
+        });
+    }
+}
