@@ -95,3 +95,6 @@ map_type!(NodeState, size = 40, align = 4);
 
 /// The origin of a connection that started on this node.
 pub const ORIGIN_HERE: u32 = 0;
+/// The origin of a connection of the node's own sockets from an egress address: what comes back is the kernel's. Such a
+/// connection has no entry in `NAT_OUT`; userspace makes the one in `NAT_BACK`, with the time until when it is wanted.
+pub const ORIGIN_KERNEL: u32 = u32::MAX - 1;

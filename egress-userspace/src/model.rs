@@ -8,10 +8,13 @@ use std::{
     time::Duration,
 };
 
+mod probes;
+
 pub use egress_common::verdict::Replies;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+pub use self::probes::{Asked, Probe, ProbeKind, Probes, Url};
 use crate::selector::Selector;
 
 /// Labels of an object.
@@ -251,4 +254,6 @@ pub struct EgressAddresses {
     pub allow_local_services: bool,
     /// The first and the last port that connections may be given; none is all that the node allows.
     pub ports: Option<(u16, u16)>,
+    /// What the node asks of the outside from them; none is nothing.
+    pub probes: Option<Probes>,
 }

@@ -74,6 +74,8 @@ pub struct EgressAddress {
     pub holder: Holder,
     /// Whether what belongs to no connection goes to the kernel.
     pub allow_local_services: bool,
+    /// Whether this node's own probes say that nothing gets out by it: other nodes are told so.
+    pub is_down: bool,
 }
 
 /// Whose an egress address is on its node.

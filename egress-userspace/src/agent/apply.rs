@@ -4,7 +4,8 @@ use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use anyhow::{Context, bail};
 use egress_common::{
-    WireU16, gateway,
+    WireU16,
+    gateway::{self, EGRESS_DOWN, GatewayId},
     pod::{PodFacts, UdpPorts},
 };
 
@@ -15,8 +16,8 @@ use crate::{
     health::OverlayProber,
     http::ReadMaps,
     kernel::{
-        CounterMaps, CounterReader, Datapath, GatewayProbes, Hook, Maps, NatMaps, NatSweep, Paths,
-        Program, ProgramLog, fault,
+        CounterMaps, CounterReader, Datapath, GatewayProbes, Hook, Maps, NatMaps, NatSweep,
+        OwnConnections, Paths, Program, ProgramLog, fault,
     },
     settings::Settings,
     snapshot::AttachedProgram,
@@ -144,6 +145,22 @@ impl Kernel {
             &self.paths,
             program,
         )?))
+    }
+
+    /// What lets the node's own sockets ask from egress addresses.
+    pub(super) fn own_connections(&self) -> anyhow::Result<OwnConnections> {
+        OwnConnections::open(&self.paths)
+    }
+
+    /// The gateways of this node that nothing got out by when the maps were read.
+    pub(super) fn down_gateways(&self) -> BTreeSet<GatewayId> {
+        let translation = &self.translation;
+        let indexes = translation.gateways.values();
+        indexes
+            .filter_map(|index| translation.egress.get(index))
+            .filter(|egress| egress.flags & EGRESS_DOWN != 0)
+            .map(|egress| egress.gateway)
+            .collect()
     }
 
     pub(super) fn attach_mode(&self) -> &'static str {

@@ -1,14 +1,11 @@
 //! Who is asked whether it is in order, and what that says of gateways.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::apply::Kernel;
 use crate::{
-    health::{Asking, Board, Faults, NextHopProbe, NextHopProber, Subject},
-    model::ObjectName,
+    health::{Asking, Board, Faults, NextHopProbe, NextHopProber, Outside, Subject},
+    resolve::Resolved,
     settings::ProbeOptions,
     state::Names,
 };
@@ -19,6 +16,7 @@ pub(super) struct Health {
     overlay: Asking,
     /// None if next hops are not to be asked.
     next_hops: Option<Asking>,
+    outside: Outside,
 }
 
 impl Health {
@@ -43,10 +41,17 @@ impl Health {
                 Arc::clone(&board),
             )?),
         };
+        let outside = Outside::start(
+            Arc::new(kernel.own_connections()?),
+            Arc::clone(&board),
+            options.timing.up_after,
+            kernel.down_gateways(),
+        )?;
         Ok(Self {
             board,
             overlay,
             next_hops,
+            outside,
         })
     }
 
@@ -62,20 +67,16 @@ impl Health {
 
     /// Has exactly these asked: nodes by the numbers that the maps have for them by now. What an earlier run has
     /// found is among the faults when this returns.
-    pub(super) fn watch(
-        &mut self,
-        subjects: &BTreeMap<Subject, BTreeSet<ObjectName>>,
-        names: &Names,
-    ) {
+    pub(super) fn watch(&mut self, resolved: &Resolved, names: &Names) {
         let (mut gateways, mut next_hops) = (BTreeMap::new(), BTreeMap::new());
-        for subject in subjects.keys() {
+        for subject in resolved.subjects.keys() {
             match subject {
                 Subject::Gateway { node, .. } => {
                     if let Some(index) = names.nodes.get(node) {
                         gateways.insert(subject.clone(), *index);
                     }
                 }
-                Subject::Drained { .. } => {}
+                Subject::Outside { .. } | Subject::Drained { .. } => {}
                 Subject::NextHop { .. } => {
                     next_hops.insert(subject.clone(), 0);
                 }
@@ -85,5 +86,6 @@ impl Health {
         if let Some(asking) = &mut self.next_hops {
             asking.watch(next_hops);
         }
+        self.outside.watch(&resolved.probed);
     }
 }

@@ -252,7 +252,7 @@ impl Agent {
         let mut faults = self.health.faults();
         self.drains.add_faults(now, &mut faults);
         let mut resolved = resolve_with(&faults);
-        self.health.watch(&resolved.subjects, &self.kernel.names());
+        self.health.watch(&resolved, &self.kernel.names());
         self.drains.note(&resolved.draining, now);
         let mut known = self.health.faults();
         self.drains.add_faults(now, &mut known);
@@ -337,7 +337,7 @@ impl Agent {
         warnings.extend(self.sources.problems().iter().cloned());
         self.report.warnings(&warnings);
         let brought = brought?.but(errors);
-        self.health.watch(&resolved.subjects, &self.kernel.names());
+        self.health.watch(&resolved, &self.kernel.names());
         self.report.gateways(&resolved.gateways);
         for pod in takeover::let_go(&before, &self.kernel.state(), view) {
             tracing::warn!("no longer steered, though its interface is still there: {pod}");

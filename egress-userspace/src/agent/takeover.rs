@@ -214,6 +214,7 @@ mod tests {
                 assign: true,
                 allow_local_services: false,
                 ports: None,
+                probes: None,
             }),
         };
         let mut loaded = Loaded::default();

@@ -90,6 +90,18 @@ impl Judge {
         Self { since: now, state }
     }
 
+    /// Begins at `now` with somebody who was down before: it comes back as slowly as all others do.
+    #[must_use]
+    pub const fn down(now: Duration) -> Self {
+        Self {
+            since: now,
+            state: State::Down {
+                heard: Some(Duration::ZERO),
+                back: None,
+            },
+        }
+    }
+
     /// Whether it is usable.
     #[must_use]
     pub const fn is_up(&self) -> bool {

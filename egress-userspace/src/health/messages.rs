@@ -23,6 +23,7 @@ const SOURCE_LINK_LAYER_ADDRESS: u8 = 1;
 const TARGET_LINK_LAYER_ADDRESS: u8 = 2;
 /// What tells our echo requests from everybody else's: an identifier would do for nobody but us.
 const COOKIE: [u8; 8] = *b"egressnh";
+const IDENTIFIER: u16 = u16::from_be_bytes([COOKIE[6], COOKIE[7]]);
 
 /// Who answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,21 +100,39 @@ pub(super) fn neighbour_advertisement(message: &[u8]) -> Option<Heard> {
 
 /// An ICMP echo request.
 pub(super) fn echo_request_v4() -> Vec<u8> {
-    let mut message = echo(ECHO_V4);
-    let sum = checksum(&message).to_be_bytes();
-    message[2..4].copy_from_slice(&sum);
-    message
+    echo_request(true, IDENTIFIER, 1)
 }
 
 /// An `ICMPv6` echo request; the kernel writes its checksum.
 pub(super) fn echo_request_v6() -> Vec<u8> {
-    echo(ECHO_V6)
+    echo_request(false, IDENTIFIER, 1)
 }
 
-fn echo(kind: u8) -> Vec<u8> {
-    let mut message = vec![kind, 0, 0, 0, COOKIE[6], COOKIE[7], 0, 1];
+/// An echo request of either family with this identifier and sequence number; the checksum of IPv6 is the kernel's.
+pub(super) fn echo_request(v4: bool, identifier: u16, sequence: u16) -> Vec<u8> {
+    let mut message = vec![if v4 { ECHO_V4 } else { ECHO_V6 }, 0, 0, 0];
+    message.extend(identifier.to_be_bytes());
+    message.extend(sequence.to_be_bytes());
     message.extend(COOKIE);
+    if v4 {
+        let sum = checksum(&message).to_be_bytes();
+        message[2..4].copy_from_slice(&sum);
+    }
     message
+}
+
+/// The sequence number of an answer to an echo request of ours with this identifier: an IPv4 packet, or an `ICMPv6`
+/// message.
+pub(super) fn echo_reply(bytes: &[u8], v4: bool, identifier: u16) -> Option<u16> {
+    let (message, kind) = if v4 {
+        let header = usize::from(bytes.first()? & 0x0f) * 4;
+        (bytes.get(header..)?, ECHO_REPLY_V4)
+    } else {
+        (bytes, ECHO_REPLY_V6)
+    };
+    let (found, sequence) = (message.get(4..6)?, message.get(6..8)?);
+    (is_ours(message, kind) && found == identifier.to_be_bytes())
+        .then(|| u16::from_be_bytes([sequence[0], sequence[1]]))
 }
 
 /// Who answered an echo request of ours, in an IPv4 packet.

@@ -1,12 +1,14 @@
 //! Which gateways answer: probes, and what they say of whom is usable.
 //!
 //! `judge` decides by what was seen of one subject (pure), `round` asks all of them again and again on a thread, and
-//! `overlay` is how gateways on other nodes are asked, `next_hop` how next hops are. `resolve` takes the [`Faults`] as one of its inputs and
+//! `overlay` is how gateways on other nodes are asked, `next_hop` how next hops are; `outside` asks hosts on the
+//! internet from gateways' egress addresses. `resolve` takes the [`Faults`] as one of its inputs and
 //! says who is to be asked.
 
 mod judge;
 mod messages;
 mod next_hop;
+mod outside;
 mod overlay;
 mod round;
 
@@ -24,10 +26,11 @@ use tokio::sync::Notify;
 pub use self::{
     judge::{Judge, Seen, Timing},
     next_hop::{NextHopProbe, NextHopProber},
+    outside::{Claims, MAX_TARGETS, Outside, Probed, Source},
     overlay::OverlayProber,
     round::{Asking, Prober},
 };
-use crate::model::ObjectName;
+use crate::model::{ObjectName, ProbeKind};
 
 /// Who is asked whether it is in order.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -48,6 +51,13 @@ pub enum Subject {
         /// The device that leads to it.
         ifindex: u32,
     },
+    /// The outside, from a gateway's egress addresses on this node.
+    Outside {
+        /// The gateway's name.
+        name: ObjectName,
+        /// How it is asked.
+        by: ProbeKind,
+    },
     /// A gateway that takes no new connections: whether those that it has may stay is asked of the clock alone.
     Drained {
         /// Its name.
@@ -62,6 +72,7 @@ impl Subject {
         match self {
             Self::Gateway { .. } => "overlay",
             Self::NextHop { .. } => "next_hop",
+            Self::Outside { by, .. } => by.name(),
             Self::Drained { .. } => "drain",
         }
     }
@@ -72,6 +83,9 @@ impl fmt::Display for Subject {
         match self {
             Self::Gateway { name, node, .. } => write!(f, "the gateway {name} on its node {node}"),
             Self::NextHop { address, .. } => write!(f, "the next hop {address}"),
+            Self::Outside { name, by } => {
+                write!(f, "the outside of the gateway {name} by {}", by.name())
+            }
             Self::Drained { name } => write!(f, "the drained gateway {name}"),
         }
     }

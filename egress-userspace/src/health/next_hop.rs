@@ -239,7 +239,9 @@ impl Prober for NextHopProber {
                 "its next hop {address} has not answered {what} for {} ms",
                 silence.as_millis()
             ),
-            Subject::Gateway { .. } | Subject::Drained { .. } => String::new(),
+            Subject::Gateway { .. } | Subject::Outside { .. } | Subject::Drained { .. } => {
+                String::new()
+            }
         }
     }
 }
@@ -247,7 +249,7 @@ impl Prober for NextHopProber {
 const fn place(subject: &Subject) -> Option<(u32, IpAddr)> {
     match subject {
         Subject::NextHop { address, ifindex } => Some((*ifindex, *address)),
-        Subject::Gateway { .. } | Subject::Drained { .. } => None,
+        Subject::Gateway { .. } | Subject::Outside { .. } | Subject::Drained { .. } => None,
     }
 }
 

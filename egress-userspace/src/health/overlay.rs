@@ -51,10 +51,12 @@ impl Prober for OverlayProber {
         match subject {
             Subject::Gateway { node, .. } => format!(
                 "its node {node} has not answered probes through the overlay for {} ms: the node or its uplink is \
-                 down, or no program of ours is there",
+                 down, no program of ours is there, or its own probes of the outside fail",
                 silence.as_millis()
             ),
-            Subject::NextHop { .. } | Subject::Drained { .. } => String::new(),
+            Subject::NextHop { .. } | Subject::Outside { .. } | Subject::Drained { .. } => {
+                String::new()
+            }
         }
     }
 }
@@ -62,6 +64,6 @@ impl Prober for OverlayProber {
 const fn id(subject: &Subject) -> Option<GatewayId> {
     match subject {
         Subject::Gateway { id, .. } => Some(*id),
-        Subject::NextHop { .. } | Subject::Drained { .. } => None,
+        Subject::NextHop { .. } | Subject::Outside { .. } | Subject::Drained { .. } => None,
     }
 }

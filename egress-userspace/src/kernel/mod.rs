@@ -5,6 +5,7 @@
 )]
 
 mod attach;
+mod claims;
 mod clsact;
 mod counters;
 pub(crate) mod fault;
@@ -26,6 +27,7 @@ mod syscall;
 mod translation;
 
 pub use attach::{AttachMode, Attachments, Hook};
+pub use claims::OwnConnections;
 pub use counters::CounterMaps;
 pub use load::{Capacities, Datapath, LoadOptions, ProgramLog, raise_memlock_limit};
 pub use maps::Maps;

@@ -101,6 +101,7 @@ impl<'a> Gateways<'a> {
             .collect();
         resolved.subjects = finder.subjects;
         resolved.draining = finder.draining;
+        resolved.probed = finder.probed;
         Self {
             candidates,
             groups,

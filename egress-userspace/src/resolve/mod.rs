@@ -29,7 +29,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 
 use crate::{
-    health::{Faults, Subject},
+    health::{Faults, Probed, Subject},
     model::{Model, ObjectName},
     node::NodeView,
     overlay_keys::OverlayKeys,
@@ -167,6 +167,8 @@ pub struct Resolved {
     /// Gateways that take no new connections, and how long those that they have may stay; none is what the agent is
     /// told.
     pub draining: BTreeMap<ObjectName, Option<Duration>>,
+    /// Gateways of this node that ask the outside whether they are in order.
+    pub probed: BTreeMap<ObjectName, Probed>,
     /// What the operator should know, one sentence each, without repeats.
     pub warnings: BTreeSet<String>,
 }

@@ -16,8 +16,8 @@ use super::{
 };
 use crate::{
     gateway_id::gateway_id,
-    health::{Faults, Subject},
-    model::{Exit, Gateway, Leaving, ObjectName, Pod},
+    health::{Faults, MAX_TARGETS, Probed, Source, Subject},
+    model::{Exit, Gateway, Leaving, ObjectName, Pod, Probes},
     node::{self, NoWay, NodeIndex},
 };
 
@@ -40,6 +40,8 @@ pub(super) struct Finder<'f, 'a, 'o> {
     pub(super) subjects: BTreeMap<Subject, BTreeSet<ObjectName>>,
     /// Who takes no new connections, and for how long those that are there may stay.
     pub(super) draining: BTreeMap<ObjectName, Option<Duration>>,
+    /// Which gateways of this node ask the outside whether they are in order.
+    pub(super) probed: BTreeMap<ObjectName, Probed>,
     /// Who has which number.
     ids: BTreeMap<GatewayId, &'a ObjectName>,
     /// Whose each egress address is.
@@ -52,6 +54,8 @@ struct Known<'a> {
     id: GatewayId,
     weight: NonZeroU32,
     standing: Standing,
+    /// What this node asks of the outside, if the addresses are its own.
+    probes: Option<&'a Probes>,
     /// Whether it runs on this node.
     local: bool,
 }
@@ -82,6 +86,7 @@ impl<'f, 'a, 'o> Finder<'f, 'a, 'o> {
             warnings,
             subjects: BTreeMap::new(),
             draining: BTreeMap::new(),
+            probed: BTreeMap::new(),
             ids: BTreeMap::new(),
             claims: BTreeMap::new(),
         }
@@ -95,6 +100,7 @@ impl<'f, 'a, 'o> Finder<'f, 'a, 'o> {
             id: gateway_id(name),
             weight: NonZeroU32::MIN,
             standing: Standing::Serving,
+            probes: None,
             local: false,
         };
         let first = *self.ids.entry(known.id).or_insert(name);
@@ -132,7 +138,7 @@ impl<'f, 'a, 'o> Finder<'f, 'a, 'o> {
         }
     }
 
-    fn object(&mut self, mut known: Known<'a>, gateway: &Gateway) -> State {
+    fn object(&mut self, mut known: Known<'a>, gateway: &'a Gateway) -> State {
         let interface = gateway.interface.as_deref();
         match &gateway.exit {
             Exit::NextHops { addresses, replies } => {
@@ -145,6 +151,7 @@ impl<'f, 'a, 'o> Finder<'f, 'a, 'o> {
             }
             Exit::Node(egress) => {
                 known.local = egress.node == self.settings.node_name;
+                known.probes = egress.probes.as_ref();
                 let request = Request {
                     name: known.name,
                     id: known.id,
@@ -154,6 +161,7 @@ impl<'f, 'a, 'o> Finder<'f, 'a, 'o> {
                         assign: egress.assign,
                         allow_local_services: egress.allow_local_services,
                         ports: egress.ports,
+                        probed: egress.probes.is_some(),
                     },
                 };
                 self.egress(&known, &request, &egress.addresses)
@@ -245,6 +253,7 @@ impl<'f, 'a, 'o> Finder<'f, 'a, 'o> {
             .iter()
             .map(|&address| self.owned.way(request, address))
             .collect();
+        self.probe(known, &ways);
         self.state_of(known, ways.into_iter(), "")
     }
 
@@ -306,6 +315,61 @@ impl<'f, 'a, 'o> Finder<'f, 'a, 'o> {
 }
 
 impl Finder<'_, '_, '_> {
+    /// Has the outside asked by a gateway with probes, from those of its ways that begin on this node.
+    fn probe<E>(&mut self, known: &Known<'_>, ways: &[Result<Way, E>]) {
+        let from: Vec<Source> = ways
+            .iter()
+            .filter_map(|way| match way {
+                Ok(Way::Here {
+                    egress, ifindex, ..
+                }) => Some(Source {
+                    address: *egress,
+                    interface: self.index.name(*ifindex),
+                }),
+                Ok(Way::Overlay { .. } | Way::NextHop { .. }) | Err(_) => None,
+            })
+            .collect();
+        let Some(probes) = known.probes.filter(|_| !from.is_empty()) else {
+            return;
+        };
+        let asked: usize = self.probed.values().map(|p| p.probes.targets()).sum();
+        if asked + probes.targets() > MAX_TARGETS {
+            self.warnings.insert(format!(
+                "the probes of the gateway {} are not run, and it counts as usable: gateways of this node ask {asked} \
+                 addresses and URLs already, and {MAX_TARGETS} are the most",
+                known.name
+            ));
+            return;
+        }
+        for by in probes.kinds() {
+            let subject = Subject::Outside {
+                name: known.name.clone(),
+                by,
+            };
+            let needed_by = self.subjects.entry(subject).or_default();
+            needed_by.insert(known.name.clone());
+        }
+        let probed = Probed {
+            id: known.id,
+            probes: probes.clone(),
+            from,
+        };
+        self.probed.insert(known.name.clone(), probed);
+    }
+
+    /// What the probes of a gateway of this node say against it.
+    fn outside_fault(&self, name: &ObjectName) -> Option<String> {
+        let kinds = self.probed.get(name)?.probes.kinds();
+        let faults: Vec<&str> = kinds
+            .filter_map(|by| {
+                let name = name.clone();
+                let fault = self.faults.get(&Subject::Outside { name, by })?;
+                Some(fault.as_str())
+            })
+            .collect();
+        (!faults.is_empty()).then(|| faults.join("; "))
+    }
+
     /// A way, unless whoever is at its end does not answer.
     fn answered(&mut self, known: &Known<'_>, way: Way) -> Result<Way, String> {
         let subject = match &way {
@@ -320,7 +384,15 @@ impl Finder<'_, '_, '_> {
                 address: *next_hop,
                 ifindex: *ifindex,
             },
-            Way::Here { .. } => return Ok(way),
+            Way::Here { egress, .. } => {
+                return match self.outside_fault(known.name) {
+                    Some(fault) => {
+                        self.owned.mark_down(*egress);
+                        Err(fault)
+                    }
+                    None => Ok(way),
+                };
+            }
         };
         let fault = self.faults.get(&subject).cloned();
         let needed_by = self.subjects.entry(subject).or_default();

@@ -4,6 +4,7 @@ use std::{net::IpAddr, num::NonZeroU32, time::Duration};
 
 use super::{
     cluster::Metadata,
+    probes,
     report::{Fields, Report, egress_address_fault, next_hop_fault},
     yaml::{Data, Value},
 };
@@ -26,9 +27,10 @@ const FIELDS: &[&str] = &[
     "allowLocalServices",
     "portRange",
     "drainTimeout",
+    "probes",
 ];
 const OF_NEXT_HOPS: &[&str] = &["replies"];
-const OF_EGRESS_IPS: &[&str] = &["assign", "allowLocalServices", "portRange"];
+const OF_EGRESS_IPS: &[&str] = &["assign", "allowLocalServices", "portRange", "probes"];
 
 /// Reads `spec`.
 pub(super) fn read(
@@ -71,7 +73,7 @@ pub(super) fn read(
 }
 
 /// A time such as `90s`.
-fn read_time(report: &Report<'_>, value: &Value, name: &str) -> Option<Duration> {
+pub(super) fn read_time(report: &Report<'_>, value: &Value, name: &str) -> Option<Duration> {
     let text = report.text(value, name)?;
     match text.parse() {
         Ok(Milliseconds(time)) => Some(time),
@@ -125,9 +127,13 @@ fn read_exit(report: &Report<'_>, spec: &Fields<'_>) -> Option<Exit> {
                     report.boolean(value, name).unwrap_or(default)
                 })
             };
+            let probes = spec
+                .get("probes")
+                .and_then(|value| probes::read(report, value, &addresses));
             Some(Exit::Node(EgressAddresses {
                 node: read_node(report, spec)?,
                 addresses,
+                probes,
                 assign: flag("assign", true),
                 allow_local_services: flag("allowLocalServices", false),
                 ports: spec

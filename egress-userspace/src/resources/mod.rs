@@ -5,6 +5,7 @@ mod cluster;
 mod gateway;
 mod manifest;
 mod policy;
+mod probes;
 mod report;
 mod yaml;
 

@@ -201,6 +201,7 @@ impl World {
             assign: true,
             allow_local_services: false,
             ports: None,
+            probes: None,
         });
         gateway
     }

@@ -106,6 +106,7 @@ fn an_egress_gateway_means_what_it_says() -> Outcome {
         assign: true,
         allow_local_services: false,
         ports: None,
+        probes: None,
     };
     assert_eq!(
         gateway(r#"{node: gw-1, egressIPs: [203.0.113.10, "2001:db8::10"]}"#),
@@ -115,6 +116,7 @@ fn an_egress_gateway_means_what_it_says() -> Outcome {
         assign: false,
         allow_local_services: true,
         ports: Some((40_000, 49_999)),
+        probes: None,
         ..plain
     };
     for range in [

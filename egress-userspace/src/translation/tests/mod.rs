@@ -45,6 +45,7 @@ fn egress(gateway: u32, mtu: u32) -> EgressAddress {
         ports: (1024, 65_535),
         holder: Holder::Agent,
         allow_local_services: false,
+        is_down: false,
     }
 }
 
@@ -123,6 +124,7 @@ fn an_element_says_what_its_gateway_is_told() {
         let spec = EgressAddress {
             holder,
             allow_local_services: allow,
+            is_down: false,
             ports: (40_000, 49_999),
             ..egress(7, 1400)
         };

@@ -1,0 +1,165 @@
+//! One gateway that asks the outside in one way: when, and what the answers say of it.
+
+use std::{collections::BTreeMap, fmt::Write as _, sync::Arc, time::Duration};
+
+use super::super::{Board, Judge, Outcome, Seen, Subject, Timing, round::now};
+
+/// A way of asking the outside.
+pub(super) trait Way {
+    /// What nobody has given: "answer".
+    const WANTED: &str;
+
+    /// Asks everybody once more. Who cannot be reached is as good as asked.
+    ///
+    /// # Errors
+    /// Nobody was asked, for want of something of our own.
+    fn ask(&mut self) -> anyhow::Result<()>;
+
+    /// Waits for the next answer, and says how long it took. Nothing is lost if this is dropped.
+    async fn answer(&mut self) -> Duration;
+
+    /// Who is asked, and if it is known why nothing came.
+    fn asked(&self) -> Vec<(String, Option<&str>)>;
+}
+
+/// A gateway that asks.
+pub(super) struct Asking<W> {
+    subject: Subject,
+    way: W,
+    timing: Timing,
+    board: Arc<Board>,
+    judge: Judge,
+    seen: Seen,
+    /// Why it is down, in the words of when it came to be.
+    fault: Option<String>,
+    /// Whether the last questions could not be asked, which is said once.
+    failed: bool,
+}
+
+impl<W: Way> Asking<W> {
+    /// One that has not asked yet; the board has it when this returns.
+    pub(super) fn new(
+        subject: Subject,
+        way: W,
+        timing: Timing,
+        board: &Arc<Board>,
+        was_down: impl Fn(&Subject) -> bool,
+    ) -> Self {
+        let was_down = was_down(&subject);
+        let mut asking = Self {
+            judge: if was_down {
+                Judge::down(now())
+            } else {
+                Judge::new(now(), &Seen::default(), &timing)
+            },
+            fault: None,
+            subject,
+            way,
+            timing,
+            board: Arc::clone(board),
+            seen: Seen::default(),
+            failed: false,
+        };
+        if was_down {
+            asking.fault = Some(asking.describe("yet, and it was down before"));
+        }
+        asking.note();
+        asking
+    }
+
+    /// Asks until this is dropped.
+    pub(super) async fn go_on(mut self) {
+        let mut next = now();
+        loop {
+            let deadline = self.judge.deadline(&self.seen, &self.timing);
+            let wake = deadline
+                .filter(|deadline| *deadline > now())
+                .map_or(next, |deadline| deadline.min(next));
+            tokio::select! {
+                took = self.way.answer() => self.hear(took),
+                () = tokio::time::sleep(wake.saturating_sub(now())) => {}
+            }
+            if now() >= next {
+                self.ask();
+                // Who was late does not make up for what it missed.
+                next = now() + self.timing.interval;
+            }
+            self.look();
+        }
+    }
+
+    fn hear(&mut self, took: Duration) {
+        self.seen.heard = Some(now());
+        self.seen.round_trip = took;
+        self.seen.unanswered = 0;
+    }
+
+    fn ask(&mut self) {
+        let asked = self.way.ask();
+        match &asked {
+            Ok(()) => {
+                self.seen.asked = Some(now());
+                self.seen.unanswered = self.seen.unanswered.saturating_add(1);
+            }
+            Err(error) if !self.failed => {
+                tracing::error!(
+                    "cannot ask {}, which counts as it did: {error:#}",
+                    self.subject
+                );
+            }
+            Err(_) => {}
+        }
+        self.failed = asked.is_err();
+    }
+
+    fn look(&mut self) {
+        let was_up = self.judge.is_up();
+        self.judge.look(now(), &self.seen, &self.timing);
+        if self.judge.is_up() {
+            self.fault = None;
+        } else if was_up {
+            let since = format!("for {} s", self.timing.timeout.as_secs_f64());
+            self.fault = Some(self.describe(&since));
+        }
+        self.note();
+    }
+
+    fn note(&self) {
+        let outcome = Outcome {
+            fault: self.fault.clone(),
+            round_trip: self.seen.heard.map(|_| self.seen.round_trip),
+        };
+        self.board.note(&self.subject, outcome);
+    }
+
+    /// That nobody has answered, since when, and why where that is known.
+    fn describe(&self, since: &str) -> String {
+        let mut silent = String::new();
+        let mut troubles: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+        let asked = self.way.asked();
+        for (name, trouble) in &asked {
+            let comma = if silent.is_empty() { "" } else { ", " };
+            let _infallible = write!(silent, "{comma}{name}");
+            if let Some(trouble) = trouble {
+                troubles.entry(trouble).or_default().push(name.clone());
+            }
+        }
+        let why: Vec<String> = troubles
+            .into_iter()
+            .map(|(trouble, names)| {
+                if names.len() == asked.len() {
+                    trouble.to_owned()
+                } else {
+                    format!("{}: {trouble}", names.join(", "))
+                }
+            })
+            .collect();
+        let why = if why.is_empty() {
+            String::new()
+        } else {
+            format!(" ({})", why.join("; "))
+        };
+        let kind = self.subject.kind();
+        format!("{kind} probe: no {} from {silent} {since}{why}", W::WANTED)
+    }
+}

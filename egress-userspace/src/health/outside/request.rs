@@ -1,0 +1,225 @@
+//! Asking the outside by HTTP requests (RFC 9112): a success or a redirection is an answer, and is not followed.
+
+use std::{future::poll_fn, io, net::TcpStream, pin::Pin, sync::Arc, time::Duration};
+
+use anyhow::anyhow;
+use hyper::{
+    Request,
+    body::{Body as _, Incoming},
+    client::conn::http1,
+    header::{CONNECTION, HOST, USER_AGENT},
+};
+use hyper_util::rt::TokioIo;
+use socket2::{Protocol, Type};
+use tokio::{
+    net::TcpSocket,
+    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+    task::JoinSet,
+    time::timeout,
+};
+
+use super::{
+    super::round::now,
+    asking::Way,
+    line::{Claim, Lines, Unsent, key},
+};
+use crate::model::{Probe, Url};
+
+/// Ports that are tried: the kernel names those that no socket has, and pods' connections have few of them.
+const TRIES: u32 = 8;
+/// Requests of one URL that may be under way: who is slow is asked less often.
+const AT_ONCE: usize = 2;
+/// The largest head of a response, in bytes: hyper takes no less.
+const LARGEST_HEAD: usize = 8192;
+const MOST_FIELDS: usize = 100;
+/// Bytes of a response that are read, so that servers need not write to who is gone.
+const LARGEST_BODY: usize = 64 << 10;
+const AGENT: &str = concat!("egress-probe/", env!("CARGO_PKG_VERSION"));
+
+/// Those that are asked for.
+pub(super) struct Requests {
+    lines: Lines,
+    pages: Vec<Page>,
+    /// Requests under way; they end with this.
+    running: JoinSet<()>,
+    tell: UnboundedSender<Told>,
+    told: UnboundedReceiver<Told>,
+    timeout: Duration,
+}
+
+struct Page {
+    url: Arc<Url>,
+    /// As many others hold this as there are requests under way.
+    under_way: Arc<()>,
+    trouble: Option<String>,
+}
+
+/// What became of a request for the page with this number.
+struct Told {
+    page: usize,
+    result: Result<Duration, String>,
+}
+
+impl Requests {
+    pub(super) fn new(lines: Lines, probe: &Probe<Url>) -> Self {
+        let (tell, told) = unbounded_channel();
+        let page = |url: &Url| Page {
+            url: Arc::new(url.clone()),
+            under_way: Arc::new(()),
+            trouble: None,
+        };
+        Self {
+            lines,
+            pages: probe.targets.iter().map(page).collect(),
+            running: JoinSet::new(),
+            tell,
+            told,
+            timeout: probe.timeout,
+        }
+    }
+}
+
+impl Way for Requests {
+    const WANTED: &str = "success";
+
+    fn ask(&mut self) -> anyhow::Result<()> {
+        while self.running.try_join_next().is_some() {}
+        let (mut asked, mut missing) = (false, None);
+        for (number, page) in self.pages.iter_mut().enumerate() {
+            if Arc::strong_count(&page.under_way) > AT_ONCE {
+                // What was asked before is not answered yet.
+                asked = true;
+                continue;
+            }
+            match open(&self.lines, &page.url, self.timeout) {
+                Ok((socket, claim)) => {
+                    asked = true;
+                    let (url, tell) = (Arc::clone(&page.url), self.tell.clone());
+                    let (under_way, limit) = (Arc::clone(&page.under_way), self.timeout);
+                    self.running.spawn(async move {
+                        let asked = get(socket, &url, |result| {
+                            let told = Told {
+                                page: number,
+                                result,
+                            };
+                            // Who is to be told may be gone.
+                            let _gone = tell.send(told);
+                        });
+                        // Whoever takes longer has not answered.
+                        let _late = timeout(limit, asked).await;
+                        drop((claim, under_way));
+                    });
+                }
+                Err(Unsent::Way(trouble)) => {
+                    asked = true;
+                    page.trouble = Some(trouble);
+                }
+                Err(Unsent::Own(error)) => missing = Some(error),
+            }
+        }
+        match missing {
+            Some(error) if !asked => Err(error),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    async fn answer(&mut self) -> Duration {
+        loop {
+            let Some(Told { page, result }) = self.told.recv().await else {
+                // There is always one who may tell: this itself.
+                return std::future::pending().await;
+            };
+            let page = &mut self.pages[page];
+            match result {
+                Ok(took) => {
+                    page.trouble = None;
+                    return took;
+                }
+                Err(trouble) => page.trouble = Some(trouble),
+            }
+        }
+    }
+
+    fn asked(&self) -> Vec<(String, Option<&str>)> {
+        self.pages
+            .iter()
+            .map(|page| (page.url.to_string(), page.trouble.as_deref()))
+            .collect()
+    }
+}
+
+/// A socket on a port that no pod's connection to this server has.
+fn open(lines: &Lines, url: &Url, lasts: Duration) -> Result<(TcpSocket, Claim), Unsent> {
+    let own = |error: io::Error| Unsent::Own(error.into());
+    let server = url.server;
+    for _ in 0..TRIES {
+        let (socket, from) = lines.socket(server.ip(), Type::STREAM, Protocol::TCP)?;
+        let bound = socket.local_addr().map_err(own)?;
+        let port = bound.as_socket().map_or(0, |bound| bound.port());
+        let key = key(from, port, server.ip(), server.port(), Protocol::TCP);
+        if let Some(claim) = lines.claim(key, lasts)? {
+            let socket = TcpSocket::from_std_stream(TcpStream::from(socket));
+            return Ok((socket, claim));
+        }
+    }
+    Err(Unsent::Own(anyhow!(
+        "pods' connections to {server} have all {TRIES} ports that were tried"
+    )))
+}
+
+/// Asks for a page, and tells as soon as it is known whether that is an answer.
+async fn get(socket: TcpSocket, url: &Url, tell: impl FnOnce(Result<Duration, String>)) {
+    let began = now();
+    let exchange = async {
+        let stream = socket
+            .connect(url.server)
+            .await
+            .map_err(|error| format!("cannot connect: {error}"))?;
+        let broken = |error: hyper::Error| format!("no HTTP response: {error}");
+        let (mut sender, connection) = http1::Builder::new()
+            .max_buf_size(LARGEST_HEAD)
+            .max_headers(MOST_FIELDS)
+            .handshake::<_, String>(TokioIo::new(stream))
+            .await
+            .map_err(broken)?;
+        let request = Request::get(&url.path)
+            .header(HOST, &url.host)
+            .header(USER_AGENT, AGENT)
+            .header(CONNECTION, "close")
+            .body(String::new())
+            .map_err(|error| format!("cannot be asked for: {error}"))?;
+        let response = async move { sender.send_request(request).await };
+        Ok::<_, String>((response, connection))
+    };
+    let (response, connection) = match exchange.await {
+        Ok(both) => both,
+        Err(trouble) => return tell(Err(trouble)),
+    };
+    let hear = async {
+        match response.await {
+            Ok(response) => {
+                let status = response.status();
+                tell(if status.is_success() || status.is_redirection() {
+                    Ok(now().saturating_sub(began))
+                } else {
+                    Err(format!("status {status}"))
+                });
+                read_away(response.into_body()).await;
+            }
+            Err(error) => tell(Err(format!("no HTTP response: {error}"))),
+        }
+    };
+    // What the connection has to say, the response said already.
+    let ((), _ended) = tokio::join!(hear, connection);
+}
+
+/// Reads a body to its end, unless it is large.
+async fn read_away(mut body: Incoming) {
+    let mut length = 0;
+    while let Some(Ok(frame)) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
+        length += frame.data_ref().map_or(0, |data| data.len());
+        if length > LARGEST_BODY {
+            return;
+        }
+    }
+}
