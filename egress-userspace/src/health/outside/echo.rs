@@ -4,15 +4,15 @@ use std::{
     collections::VecDeque,
     future::poll_fn,
     hash::{BuildHasher as _, RandomState},
-    io::Read as _,
     net::{IpAddr, SocketAddr},
+    os::fd::OwnedFd,
     task::{Context, Poll},
     time::Duration,
 };
 
 use anyhow::anyhow;
 use socket2::{Protocol, Socket, Type};
-use tokio::io::unix::AsyncFd;
+use tokio::{io::ReadBuf, net::UdpSocket};
 
 use super::{
     super::{messages, round::now},
@@ -48,7 +48,9 @@ struct Host {
 }
 
 struct Open {
-    socket: AsyncFd<Socket>,
+    sending: Socket,
+    /// The same socket to tokio, which has no name for one that is neither of UDP nor of TCP.
+    receiving: UdpSocket,
     claim: Claim,
     identifier: u16,
 }
@@ -128,7 +130,7 @@ impl Host {
             closed @ None => closed.insert(open(lines, self.address, lasts)?),
         };
         let message = messages::echo_request(self.address.is_ipv4(), open.identifier, sequence);
-        let socket = open.socket.get_ref();
+        let socket = &open.sending;
         // An error may be that of an earlier request: it is told once.
         let result = socket.send(&message).or_else(|_| socket.send(&message));
         sent(result)?;
@@ -155,24 +157,17 @@ impl Host {
             let Some(open) = &self.open else {
                 return Poll::Pending;
             };
-            let Poll::Ready(ready) = open.socket.poll_read_ready(context) else {
-                return Poll::Pending;
-            };
-            let Ok(mut ready) = ready else {
-                self.open = None;
-                return Poll::Pending;
-            };
             let identifier = open.identifier;
-            match ready.try_io(|socket| (&*socket.get_ref()).read(&mut bytes)) {
-                // Nothing there after all: the next look registers again.
-                Err(_would_block) => {}
-                Ok(Ok(length)) => {
-                    let packet = bytes.get(..length).unwrap_or_default();
-                    if let Some(took) = self.heard(packet, identifier) {
+            let mut read = ReadBuf::new(&mut bytes);
+            match open.receiving.poll_recv(context, &mut read) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(())) => {
+                    if let Some(took) = self.heard(read.filled(), identifier) {
                         return Poll::Ready(took);
                     }
                 }
-                Ok(Err(error)) => self.trouble = Some(error.to_string()),
+                // What somebody on the way says of a request.
+                Poll::Ready(Err(error)) => self.trouble = Some(error.to_string()),
             }
         }
     }
@@ -202,10 +197,12 @@ fn open(lines: &Lines, to: IpAddr, lasts: Duration) -> Result<Open, Unsent> {
     for step in 0..TRIES {
         let identifier = start.wrapping_add(step);
         if let Some(claim) = lines.claim(key(from, identifier, to, 0, protocol), lasts)? {
-            let socket = AsyncFd::register(socket)
-                .map_err(|error| Unsent::Own(anyhow!("cannot wait for answers: {error}")))?;
+            let own = |error| Unsent::Own(anyhow!("cannot wait for answers: {error}"));
+            let shared = socket.try_clone().map_err(own)?;
+            let receiving = std::net::UdpSocket::from(OwnedFd::from(shared));
             return Ok(Open {
-                socket,
+                sending: socket,
+                receiving: UdpSocket::from_std(receiving).map_err(own)?,
                 claim,
                 identifier,
             });

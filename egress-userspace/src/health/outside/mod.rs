@@ -31,7 +31,7 @@ use crate::{
     model::{ObjectName, Probe, ProbeKind, Probes},
 };
 
-/// How many addresses and URLs one node asks: each takes up to three descriptors.
+/// How many addresses and URLs one node asks: each takes a few descriptors.
 pub const MAX_TARGETS: usize = 128;
 
 /// How long whoever gives an order waits until it is carried out.
