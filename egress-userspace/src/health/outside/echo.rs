@@ -166,8 +166,11 @@ impl Host {
                         return Poll::Ready(took);
                     }
                 }
-                // What somebody on the way says of a request.
-                Poll::Ready(Err(error)) => self.trouble = Some(error.to_string()),
+                // What somebody on the way says of a request, or the interface is gone.
+                Poll::Ready(Err(error)) => {
+                    self.trouble = Some(error.to_string());
+                    self.open = None;
+                }
             }
         }
     }
