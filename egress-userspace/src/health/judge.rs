@@ -246,6 +246,21 @@ mod tests {
     }
 
     #[test]
+    fn who_was_down_before_comes_back_as_slowly_as_others() {
+        let timing = Timing::default();
+        let mut judge = Judge::down(ms(100_000));
+        for (now, heard, up) in [
+            (100_000, None, false),
+            (100_010, Some(100_009), false),
+            (101_900, Some(101_899), false),
+            (102_010, Some(102_009), true),
+        ] {
+            judge.look(ms(now), &seen(now, heard, 0), &timing);
+            assert_eq!(judge.is_up(), up, "at {now}");
+        }
+    }
+
+    #[test]
     fn the_deadline_is_that_of_silence() {
         let timing = Timing::default();
         let mut judge = Judge::new(ms(50), &Seen::default(), &timing);

@@ -253,4 +253,31 @@ mod tests {
         reply[9] ^= 1;
         assert_eq!(echo_reply_v6(&reply, source), None);
     }
+
+    #[test]
+    fn echo_replies_tell_their_request() {
+        for v4 in [true, false] {
+            let request = echo_request(v4, 0x1234, 0xfedc);
+            assert_eq!(request[4..8], [0x12, 0x34, 0xfe, 0xdc]);
+            let header = if v4 { vec![0x45; 20] } else { Vec::new() };
+            let packet = |kind: u8, length: usize| {
+                let mut packet = [&header[..], &request[..length]].concat();
+                packet[header.len()] = kind;
+                packet
+            };
+            let (asked, answered) = if v4 { (8, 0) } else { (128, 129) };
+            let whole = request.len();
+            for (kind, length, identifier, sequence) in [
+                (answered, whole, 0x1234, Some(0xfedc)),
+                (answered, whole, 0x1235, None),
+                (asked, whole, 0x1234, None),
+                (answered, whole - 1, 0x1234, None),
+                (answered, 1, 0x1234, None),
+            ] {
+                let found = echo_reply(&packet(kind, length), v4, identifier);
+                assert_eq!(found, sequence, "{kind} {length} {identifier}");
+            }
+            assert_eq!(echo_reply(&[], v4, 0x1234), None);
+        }
+    }
 }

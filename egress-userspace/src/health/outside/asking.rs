@@ -163,3 +163,142 @@ impl<W: Way> Asking<W> {
         format!("{kind} probe: no {} from {silent} {since}{why}", W::WANTED)
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use std::future::pending;
+
+    use anyhow::bail;
+    use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+    use super::*;
+    use crate::model::{ObjectName, ProbeKind};
+
+    /// Answers as it is told.
+    struct Told {
+        troubles: Vec<Option<&'static str>>,
+        answers: bool,
+        can_ask: bool,
+        asked: (UnboundedSender<()>, UnboundedReceiver<()>),
+    }
+
+    impl Told {
+        fn new(troubles: &[Option<&'static str>], answers: bool, can_ask: bool) -> Self {
+            Self {
+                troubles: troubles.to_vec(),
+                answers,
+                can_ask,
+                asked: unbounded_channel(),
+            }
+        }
+    }
+
+    impl Way for Told {
+        const WANTED: &str = "answer";
+
+        fn ask(&mut self) -> anyhow::Result<()> {
+            if !self.can_ask {
+                bail!("no socket");
+            }
+            self.asked.0.send(()).unwrap();
+            Ok(())
+        }
+
+        async fn answer(&mut self) -> Duration {
+            if !self.answers {
+                return pending().await;
+            }
+            self.asked.1.recv().await.unwrap();
+            Duration::from_millis(7)
+        }
+
+        fn asked(&self) -> Vec<(String, Option<&str>)> {
+            let names = ["a", "b", "c"].iter().zip(&self.troubles);
+            names
+                .map(|(name, why)| ((*name).to_owned(), *why))
+                .collect()
+        }
+    }
+
+    const TIMING: Timing = Timing {
+        interval: Duration::from_millis(10),
+        timeout: Duration::from_millis(1500),
+        up_after: Duration::from_millis(30),
+    };
+
+    fn asking(told: Told, timing: Timing, was_down: bool) -> (Asking<Told>, Arc<Board>, Subject) {
+        let subject = Subject::Outside {
+            name: ObjectName::new("egress", "red"),
+            by: ProbeKind::Icmp,
+        };
+        let board = Board::new();
+        let asking = Asking::new(subject.clone(), told, timing, &board, |_| was_down);
+        (asking, board, subject)
+    }
+
+    #[test]
+    fn who_is_down_says_who_was_silent_for_how_long_and_why() {
+        for (troubles, expected) in [
+            (&[None][..], "icmp probe: no answer from a for 1.5 s"),
+            (&[None, None], "icmp probe: no answer from a, b for 1.5 s"),
+            (&[Some("x")], "icmp probe: no answer from a for 1.5 s (x)"),
+            (
+                &[Some("x"), Some("x")],
+                "icmp probe: no answer from a, b for 1.5 s (x)",
+            ),
+            (
+                &[Some("y"), None, Some("x")],
+                "icmp probe: no answer from a, b, c for 1.5 s (c: x; a: y)",
+            ),
+        ] {
+            let (mut asking, board, subject) =
+                asking(Told::new(troubles, false, true), TIMING, false);
+            assert!(board.faults().is_empty());
+            asking.seen.unanswered = 1000;
+            asking.judge = Judge::new(Duration::ZERO, &Seen::default(), &TIMING);
+            asking.look();
+            assert_eq!(board.faults()[&subject], expected);
+        }
+    }
+
+    /// Lets one ask until the board is so.
+    fn play(asking: Asking<Told>, until: impl Fn() -> bool) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let asking = tokio::spawn(asking.go_on());
+            while !until() {
+                assert!(!asking.is_finished());
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        });
+    }
+
+    #[test]
+    fn answers_bring_back_who_was_down_before() {
+        let (asking, board, subject) = asking(Told::new(&[None], true, true), TIMING, true);
+        let fault = "icmp probe: no answer from a yet, and it was down before";
+        assert_eq!(board.faults()[&subject], fault);
+        let began = now();
+        play(asking, || board.faults().is_empty());
+        assert!(now() - began >= TIMING.up_after);
+        assert_eq!(board.round_trips()[&subject], Duration::from_millis(7));
+    }
+
+    #[test]
+    fn silence_is_down_but_not_where_nobody_could_be_asked() {
+        let short = Timing {
+            timeout: Duration::from_millis(40),
+            ..TIMING
+        };
+        let (silent, board, subject) = asking(Told::new(&[None], false, true), short, false);
+        play(silent, || board.faults().contains_key(&subject));
+        let (helpless, board, _) = asking(Told::new(&[None], false, false), short, false);
+        let until = now() + short.timeout * 3;
+        play(helpless, || now() >= until);
+        assert!(board.faults().is_empty());
+    }
+}

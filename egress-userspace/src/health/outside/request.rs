@@ -223,3 +223,142 @@ async fn read_away(mut body: Incoming) {
         }
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use std::{
+        io::{Read as _, Write as _},
+        net::TcpListener,
+        sync::mpsc,
+    };
+
+    use super::*;
+
+    /// What becomes of a request that a server answers so, and what the server was asked.
+    fn ask(answer: &'static [u8]) -> (Result<(), String>, String) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let server = listener.local_addr().unwrap();
+        let (tell, asked) = mpsc::channel();
+        let serving = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut head = Vec::new();
+            let mut byte = [0];
+            while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).unwrap() > 0 {
+                head.push(byte[0]);
+            }
+            tell.send(String::from_utf8(head).unwrap()).unwrap();
+            // Who has read enough closes.
+            let _closed = stream.write_all(answer);
+        });
+        let url = Url {
+            text: format!("http://{server}/a?b"),
+            server,
+            host: server.to_string(),
+            path: "/a?b".to_owned(),
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let mut told = None;
+        runtime.block_on(async {
+            let socket = TcpSocket::new_v4().unwrap();
+            get(socket, &url, |result| told = Some(result.map(|_| ()))).await;
+        });
+        serving.join().unwrap();
+        let asked = asked.recv().unwrap();
+        (told.unwrap(), asked.replace(&server.to_string(), "SERVER"))
+    }
+
+    #[test]
+    fn successes_and_redirections_are_answers() {
+        let large = {
+            let mut answer = b"HTTP/1.1 200 OK\r\n\r\n".to_vec();
+            answer.resize(4 << 20, b'x');
+            answer.leak()
+        };
+        let many_fields = {
+            let fields = "x: y\r\n".repeat(MOST_FIELDS + 1);
+            format!("HTTP/1.1 200 OK\r\n{fields}\r\n").leak().as_bytes()
+        };
+        let long_field = {
+            let field = "x".repeat(2 * LARGEST_HEAD);
+            format!("HTTP/1.1 200 OK\r\nx: {field}\r\n\r\n")
+                .leak()
+                .as_bytes()
+        };
+        for (answer, trouble) in [
+            (&b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"[..], None),
+            (b"HTTP/1.0 204 No Content\r\n\r\n", None),
+            (
+                b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+                None,
+            ),
+            (
+                b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n",
+                None,
+            ),
+            (
+                b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nnonsense",
+                None,
+            ),
+            (large, None),
+            (
+                b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n",
+                Some("status 404"),
+            ),
+            (
+                b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n",
+                Some("status 503"),
+            ),
+            (b"SSH-2.0-OpenSSH_9.2\r\n", Some("no HTTP response")),
+            (b"", Some("no HTTP response")),
+            (many_fields, Some("no HTTP response")),
+            (long_field, Some("no HTTP response")),
+        ] {
+            let (result, asked) = ask(answer);
+            let shown = String::from_utf8_lossy(&answer[..answer.len().min(60)]);
+            match (&result, trouble) {
+                (Ok(()), None) => {}
+                (Err(found), Some(expected)) if found.contains(expected) => {}
+                (found, expected) => panic!("{shown:?}: {found:?}, expected {expected:?}"),
+            }
+            assert!(asked.starts_with("GET /a?b HTTP/1.1\r\n"), "{asked}");
+            for field in [
+                "host: SERVER",
+                "connection: close",
+                "user-agent: egress-probe/",
+            ] {
+                assert!(asked.contains(field), "{field} in {asked}");
+            }
+        }
+    }
+
+    #[test]
+    fn nobody_there_is_told_as_such() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let server = listener.local_addr().unwrap();
+        drop(listener);
+        let url = Url {
+            text: String::new(),
+            server,
+            host: server.to_string(),
+            path: "/".to_owned(),
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let mut told = None;
+        runtime.block_on(async {
+            let socket = TcpSocket::new_v4().unwrap();
+            get(socket, &url, |result| told = Some(result)).await;
+        });
+        let trouble = told.unwrap().unwrap_err();
+        assert!(
+            trouble.contains("cannot connect: Connection refused"),
+            "{trouble}"
+        );
+    }
+}

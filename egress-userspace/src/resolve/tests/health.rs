@@ -1,6 +1,10 @@
 //! What silence and drains mean for groups.
 
 use super::*;
+use crate::{
+    health::MAX_TARGETS,
+    model::{Probe, ProbeKind, Probes, Url},
+};
 
 /// Three gateways on other nodes, and a pod that uses all of them.
 fn world() -> World {
@@ -87,6 +91,120 @@ fn next_hops_are_asked_for_each_family() {
     let resolved = world.resolve();
     assert_down(&resolved, "egress/h", &["it is silent"]);
     assert_warned(&resolved, &["egress/g", "one family only", "it is silent"]);
+}
+
+/// A gateway of this node that asks the outside in both ways, and one of another node.
+fn probed() -> World {
+    let mut world = world();
+    let url = Url {
+        text: "http://198.51.100.1/".to_owned(),
+        server: "198.51.100.1:80".parse().unwrap(),
+        host: "198.51.100.1".to_owned(),
+        path: "/".to_owned(),
+    };
+    let (interval, timeout) = (Duration::from_secs(5), Duration::from_secs(15));
+    let probes = Probes {
+        icmp: Some(Probe {
+            targets: vec![ip("198.51.100.1"), ip("198.51.100.2")],
+            interval,
+            timeout,
+        }),
+        http: Some(Probe {
+            targets: vec![url],
+            interval,
+            timeout,
+        }),
+    };
+    world.egress("egress/h", "here", &["203.0.113.77"]);
+    for gateway in ["egress/a", "egress/h"] {
+        match &mut world.gateway_mut(gateway).exit {
+            Exit::Node(egress) => egress.probes = Some(probes.clone()),
+            Exit::NextHops { .. } => panic!("{gateway} has next hops"),
+        }
+    }
+    world
+}
+
+fn outside(gateway: &str, by: ProbeKind) -> Subject {
+    Subject::Outside {
+        name: name(gateway),
+        by,
+    }
+}
+
+#[test]
+fn the_outside_is_asked_by_the_gateways_own_node_alone() {
+    let mut world = probed();
+    let resolved = world.resolve();
+    let asking: Vec<_> = resolved.probed.keys().collect();
+    assert_eq!(asking, [&name("egress/h")]);
+    let from = &resolved.probed[&name("egress/h")].from;
+    assert_eq!(from.len(), 1);
+    assert_eq!(from[0].address, ip("203.0.113.77"));
+    let address = |resolved: &Resolved| resolved.translation.addresses[&ip("203.0.113.77")].is_down;
+    assert!(!address(&resolved));
+    // Somebody else's fault is nothing to it.
+    for (subject, down) in [
+        (outside("egress/a", ProbeKind::Icmp), &[][..]),
+        (outside("egress/h", ProbeKind::Icmp), &["no echo"]),
+        (outside("egress/h", ProbeKind::Http), &["no echo; no page"]),
+    ] {
+        let fault = match subject.kind() {
+            "icmp" => "no echo",
+            _ => "no page",
+        };
+        assert_eq!(resolved.subjects.contains_key(&subject), !down.is_empty());
+        world.faults.insert(subject, fault.to_owned());
+        let resolved = world.resolve();
+        // Other nodes are told, what comes back is translated, and the outside is asked all the same.
+        assert_eq!(address(&resolved), !down.is_empty());
+        assert_eq!(resolved.probed.len(), 1);
+        if down.is_empty() {
+            assert_eq!(members(&world).len(), 4);
+        } else {
+            assert_down(&resolved, "egress/h", down);
+            assert_eq!(members(&world).len(), 3);
+        }
+    }
+}
+
+#[test]
+fn probes_that_could_not_be_answered_are_refused() {
+    let mut world = probed();
+    match &mut world.gateway_mut("egress/h").exit {
+        Exit::Node(egress) => egress.assign = false,
+        Exit::NextHops { .. } => panic!("next hops"),
+    }
+    let resolved = world.resolve();
+    assert_down(
+        &resolved,
+        "egress/h",
+        &["203.0.113.77 is on no interface", "assign: false"],
+    );
+    assert!(resolved.probed.is_empty());
+    assert!(resolved.translation.addresses.is_empty());
+}
+
+#[test]
+fn a_node_asks_so_many_and_no_more() {
+    let mut world = probed();
+    let gateway = world.gateway_mut("egress/h").clone();
+    let most = MAX_TARGETS / 3;
+    for n in 0..most {
+        let mut other = gateway.clone();
+        if let Exit::Node(egress) = &mut other.exit {
+            egress.addresses = vec![ip(&format!("203.0.112.{n}"))];
+        }
+        world
+            .model
+            .gateways
+            .insert(name(&format!("egress/n{n:03}")), other);
+    }
+    let resolved = world.resolve();
+    assert_eq!(resolved.probed.len(), most);
+    assert_warned(&resolved, &["egress/n041", "are not run"]);
+    let status = &resolved.gateways[&name("egress/n041")];
+    assert!(matches!(status, GatewayStatus::Up(_)), "{status:?}");
 }
 
 #[test]

@@ -116,7 +116,6 @@ fn an_egress_gateway_means_what_it_says() -> Outcome {
         assign: false,
         allow_local_services: true,
         ports: Some((40_000, 49_999)),
-        probes: None,
         ..plain
     };
     for range in [

@@ -4,6 +4,7 @@ mod documents;
 mod failing;
 mod malformed;
 mod meaning;
+mod probes;
 
 use std::{fmt::Write as _, num::NonZeroU32};
 
