@@ -397,16 +397,24 @@ impl Kernel {
         }
         // Both are named until the last packet of the old ones is through.
         let both = union(&self.names, &plans);
-        fault::step("keep both names")?;
-        self.state_dir.keep_names(&both);
-        self.names = Arc::new(both);
-        told(counters.adopt(&self.names));
+        // Where members only go nothing is new, and their packets need not wait for a disk.
+        if both != *self.names {
+            fault::step("keep both names")?;
+            self.state_dir.keep_names(&both);
+            self.names = Arc::new(both);
+            told(counters.adopt(&self.names));
+        }
         self.translate(&plans.translation.additions)?;
+        tracing::debug!("named");
         let mut turning = false;
         for change in &plans.policy.changes {
             let turns = matches!(change, Change::TurnPod { .. });
             if turns && !turning {
                 fault::step("turn pods")?;
+                tracing::debug!("pods are turned from now on");
+            }
+            if turning && !turns {
+                tracing::debug!("pods are turned");
             }
             turning = turns;
             self.datapath

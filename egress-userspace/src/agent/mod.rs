@@ -9,6 +9,7 @@ mod health;
 mod hold;
 mod hooks;
 mod overlay;
+mod reading;
 mod report;
 mod sources;
 pub mod sweep;
@@ -27,12 +28,18 @@ use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
     sync::mpsc,
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep_until},
 };
 
 use self::{
-    addresses::Addresses, apply::Kernel, health::Health, hold::Hold, overlay::Overlay,
-    sweep::Sweeping, sync::Agent,
+    addresses::Addresses,
+    apply::Kernel,
+    health::Health,
+    hold::Hold,
+    overlay::Overlay,
+    reading::Reading,
+    sweep::Sweeping,
+    sync::{Agent, Cause},
 };
 use crate::{
     http::{self, Pages},
@@ -133,14 +140,16 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
 
     let mut agent = Agent::new(
         settings, kernel, hold, overlay, addresses, health, counters, metrics, snapshot,
-    )
-    .reading(loader);
-    agent.read_files();
+    );
+    let mut reading = Reading::by(loader);
+    reading.begin();
+    agent.take(reading.finished().await?);
     let health_changed = agent.health.board();
     let mut unasked = BTreeSet::new();
+    let mut cause = Cause::Anything;
     loop {
         let view = node_changed.view();
-        tokio::task::block_in_place(|| agent.sync(&view));
+        tokio::task::block_in_place(|| agent.sync(&view, cause));
         if std::mem::take(&mut agent.touched_node) {
             node_changed.read_again();
         }
@@ -153,20 +162,35 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
             .next(std::time::Instant::now())
             .map(Instant::from_std);
         let ask_again = solicit(&agent.snapshot.resolved.to_solicit, &mut unasked).await;
-        tokio::select! {
-            told = files_changed.recv() => {
-                told.context("the resources are not watched any more: start the agent again")?;
-                agent.read_files();
+        let ask_at = Instant::now() + ASK_AGAIN;
+        let woken = loop {
+            tokio::select! {
+                // Who is silent has been so for long enough.
+                biased;
+                () = health_changed.changed() => break Some(Cause::Health),
+                _ = terminate.recv() => break None,
+                _ = interrupt.recv() => break None,
+                told = files_changed.recv() => {
+                    told.context("the resources are not watched any more: start the agent again")?;
+                    reading.begin();
+                    continue;
+                }
+                Some(()) = hangup.recv() => {
+                    reading.begin();
+                    continue;
+                }
+                loaded = reading.finished() => agent.take(loaded?),
+                told = node_changed.changed() => told?,
+                () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => {}
+                () = sleep_until(ask_at), if ask_again => {}
+                () = sleep_until(drained.unwrap_or_else(Instant::now)), if drained.is_some() => {}
+                () = agent.hook_lost() => {}
             }
-            Some(()) = hangup.recv() => agent.read_files(),
-            told = node_changed.changed() => told?,
-            () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => {}
-            () = sleep(ASK_AGAIN), if ask_again => {}
-            () = health_changed.changed() => {}
-            () = sleep_until(drained.unwrap_or_else(Instant::now)), if drained.is_some() => {}
-            () = agent.hook_lost() => {}
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            break Some(Cause::Anything);
+        };
+        match woken {
+            Some(why) => cause = why,
+            None => break,
         }
     }
     tracing::info!("stopping; programs and maps stay in the kernel and keep working");

@@ -140,10 +140,17 @@ impl Board {
         self.changed.notified().await;
     }
 
-    /// Writes down what is known of a subject, and wakes who waits if its fault is another.
-    pub fn note(&self, subject: &Subject, outcome: Outcome) {
-        let before = self.lock().insert(subject.clone(), outcome.clone());
-        if before.and_then(|before| before.fault) != outcome.fault {
+    /// Writes down what is known of these, and wakes who waits once, if any fault is another.
+    pub fn note(&self, found: impl IntoIterator<Item = (Subject, Outcome)>) {
+        let mut outcomes = self.lock();
+        let mut changed = false;
+        for (subject, outcome) in found {
+            let fault = outcome.fault.clone();
+            let before = outcomes.insert(subject, outcome);
+            changed |= before.and_then(|before| before.fault) != fault;
+        }
+        drop(outcomes);
+        if changed {
             self.changed.notify_one();
         }
     }

@@ -42,6 +42,9 @@ pub trait Prober: Send + 'static {
 /// How long whoever gives an order waits until it is carried out.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// By how much somebody may be silent for longer than the time of silence, for others to be as well.
+const TOGETHER: Duration = Duration::from_millis(5);
+
 /// Who is to be asked, and whom to tell when what is known of them by now is written down.
 type Order = (BTreeMap<Subject, u32>, mpsc::SyncSender<()>);
 
@@ -194,29 +197,78 @@ impl<P: Prober> Round<P> {
     fn look(&mut self, next: Duration) -> Duration {
         let now = now();
         let soon = (next + self.timing.interval / 4).saturating_sub(self.timing.interval);
-        let mut wake = if soon > now { soon } else { next };
+        let wake = if soon > now { soon } else { next };
+        let mut seen = BTreeMap::new();
+        for subject in self.subjects.keys() {
+            // Of whom nothing can be known everything stays as it is.
+            if let Ok(what) = self.prober.seen(subject) {
+                seen.insert(subject.clone(), what);
+            }
+        }
+        let deadline = |subject: &Subject, judge: &Judge| {
+            let seen = seen.get(subject)?;
+            judge.deadline(seen, &self.timing)
+        };
+        let due = together(self.subjects.iter().filter_map(|(s, j)| deadline(s, j)));
+        let waiting = due.is_some_and(|due| due > now);
+        let mut found = Vec::new();
         for (subject, judge) in &mut self.subjects {
-            let Ok(seen) = self.prober.seen(subject) else {
-                // Nothing is known: everything stays as it is.
+            let Some(seen) = seen.get(subject) else {
                 continue;
             };
-            judge.look(now, &seen, &self.timing);
+            let is_due = judge
+                .deadline(seen, &self.timing)
+                .is_some_and(|at| at <= now);
+            if is_due && waiting {
+                continue;
+            }
+            let was_up = judge.is_up();
+            judge.look(now, seen, &self.timing);
+            if judge.is_up() != was_up {
+                let silence = now.saturating_sub(seen.heard.unwrap_or_default());
+                tracing::debug!(up = !was_up, ?silence, "judged {subject}");
+            }
             let outcome = Outcome {
                 fault: (!judge.is_up()).then(|| self.prober.fault(subject, self.timing.timeout)),
                 round_trip: seen.heard.map(|_| seen.round_trip),
             };
-            self.board.note(subject, outcome);
-            if let Some(deadline) = judge.deadline(&seen, &self.timing)
-                && deadline > now
-            {
-                wake = wake.min(deadline);
-            }
+            found.push((subject.clone(), outcome));
         }
-        wake
+        self.board.note(found);
+        match due {
+            Some(due) if due > now => wake.min(due),
+            _ => wake,
+        }
     }
+}
+
+/// The first moment by which somebody's deadline is over, and that of all who are hardly behind: gateways of one node
+/// die together, and are left together.
+fn together(deadlines: impl Iterator<Item = Duration> + Clone) -> Option<Duration> {
+    let latest = deadlines.clone().min()? + TOGETHER;
+    deadlines.filter(|deadline| *deadline <= latest).max()
 }
 
 /// The time of `CLOCK_MONOTONIC`, as programs read it.
 pub(super) fn now() -> Duration {
     clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_dies_together_is_left_together() {
+        let ms = Duration::from_millis;
+        for (deadlines, expected) in [
+            (&[][..], None),
+            (&[900], Some(900)),
+            (&[900, 904, 1200], Some(904)),
+            (&[904, 910, 900], Some(904)),
+        ] {
+            let found = together(deadlines.iter().copied().map(ms));
+            assert_eq!(found, expected.map(ms), "{deadlines:?}");
+        }
+    }
 }
