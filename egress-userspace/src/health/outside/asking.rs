@@ -129,7 +129,7 @@ impl<W: Way> Asking<W> {
             fault: self.fault.clone(),
             round_trip: self.seen.heard.map(|_| self.seen.round_trip),
         };
-        self.board.note(&self.subject, outcome);
+        self.board.note([(self.subject.clone(), outcome)]);
     }
 
     /// That nobody has answered, since when, and why where that is known.
