@@ -154,6 +154,8 @@ fn a_gateway_that_gets_no_answer_is_left_until_it_does() -> Result<()> {
         stage.start_agent("gw-1")?;
         wait_until_up(stage, &[BLUE])?;
         let since = ups(stage)?;
+        let known = ["yet, and it was down before"];
+        ensure!(said(stage, "gw-1", &known)? > 0, "it began anew");
         ensure!(since == before, "it was up: {before:?}, {since:?}");
 
         let answered = Instant::now();

@@ -117,6 +117,7 @@ fn probes_mean_what_they_say() -> Outcome {
 #[test]
 fn what_is_wrong_with_probes_is_told_with_its_place() {
     let many: Vec<_> = (1..10).map(|n| format!("192.0.2.{n}")).collect();
+    let mut wrong = Vec::new();
     let many = format!("{{icmp: {{addresses: [{}]}}}}", many.join(", "));
     for (text, place, complaint) in [
         (
@@ -130,7 +131,7 @@ fn what_is_wrong_with_probes_is_told_with_its_place() {
             "interval",
             "`icmp` has no `addresses`",
         ),
-        ("{icmp: {addresses: []}}", "[]", "`addresses` is empty"),
+        ("{icmp: {addresses: []}}", "[", "`addresses` is empty"),
         (&many, "192.0.2.9", "more than 8"),
         (
             "{icmp: {addresses: [192.0.2.1, 192.0.2.1]}}",
@@ -233,11 +234,14 @@ fn what_is_wrong_with_probes_is_told_with_its_place() {
             .iter()
             .filter_map(|d| file.get(d.position.as_ref()?.span.clone()))
             .collect();
-        let is_there = at.first().is_some_and(|first| *first == place);
-        assert!(is_there, "{text}: {at:?} {found:?}");
-        let said = format!("{} {:?}", found[0].message, found[0].help);
-        assert!(said.contains(complaint), "{text}: {said}");
+        let said = found
+            .first()
+            .map_or_else(String::new, |d| format!("{} {:?}", d.message, d.help));
+        if at.first() != Some(&place) || !said.contains(complaint) {
+            wrong.push(format!("{text}: {at:?} {said}"));
+        }
     }
+    assert!(wrong.is_empty(), "{wrong:#?}");
     let empty = read(&gateway("{}")).diagnostics;
     assert!(
         empty.len() == 1 && empty[0].message.contains("neither `icmp` nor `http`"),
