@@ -18,7 +18,7 @@ use crate::model::{Asked, Probe, Probes, Url};
 /// Many enough to know whether it is them or the way that is down.
 const MAX_TARGETS: usize = 8;
 /// Probing more often costs more than it tells; less often tells nothing.
-const INTERVALS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3600));
+const INTERVALS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1200));
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(3600);
 /// Longer ones are no health checks.
 const MAX_URL: usize = 2048;
@@ -154,11 +154,12 @@ fn read_interval(report: &Report<'_>, fields: &Fields<'_>, kind: &Kind) -> Durat
         let message = format!("`interval`: {interval:?} is out of range");
         let help = format!("write a time from {shortest:?} to {longest:?}");
         report.error(&value.span, message, &help);
+        return kind.interval;
     }
     interval
 }
 
-/// The timeout; where it is left out, as many intervals as the default has.
+/// The timeout; where it is left out, at least as many intervals as the default has.
 fn read_timeout(
     report: &Report<'_>,
     fields: &Fields<'_>,
@@ -166,7 +167,7 @@ fn read_timeout(
     interval: Duration,
 ) -> Duration {
     let Some(value) = fields.get("timeout") else {
-        return (interval * 3).max(kind.timeout).min(LONGEST_TIMEOUT * 3);
+        return (interval * 3).max(kind.timeout);
     };
     let Some(timeout) = read_time(report, value, "timeout") else {
         return kind.timeout;
