@@ -7,7 +7,7 @@ use std::{
 
 use super::apply::Kernel;
 use crate::{
-    health::{Asking, Board, Faults, NextHopProbe, NextHopProber, Subject},
+    health::{Asking, Board, Faults, NextHopProbe, NextHopProber, Subject, UNKNOWN_NODE},
     model::ObjectName,
     settings::ProbeOptions,
     state::Names,
@@ -71,9 +71,8 @@ impl Health {
         for subject in subjects.keys() {
             match subject {
                 Subject::Gateway { node, .. } => {
-                    if let Some(index) = names.nodes.get(node) {
-                        gateways.insert(subject.clone(), *index);
-                    }
+                    let index = names.nodes.get(node).copied();
+                    gateways.insert(subject.clone(), index.unwrap_or(UNKNOWN_NODE));
                 }
                 Subject::Drained { .. } => {}
                 Subject::NextHop { .. } => {

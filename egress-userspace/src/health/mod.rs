@@ -24,7 +24,7 @@ use tokio::sync::Notify;
 pub use self::{
     judge::{Judge, Seen, Timing},
     next_hop::{NextHopProbe, NextHopProber},
-    overlay::OverlayProber,
+    overlay::{OverlayProber, UNKNOWN_NODE},
     round::{Asking, Prober},
 };
 use crate::model::ObjectName;

@@ -73,6 +73,7 @@ impl Asking {
             timing,
             board,
             subjects: BTreeMap::new(),
+            numbers: BTreeMap::new(),
             failed: false,
         };
         let thread = std::thread::Builder::new()
@@ -121,6 +122,8 @@ struct Round<P> {
     timing: Timing,
     board: Arc<Board>,
     subjects: BTreeMap<Subject, Judge>,
+    /// Where each is asked.
+    numbers: BTreeMap<Subject, u32>,
     /// Whether the last questions could not be sent, which is said once.
     failed: bool,
 }
@@ -168,13 +171,17 @@ impl<P: Prober> Round<P> {
             self.subjects.remove(&subject);
             self.board.forget(&subject);
         }
-        for subject in subjects.keys() {
-            if !self.subjects.contains_key(subject) {
+        for (subject, number) in subjects {
+            // Of whom is asked elsewhere from now on nothing is heard yet; who was down stays so until it is.
+            let elsewhere = self.numbers.get(subject) != Some(number);
+            let known = self.subjects.get(subject);
+            if known.is_none_or(|judge| judge.is_up() && elsewhere) {
                 let seen = self.prober.seen(subject).unwrap_or_default();
                 let judge = Judge::new(now(), &seen, &self.timing);
                 self.subjects.insert(subject.clone(), judge);
             }
         }
+        self.numbers.clone_from(subjects);
     }
 
     fn ask(&mut self) {
@@ -209,7 +216,9 @@ impl<P: Prober> Round<P> {
             let seen = seen.get(subject)?;
             judge.deadline(seen, &self.timing)
         };
-        let due = together(self.subjects.iter().filter_map(|(s, j)| deadline(s, j)));
+        // Those that are over for longer are of somebody who was not asked often enough.
+        let deadlines = self.subjects.iter().filter_map(|(s, j)| deadline(s, j));
+        let due = together(deadlines.filter(|deadline| *deadline + TOGETHER > now));
         let waiting = due.is_some_and(|due| due > now);
         let mut found = Vec::new();
         for (subject, judge) in &mut self.subjects {
