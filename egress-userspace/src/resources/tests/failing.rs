@@ -96,7 +96,7 @@ fn a_policys_annotation_speaks_for_rules_that_say_nothing() -> Outcome {
     }
     for (annotations, complaint, refused) in [
         (format!("{on}: local"), "is \"local\"", true),
-        (format!("{on}: [Local]"), "must be a string", true),
+        (format!("{on}: [Local]"), "is not a string but a list", true),
         (
             format!("{on}: Fallback"),
             "without `egress.fastpath/fallback-selector`",
