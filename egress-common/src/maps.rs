@@ -82,7 +82,7 @@ names! {
 }
 
 /// The maps that userspace fills from the desired state: they name places in each other, and can be filled anew.
-/// All others keep what only the datapath knows: connections and counts.
+/// All others keep what only the datapath knows: connections, counts, and when gateways answered.
 pub const FILLED: &[&str] = &[
     PODS,
     POD_STATE,
@@ -100,7 +100,6 @@ pub const FILLED: &[&str] = &[
     EGRESS,
     NODES,
     NODE_STATE,
-    PROBES,
 ];
 
 /// The number of a map's layout: another one whenever its keys or values, or what they mean, are others, also where

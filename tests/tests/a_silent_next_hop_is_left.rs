@@ -6,14 +6,18 @@ use anyhow::{Context, Result, ensure};
 use egress_tests::{
     Scene, Stage,
     agent::Setup,
+    flow::Flow,
     resources::{Resources, Via, gateway, namespace, pod, policy},
     stage::From,
     topology::{ELSEWHERE, Shape},
     wait,
 };
 
-/// Two next hops in a group, and an agent that asks them in this way.
-fn stage(how: &str) -> Result<Stage> {
+/// What is promised.
+const WITHIN: Duration = Duration::from_secs(1);
+
+/// Two next hops in a group, and an agent that asks them for their hardware addresses.
+fn stage() -> Result<Stage> {
     let scene = Scene::build(&Shape {
         pods: vec!["web", "plain"],
         ..Shape::default()
@@ -32,19 +36,36 @@ fn stage(how: &str) -> Result<Stage> {
     }
     resources.write("all.yaml", &text)?;
     let mut setup = Setup::new(&scene, resources.directory())?;
-    let arguments = ["--next-hop-probe", how, "--probe-up-after", "500ms"];
-    setup.arguments.extend(arguments.map(str::to_owned));
+    setup.arguments = asking("arp");
     let stage = Stage::start_with(scene, resources, setup)?;
-    let asked = if how == "off" { 0 } else { 2 };
+    wait_until_heard(&stage, 2)?;
+    Ok(stage)
+}
+
+fn asking(how: &str) -> Vec<String> {
+    let arguments = ["--next-hop-probe", how, "--probe-up-after", "300ms"];
+    arguments.map(str::to_owned).to_vec()
+}
+
+/// Starts another agent, which asks in this way.
+fn ask_by(stage: &mut Stage, how: &str) -> Result<()> {
+    let agent = stage.agent.take().context("there is no agent")?;
+    agent.terminate()?;
+    stage.setup.arguments = asking(how);
+    stage.agent = Some(stage.setup.start()?);
+    Ok(())
+}
+
+fn wait_until_heard(stage: &Stage, answers_wanted: usize) -> Result<()> {
     stage
         .agent()?
         .wait_for_metrics("the next hops have answered", |metrics| {
             let labels = [("probe", "next_hop")];
             let answers = metrics.matching("egress_gateway_probe_seconds", &labels);
-            ensure!(answers.count() == asked);
+            ensure!(answers.count() == answers_wanted);
             Ok(())
         })?;
-    Ok(stage)
+    Ok(())
 }
 
 fn wait_until(stage: &Stage, gateway: &str, up: bool) -> Result<()> {
@@ -65,52 +86,84 @@ fn all_by(stage: &Stage, gateway: &str) -> Result<()> {
     Ok(())
 }
 
-/// Cuts red off, mends it, and checks what is said.
-fn is_left(how: &str, reason: &str) -> Result<()> {
-    let stage = stage(how)?;
+/// Cuts off the next hop that a flow uses, and checks when it is on the other one. Gives the one that is cut off.
+fn is_left_in_time(stage: &Stage, flow: &Flow) -> Result<&'static str> {
+    let used = flow.last()?;
+    let mut found = None;
+    for name in ["red", "blue"] {
+        if stage.gateway(name)?.egress_like(used) == used {
+            found = Some(name);
+        }
+    }
+    let name = found.with_context(|| format!("{used} is nobody's"))?;
+    stage
+        .scene
+        .dmz
+        .ip(&format!("link set {name}0 nomaster\n"))?;
+    let (silence, pause) = wait::until("the flow is on the other one", || {
+        ensure!(flow.last()? != used, "it is still on {name}");
+        flow.last_silence()
+    })?;
+    println!("{name} was left after {silence:?}, with a pause of the sender of {pause:?}");
+    ensure!(silence <= WITHIN, "{name} was left after {silence:?}");
+    Ok(name)
+}
+
+/// Cuts off one, then the other, then both, and checks what is said, and that nothing leaves in the end.
+fn are_left(stage: &Stage, reason: &str) -> Result<()> {
     let dmz = &stage.scene.dmz;
-    let cut = Instant::now();
-    dmz.ip("link set red0 nomaster\n")?;
-    wait_until(&stage, "red", false)?;
-    ensure!(cut.elapsed() >= Duration::from_millis(500), "{cut:?}");
-    all_by(&stage, "blue")?;
-    let log = stage.agent()?.log();
-    let line = log
-        .lines()
-        .find(|line| line.contains("gateway is down"))
-        .context("nothing is said")?;
+    let from = stage.agent()?.log().len();
+    let flow = Flow::start(
+        &stage.pod("web")?.host,
+        &stage.scene.internet,
+        ELSEWHERE.v4.into(),
+    )?;
+    let first = is_left_in_time(stage, &flow)?;
+    let other = if first == "red" { "blue" } else { "red" };
+    wait_until(stage, first, false)?;
+    all_by(stage, other)?;
+    let log = stage.agent()?.log().split_off(from);
+    let mut lines = log.lines();
+    let line = lines.find(|line| line.contains("gateway is down"));
+    let line = line.context("nothing is said")?;
     ensure!(
-        line.contains(reason) && line.contains("default/red"),
+        line.contains(reason) && line.contains(&format!("default/{first}")),
         "{line}"
     );
-    dmz.ip("link set red0 master br0\n")?;
-    wait_until(&stage, "red", true)?;
-    dmz.ip("link set blue0 nomaster\n")?;
-    wait_until(&stage, "blue", false)?;
-    all_by(&stage, "red")?;
+    dmz.ip(&format!("link set {first}0 master br0\n"))?;
+    wait_until(stage, first, true)?;
+    let second = is_left_in_time(stage, &flow)?;
+    ensure!(second == other, "the flow went back");
+    wait_until(stage, second, false)?;
+    all_by(stage, first)?;
+    drop(flow);
     // Both are gone: nothing leaves, by neither of them and by no other way.
-    dmz.ip("link set red0 nomaster\n")?;
-    wait_until(&stage, "red", false)?;
+    dmz.ip(&format!("link set {first}0 nomaster\n"))?;
+    wait_until(stage, first, false)?;
     for address in ELSEWHERE.addresses() {
         stage.expect_dropped("web", address, "NoGateway")?;
+    }
+    for name in ["red", "blue"] {
+        dmz.ip(&format!("link set {name}0 master br0\n"))?;
+        wait_until(stage, name, true)?;
     }
     Ok(())
 }
 
 #[test]
-fn by_hardware_addresses() -> Result<()> {
-    is_left("arp", "has not answered ARP requests for 900 ms")
-}
-
-#[test]
-fn by_echo_requests() -> Result<()> {
-    is_left("icmp", "has not answered echo requests for 900 ms")
+fn silent_next_hops_are_left_and_used_again() -> Result<()> {
+    let mut stage = stage()?;
+    each_family_is_asked(&stage)?;
+    are_left(&stage, "has not answered ARP requests for 900 ms")?;
+    ask_by(&mut stage, "icmp")?;
+    wait_until_heard(&stage, 2)?;
+    are_left(&stage, "has not answered echo requests for 900 ms")?;
+    ask_by(&mut stage, "off")?;
+    or_not_at_all(&stage)
 }
 
 /// A next hop of one family says nothing of the other.
-#[test]
-fn each_family_is_asked() -> Result<()> {
-    let stage = stage("arp")?;
+fn each_family_is_asked(stage: &Stage) -> Result<()> {
     let red = stage.gateway("red")?.host.clone();
     for (address, other, route, reason) in [
         (
@@ -160,9 +213,7 @@ fn each_family_is_asked() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn or_not_at_all() -> Result<()> {
-    let stage = stage("off")?;
+fn or_not_at_all(stage: &Stage) -> Result<()> {
     stage.scene.dmz.ip("link set red0 nomaster\n")?;
     let cut = Instant::now();
     // It stays up for longer than any silence that counts.
@@ -173,7 +224,8 @@ fn or_not_at_all() -> Result<()> {
                 .sum("egress_gateway_up", &[("gateway", "red")])
                 == 1
         );
-        ensure!(cut.elapsed() > Duration::from_secs(2));
+        ensure!(cut.elapsed() > Duration::from_millis(1200));
         Ok(())
-    })
+    })?;
+    wait_until_heard(stage, 0)
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::apply::Kernel;
 use crate::{
-    health::{Asking, Board, Faults, NextHopProbe, NextHopProber, Outside, Subject},
+    health::{Asking, Board, Faults, NextHopProbe, NextHopProber, Outside, Subject, UNKNOWN_NODE},
     resolve::Resolved,
     settings::ProbeOptions,
     state::Names,
@@ -72,9 +72,8 @@ impl Health {
         for subject in resolved.subjects.keys() {
             match subject {
                 Subject::Gateway { node, .. } => {
-                    if let Some(index) = names.nodes.get(node) {
-                        gateways.insert(subject.clone(), *index);
-                    }
+                    let index = names.nodes.get(node).copied();
+                    gateways.insert(subject.clone(), index.unwrap_or(UNKNOWN_NODE));
                 }
                 Subject::Outside { .. } | Subject::Drained { .. } => {}
                 Subject::NextHop { .. } => {

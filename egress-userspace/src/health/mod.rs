@@ -27,7 +27,7 @@ pub use self::{
     judge::{Judge, Seen, Timing},
     next_hop::{NextHopProbe, NextHopProber},
     outside::{Claims, MAX_TARGETS, Outside, Probed, Source},
-    overlay::OverlayProber,
+    overlay::{OverlayProber, UNKNOWN_NODE},
     round::{Asking, Prober},
 };
 use crate::model::{ObjectName, ProbeKind};

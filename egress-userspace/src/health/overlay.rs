@@ -1,36 +1,56 @@
 //! Asking gateways on other nodes, through the overlay: their nodes' programs answer, whether an agent runs there or not.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use egress_common::gateway::GatewayId;
 
 use super::{Prober, Seen, Subject};
 use crate::kernel::GatewayProbes;
 
+/// The number of a node that the maps do not have yet: its gateways are not asked, and what an earlier run has found
+/// of them holds.
+pub const UNKNOWN_NODE: u32 = u32::MAX;
+
 /// Asks gateways through the overlay.
 pub struct OverlayProber {
     probes: GatewayProbes,
+    /// Those whose nodes are not known yet.
+    unknown: BTreeSet<GatewayId>,
 }
 
 impl OverlayProber {
     /// By this program and its map.
     #[must_use]
     pub const fn new(probes: GatewayProbes) -> Self {
-        Self { probes }
+        Self {
+            probes,
+            unknown: BTreeSet::new(),
+        }
     }
 }
 
 impl Prober for OverlayProber {
     fn watch(&mut self, subjects: &BTreeMap<Subject, u32>) -> anyhow::Result<()> {
-        let gateways: BTreeMap<GatewayId, u32> = subjects
+        let gateways: BTreeMap<GatewayId, Option<u32>> = subjects
             .iter()
-            .filter_map(|(subject, node)| Some((id(subject)?, *node)))
+            .filter_map(|(subject, node)| {
+                let node = (*node != UNKNOWN_NODE).then_some(*node);
+                Some((id(subject)?, node))
+            })
             .collect();
+        let unknown = gateways.iter().filter(|(_, node)| node.is_none());
+        self.unknown = unknown.map(|(id, _)| *id).collect();
         self.probes.watch(&gateways)
     }
 
     fn ask(&mut self, subject: &Subject) -> anyhow::Result<()> {
-        id(subject).map_or(Ok(()), |id| self.probes.send(id))
+        match id(subject) {
+            Some(id) if !self.unknown.contains(&id) => self.probes.send(id),
+            Some(_) | None => Ok(()),
+        }
     }
 
     fn seen(&mut self, subject: &Subject) -> anyhow::Result<Seen> {

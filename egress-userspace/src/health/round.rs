@@ -73,6 +73,7 @@ impl Asking {
             timing,
             board,
             subjects: BTreeMap::new(),
+            numbers: BTreeMap::new(),
             failed: false,
         };
         let thread = std::thread::Builder::new()
@@ -121,6 +122,8 @@ struct Round<P> {
     timing: Timing,
     board: Arc<Board>,
     subjects: BTreeMap<Subject, Judge>,
+    /// Where each is asked.
+    numbers: BTreeMap<Subject, u32>,
     /// Whether the last questions could not be sent, which is said once.
     failed: bool,
 }
@@ -168,13 +171,17 @@ impl<P: Prober> Round<P> {
             self.subjects.remove(&subject);
             self.board.forget(&subject);
         }
-        for subject in subjects.keys() {
-            if !self.subjects.contains_key(subject) {
+        for (subject, number) in subjects {
+            // Of whom is asked elsewhere from now on nothing is heard yet; who was down stays so until it is.
+            let elsewhere = self.numbers.get(subject) != Some(number);
+            let known = self.subjects.get(subject);
+            if known.is_none_or(|judge| judge.is_up() && elsewhere) {
                 let seen = self.prober.seen(subject).unwrap_or_default();
                 let judge = Judge::new(now(), &seen, &self.timing);
                 self.subjects.insert(subject.clone(), judge);
             }
         }
+        self.numbers.clone_from(subjects);
     }
 
     fn ask(&mut self) {
@@ -209,17 +216,18 @@ impl<P: Prober> Round<P> {
             let seen = seen.get(subject)?;
             judge.deadline(seen, &self.timing)
         };
-        let due = together(self.subjects.iter().filter_map(|(s, j)| deadline(s, j)));
+        // Those that are over for longer are of somebody who was not asked often enough.
+        let is_near = |deadline: &Duration| *deadline + TOGETHER > now;
+        let deadlines = self.subjects.iter().filter_map(|(s, j)| deadline(s, j));
+        let due = together(deadlines.filter(is_near));
         let waiting = due.is_some_and(|due| due > now);
         let mut found = Vec::new();
         for (subject, judge) in &mut self.subjects {
             let Some(seen) = seen.get(subject) else {
                 continue;
             };
-            let is_due = judge
-                .deadline(seen, &self.timing)
-                .is_some_and(|at| at <= now);
-            if is_due && waiting {
+            let deadline = judge.deadline(seen, &self.timing);
+            if waiting && deadline.is_some_and(|at| at <= now && is_near(&at)) {
                 continue;
             }
             let was_up = judge.is_up();
@@ -269,6 +277,69 @@ mod tests {
         ] {
             let found = together(deadlines.iter().copied().map(ms));
             assert_eq!(found, expected.map(ms), "{deadlines:?}");
+        }
+    }
+
+    /// Answers whatever is put in here.
+    struct Scripted(BTreeMap<Subject, Seen>);
+
+    impl Prober for Scripted {
+        fn watch(&mut self, _: &BTreeMap<Subject, u32>) -> anyhow::Result<()> {
+            Ok(())
+        }
+
+        fn ask(&mut self, _: &Subject) -> anyhow::Result<()> {
+            Ok(())
+        }
+
+        fn seen(&mut self, subject: &Subject) -> anyhow::Result<Seen> {
+            Ok(self.0.get(subject).copied().unwrap_or_default())
+        }
+
+        fn fault(&self, _: &Subject, _: Duration) -> String {
+            "silent".to_owned()
+        }
+    }
+
+    #[test]
+    fn who_was_asked_too_rarely_is_judged_once_it_was_not() {
+        let [slow, fine] = [1, 2].map(|last| Subject::NextHop {
+            address: [192, 0, 2, last].into(),
+            ifindex: 1,
+        });
+        let timing = Timing::default();
+        let board = Board::new();
+        let began = now();
+        let mut round = Round {
+            prober: Scripted(BTreeMap::new()),
+            timing,
+            board: Arc::clone(&board),
+            subjects: BTreeMap::new(),
+            numbers: BTreeMap::new(),
+            failed: false,
+        };
+        let both = [(slow.clone(), 0), (fine.clone(), 0)].into();
+        round.change(&both);
+        let long_ago = began.saturating_sub(timing.timeout * 2);
+        round.subjects.values_mut().for_each(|judge| {
+            *judge = Judge::new(long_ago, &Seen::default(), &timing);
+        });
+        let heard = |at: Duration, unanswered| Seen {
+            asked: Some(began),
+            heard: Some(at),
+            round_trip: Duration::ZERO,
+            unanswered,
+        };
+        for (unanswered, down) in [(1, false), (2, true)] {
+            let seen = [
+                (slow.clone(), heard(long_ago, unanswered)),
+                (fine.clone(), heard(began, 0)),
+            ];
+            round.prober.0 = seen.into();
+            let wake = round.look(began + timing.interval);
+            assert!(wake <= began + timing.timeout);
+            assert_eq!(board.faults().contains_key(&slow), down, "{unanswered}");
+            assert!(!board.faults().contains_key(&fine));
         }
     }
 }

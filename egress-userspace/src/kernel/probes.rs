@@ -36,12 +36,12 @@ impl GatewayProbes {
         })
     }
 
-    /// Has exactly these gateways in the map, each with its node: an index of `NODE_STATE`. What is known of one
-    /// that stays on its node stays known.
+    /// Has exactly these gateways in the map, each with its node: an index of `NODE_STATE`, or none if that has no such
+    /// node yet. What is known of one that stays on its node stays known.
     ///
     /// # Errors
     /// The map cannot be read, or has no room.
-    pub fn watch(&mut self, gateways: &BTreeMap<GatewayId, u32>) -> anyhow::Result<()> {
+    pub fn watch(&mut self, gateways: &BTreeMap<GatewayId, Option<u32>>) -> anyhow::Result<()> {
         let there: Result<BTreeMap<_, _>, _> = self.probes.iter().collect();
         let there = there.with_context(|| format!("cannot read {PROBES}"))?;
         for gone in there.keys().filter(|id| !gateways.contains_key(id)) {
@@ -49,11 +49,14 @@ impl GatewayProbes {
                 .with_context(|| format!("cannot remove from {PROBES}"))?;
         }
         for (id, node) in gateways {
-            if there.get(id).is_some_and(|probe| probe.node == *node) {
+            let Some(node) = *node else {
+                continue;
+            };
+            if there.get(id).is_some_and(|probe| probe.node == node) {
                 continue;
             }
             let probe = Probe {
-                node: *node,
+                node,
                 ..Probe::default()
             };
             self.probes

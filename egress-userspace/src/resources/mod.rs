@@ -416,7 +416,7 @@ fn content(report: &Report<'_>, value: &Value, id: &ObjectId) -> (Option<Object>
             Some(Object::Node(cluster::node(report, &object))),
             Vec::new(),
         ),
-        Kind::EgressGatewayPolicy => policy::read(report, &object)
+        Kind::EgressGatewayPolicy => policy::read(report, &object, &metadata)
             .map(|(policy, places)| (Object::Policy(policy), places))
             .map_or_else(Default::default, |(policy, places)| (Some(policy), places)),
         Kind::EgressGateway => {
@@ -438,16 +438,16 @@ fn read_metadata<'v>(report: &Report<'_>, object: &Fields<'v>, id: &'v ObjectId)
         .get("metadata")
         .and_then(|value| report.fields(value, "metadata"));
     let field = |name| metadata.and_then(|metadata| metadata.get(name));
-    // Nothing of the other kinds is selected by labels or steered by annotations.
-    let steered = matches!(id.kind, Kind::Namespace | Kind::Pod);
-    let labelled = steered || id.kind == Kind::EgressGateway;
+    // Nothing of the other kinds is selected by labels, or says anything by annotations.
+    let labelled = matches!(id.kind, Kind::Namespace | Kind::Pod | Kind::EgressGateway);
+    let annotated = labelled || id.kind == Kind::EgressGatewayPolicy;
     Metadata {
         labels: field("labels")
             .filter(|_| labelled)
             .map(|value| cluster::labels(report, value))
             .unwrap_or_default(),
         terminating: field("deletionTimestamp").is_some_and(|value| value.data != Data::Null),
-        annotations: match field("annotations").filter(|_| labelled) {
+        annotations: match field("annotations").filter(|_| annotated) {
             None => Annotations::None,
             Some(value) => report
                 .fields(value, "annotations")

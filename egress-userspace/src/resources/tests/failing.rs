@@ -52,6 +52,96 @@ fn what_happens_without_gateways_is_said_or_refused() -> Outcome {
 }
 
 #[test]
+fn a_policys_annotation_speaks_for_rules_that_say_nothing() -> Outcome {
+    let policy = |annotations: &str| {
+        read(&format!(
+            "apiVersion: projectcalico.org/v3\nkind: EgressGatewayPolicy\nmetadata:\n  name: p\n  annotations: \
+             {{{annotations}}}\nspec:\n  rules:\n  - {{gateway: {{selector: all()}}}}\n  - {{destination: {{cidr: \
+             10.0.0.0/8}}, gateway: {{selector: all()}}, onFailure: Drop}}\n  - {{destination: {{cidr: \
+             172.16.0.0/12}}}}\n"
+        ))
+    };
+    let fallback = |max, namespaces| {
+        Ok::<_, crate::selector::ParseError>(OnFailure::Fallback(GatewaySelector {
+            namespaces,
+            gateways: selector("a == 'b'")?,
+            max_next_hops: NonZeroU32::new(max),
+            preference: Preference::None,
+        }))
+    };
+    let on = "egress.fastpath/on-failure";
+    let other = "egress.fastpath/fallback-";
+    for (annotations, expected) in [
+        (String::new(), OnFailure::Drop),
+        (format!("{on}: Drop"), OnFailure::Drop),
+        (format!("{on}: Local"), OnFailure::Local),
+        (
+            format!("{on}: Fallback, {other}selector: \"a == 'b'\""),
+            fallback(0, None)?,
+        ),
+        (
+            format!(
+                "{on}: Fallback, {other}selector: \"a == 'b'\", {other}namespace-selector: all(), \
+                 {other}max-next-hops: \"2\""
+            ),
+            fallback(2, Some(selector("all()")?))?,
+        ),
+    ] {
+        let Some(Object::Policy(policy)) = only_object(policy(&annotations)) else {
+            return Err(annotations.into());
+        };
+        let found: Vec<_> = policy.rules.iter().map(|rule| &rule.on_failure).collect();
+        let drop = OnFailure::Drop;
+        assert_eq!(found, [&expected, &drop, &drop], "{annotations}");
+    }
+    for (annotations, complaint, refused) in [
+        (format!("{on}: local"), "is \"local\"", true),
+        (format!("{on}: [Local]"), "is not a string but a list", true),
+        (
+            format!("{on}: Fallback"),
+            "without `egress.fastpath/fallback-selector`",
+            true,
+        ),
+        (
+            format!("{on}: Fallback, {other}selector: \"a ==\""),
+            "fallback-selector",
+            true,
+        ),
+        (
+            format!("{on}: Fallback, {other}selector: all(), {other}max-next-hops: some"),
+            "is not a whole number",
+            true,
+        ),
+        (format!("{on}: \"\""), "is empty", false),
+        (
+            format!("{other}selector: all()"),
+            "has no effect unless",
+            false,
+        ),
+        (
+            format!("{on}: Local, {other}selector: all()"),
+            "has no effect unless",
+            false,
+        ),
+    ] {
+        let file = policy(&annotations);
+        let found = &file.diagnostics;
+        assert!(
+            found.len() == 1 && found[0].message.contains(complaint),
+            "{annotations}: {found:?}"
+        );
+        assert_eq!(
+            found[0].position.as_ref().map(|at| at.line),
+            Some(5),
+            "{annotations}: {found:?}"
+        );
+        let valid = file.entries.iter().all(|entry| entry.valid);
+        assert_eq!(valid, !refused, "{annotations}");
+    }
+    Ok(())
+}
+
+#[test]
 fn who_is_about_to_go_says_so() -> Outcome {
     let asked = |value: &str| format!("annotations: {{egress.fastpath/drain: {value}}}");
     for (metadata, expected) in [
