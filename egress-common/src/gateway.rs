@@ -63,6 +63,8 @@ map_type!(Egress, size = 40, align = 4);
 pub const EGRESS_ALLOW_LOCAL: u32 = 1;
 /// The address is the node's own too: ports outside the range are the kernel's.
 pub const EGRESS_SHARED: u32 = 2;
+/// The node's own probes say that nothing gets out by this address: other nodes' probes are not answered.
+pub const EGRESS_DOWN: u32 = 4;
 
 /// What the whole node is told: the one element of `SETTINGS`.
 #[repr(C)]

@@ -77,10 +77,12 @@ names! {
     ANSWER_COUNTS,
     /// Array: how many more answers a source may have.
     ANSWER_BUCKETS,
+    /// Hash: gateway on another node → when it was asked, and when it answered.
+    PROBES,
 }
 
 /// The maps that userspace fills from the desired state: they name places in each other, and can be filled anew.
-/// All others keep what only the datapath knows: connections and counts.
+/// All others keep what only the datapath knows: connections, counts, and when gateways answered.
 pub const FILLED: &[&str] = &[
     PODS,
     POD_STATE,
@@ -158,4 +160,6 @@ pub mod capacity {
     pub const NAT_SOURCES: u32 = 65_536;
     /// Buckets that limit answers: a source's is found by its hash.
     pub const ANSWER_BUCKETS: u32 = 4096;
+    /// Gateways on other nodes that are probed.
+    pub const PROBES: u32 = 4096;
 }

@@ -32,11 +32,17 @@ pub enum FrameKind {
     Out(GatewayId),
     /// What comes back from this gateway, for the pod that it is addressed to: a reply, or an error.
     Back(GatewayId),
+    /// A question whether this gateway is in order.
+    Probe(GatewayId),
+    /// The answer that it is.
+    ProbeReply(GatewayId),
 }
 
 const LOCALLY_ADMINISTERED: u8 = 0x02;
 const OUT: u8 = 1;
 const BACK: u8 = 2;
+const PROBE: u8 = 3;
+const PROBE_REPLY: u8 = 4;
 
 impl FrameKind {
     /// The source address of the inner frame.
@@ -45,6 +51,8 @@ impl FrameKind {
         let (kind, gateway) = match self {
             Self::Out(gateway) => (OUT, gateway),
             Self::Back(gateway) => (BACK, gateway),
+            Self::Probe(gateway) => (PROBE, gateway),
+            Self::ProbeReply(gateway) => (PROBE_REPLY, gateway),
         };
         let id = gateway.0.to_be_bytes();
         Mac([LOCALLY_ADMINISTERED, kind, id[0], id[1], id[2], id[3]])
@@ -61,6 +69,8 @@ impl FrameKind {
         match m[1] {
             OUT => Some(Self::Out(gateway)),
             BACK => Some(Self::Back(gateway)),
+            PROBE => Some(Self::Probe(gateway)),
+            PROBE_REPLY => Some(Self::ProbeReply(gateway)),
             _ => None,
         }
     }
@@ -85,3 +95,6 @@ map_type!(NodeState, size = 40, align = 4);
 
 /// The origin of a connection that started on this node.
 pub const ORIGIN_HERE: u32 = 0;
+/// The origin of a connection of the node's own sockets from an egress address: what comes back is the kernel's. Such a
+/// connection has no entry in `NAT_OUT`; userspace makes the one in `NAT_BACK`, with the time until when it is wanted.
+pub const ORIGIN_KERNEL: u32 = u32::MAX - 1;

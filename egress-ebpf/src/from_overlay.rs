@@ -14,6 +14,7 @@ use crate::{
     overlay::{self, Sender},
     packet::Packet,
     parse::{self, Frame, Ip},
+    probe,
 };
 
 /// What becomes of it.
@@ -22,6 +23,10 @@ pub(crate) enum Emergence {
     Translated { gateway: u32, shape: Shape },
     /// On its way to a pod of this node.
     Delivered,
+    /// A probe of a gateway that is in order: its answer, on its way back.
+    Vouched,
+    /// A probe that gets no answer, or the answer to one: no packet of anybody's, and so not counted.
+    Noted,
     /// It ends here, and the pod is told.
     Answered {
         gateway: u32,
@@ -60,6 +65,23 @@ pub(crate) fn handle(packet: &Packet<'_>) -> Emergence {
     match open(packet, &mut sender, ip) {
         Ok(FrameKind::Out(gateway)) => out(packet, ip, gateway, sender.origin),
         Ok(FrameKind::Back(gateway)) => back(packet, ip, gateway, sender.origin),
+        Ok(FrameKind::Probe(gateway)) => {
+            if probe::answer(packet, gateway, sender.origin) {
+                Emergence::Vouched
+            } else {
+                Emergence::Noted
+            }
+        }
+        Ok(FrameKind::ProbeReply(gateway)) => {
+            probe::note(packet, gateway, sender.origin);
+            Emergence::Noted
+        }
+        // Nodes ask one that starts, too: nothing is lost by that, and nothing is wrong.
+        Err(DropReason::OverlayMalformed | DropReason::OverlayUnknownNode)
+            if probe::is_one(packet) =>
+        {
+            Emergence::Noted
+        }
         Err(reason) => Emergence::Dropped {
             reason,
             shape: Shape::of_frame(packet),
@@ -72,6 +94,9 @@ pub(crate) fn handle(packet: &Packet<'_>) -> Emergence {
 fn open(packet: &Packet<'_>, sender: &mut Sender, ip: &mut Ip) -> Result<FrameKind, DropReason> {
     overlay::sender(packet, sender)?;
     let kind = sender.kind().ok_or(DropReason::OverlayMalformed)?;
+    if let FrameKind::Probe(_) | FrameKind::ProbeReply(_) = kind {
+        return Ok(kind);
+    }
     // Its MAC is nobody's, and the kernel sends on only what was for this host.
     packet.claim()?;
     match parse::frame(packet, ip) {

@@ -38,6 +38,7 @@ mod own;
 mod packet;
 mod parse;
 mod pods;
+mod probe;
 mod replies;
 mod settings;
 mod to_pod;
@@ -139,7 +140,8 @@ pub fn egress_from_overlay(ctx: TcContext) -> i32 {
             counters::translated(gateway, Direction::Out, shape);
             TC_ACT_REDIRECT
         }
-        Emergence::Delivered => TC_ACT_REDIRECT,
+        Emergence::Delivered | Emergence::Vouched => TC_ACT_REDIRECT,
+        Emergence::Noted => TC_ACT_SHOT,
         Emergence::Answered {
             gateway,
             reason,
@@ -210,6 +212,12 @@ pub fn egress_from_uplink(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn egress_nat_sweep(ctx: TcContext) -> i32 {
     nat::sweep(&Packet::new(&ctx))
+}
+
+/// Attached nowhere: userspace runs it to ask a gateway on another node whether it is in order.
+#[classifier]
+pub fn egress_probe(ctx: TcContext) -> i32 {
+    probe::send(&Packet::new(&ctx))
 }
 
 /// Counts a packet that ends here under its policy, and logs it.

@@ -44,6 +44,25 @@ pub(crate) fn send_to(packet: &Packet<'_>, index: u32, kind: FrameKind) -> Resul
     send_word_to(packet, index, word_of(kind))
 }
 
+/// Sends a copy of the packet to the node `index`, as a frame of that kind.
+///
+/// # Errors
+/// `StateMissing` if there is no such node or no overlay; nothing is written then.
+#[inline(always)]
+pub(crate) fn send_copy_to(
+    packet: &Packet<'_>,
+    index: u32,
+    kind: FrameKind,
+) -> Result<(), DropReason> {
+    let node = node(index).ok_or(DropReason::StateMissing)?;
+    let settings = settings::get().ok_or(DropReason::StateMissing)?;
+    if settings.overlay_ifindex == 0 {
+        return Err(DropReason::StateMissing);
+    }
+    encapsulate(packet, &node.address, word(node.send), word_of(kind))?;
+    packet.redirect_copy(settings.overlay_ifindex)
+}
+
 /// A function of its own, for the sake of its callers' stack.
 #[inline(never)]
 fn send_word_to(packet: &Packet<'_>, index: u32, kind: u64) -> Result<(), DropReason> {

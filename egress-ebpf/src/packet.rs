@@ -8,7 +8,7 @@ use aya_ebpf::{
         bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1,
     },
     helpers::{
-        bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_skb_change_tail,
+        bpf_clone_redirect, bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_skb_change_tail,
         bpf_skb_get_tunnel_key, bpf_skb_load_bytes, bpf_skb_set_tunnel_key, bpf_skb_vlan_pop,
     },
     programs::TcContext,
@@ -315,6 +315,24 @@ impl<'a> Packet<'a> {
     pub(crate) fn redirect(&self, ifindex: u32) -> Result<(), DropReason> {
         // SAFETY: a helper without pointers.
         redirected(unsafe { bpf_redirect(ifindex, 0) })
+    }
+
+    /// Sends a copy of the packet out of `ifindex` at once.
+    #[inline(always)]
+    pub(crate) fn redirect_copy(&self, ifindex: u32) -> Result<(), DropReason> {
+        // SAFETY: the kernel passes a valid context; no pointer into the packet is kept anywhere.
+        match unsafe { bpf_clone_redirect(self.skb(), ifindex, 0) } {
+            0 => Ok(()),
+            _ => Err(DropReason::RedirectFailed),
+        }
+    }
+
+    /// Writes a number at `offset`, as it lies in memory.
+    #[inline(always)]
+    pub(crate) fn store_word(&self, offset: u32, word: u64) -> Result<(), DropReason> {
+        self.ctx
+            .store(offset as usize, &word, 0)
+            .map_err(|_| DropReason::RedirectFailed)
     }
 
     /// Sends the packet out of `ifindex` to an on-link neighbour, which the kernel resolves.

@@ -19,6 +19,7 @@ use crate::{
     },
     counters::{CounterSource, Numbers},
     diff,
+    health::Faults,
     kernel::{CounterReader, Maps},
     node::NodeView,
     overlay_keys::OverlayKeys,
@@ -167,5 +168,6 @@ fn offline(args: &Explain, paths: &[PathBuf], node: Option<&str>) -> anyhow::Res
         &settings,
         &resolve::Held::new(),
         &resolve::Assigned::new(),
+        &Faults::new(),
     ))
 }

@@ -11,7 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     model::ObjectName,
-    resolve::{Action, EffectiveRule, Fate, PodState, Resolved, SourcePod, UsableGateway, Way},
+    resolve::{
+        Action, EffectiveRule, Fate, PodState, Resolved, SourcePod, Standing, UsableGateway, Way,
+    },
     snapshot::Snapshot,
 };
 
@@ -411,7 +413,17 @@ fn shares(gateways: &[UsableGateway], destination: IpAddr) -> Vec<GatewayShare> 
             Some((gateway, way))
         })
         .collect();
-    let total: f64 = usable.iter().map(|(g, _)| f64::from(g.weight.get())).sum();
+    // Who is drained takes new flows only where everybody is.
+    let serves = |gateway: &UsableGateway| gateway.standing != Standing::Draining;
+    let all = !usable.iter().any(|(gateway, _)| serves(gateway));
+    let weight = |gateway: &UsableGateway| {
+        if all || serves(gateway) {
+            f64::from(gateway.weight.get())
+        } else {
+            0.0
+        }
+    };
+    let total: f64 = usable.iter().map(|(gateway, _)| weight(gateway)).sum();
     usable
         .into_iter()
         .map(|(gateway, way)| {
@@ -436,7 +448,7 @@ fn shares(gateways: &[UsableGateway], destination: IpAddr) -> Vec<GatewayShare> 
                 ifindex: way.ifindex(),
                 device: format!("#{}", way.ifindex()),
                 mtu: way.mtu(),
-                share: f64::from(gateway.weight.get()) / total,
+                share: weight(gateway) / total,
             }
         })
         .collect()

@@ -12,6 +12,7 @@ pub mod diagnostic;
 pub mod diff;
 pub mod explain;
 pub mod gateway_id;
+pub mod health;
 pub mod http;
 pub mod kernel;
 pub mod lint;

@@ -1,11 +1,11 @@
 //! The metrics of `/metrics`, read from the kernel at the moment of the scrape; `docs/metrics.md` explains each.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     fmt::Write as _,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -22,6 +22,8 @@ use prometheus_client::{
 
 use crate::{
     counters::{Counters, MapUse, Series},
+    health::{Board, Subject},
+    model::ObjectName,
     nat::Statistics,
     resolve::{GatewayStatus, PodState},
     snapshot::Snapshot,
@@ -75,6 +77,7 @@ pub struct Metrics {
     snapshot: Arc<ArcSwap<Snapshot>>,
     counters: Arc<Counters>,
     connections: Arc<ArcSwap<Statistics>>,
+    probes: OnceLock<Arc<Board>>,
     held: Option<ReadHeld>,
     applies: Histogram,
     scrape_errors: AtomicU64,
@@ -98,6 +101,7 @@ impl Metrics {
             snapshot,
             counters,
             connections: Arc::default(),
+            probes: OnceLock::new(),
             held: None,
             applies: Histogram::new(APPLY_BUCKETS),
             scrape_errors: AtomicU64::new(0),
@@ -112,6 +116,12 @@ impl Metrics {
             connections,
             ..self
         }
+    }
+
+    /// Shows what is known of probed gateways from now on.
+    pub fn show_probes(&self, board: Arc<Board>) {
+        // The first one stays: there is one agent.
+        let _kept = self.probes.set(board);
     }
 
     /// With what is held back at closed interfaces.
@@ -157,6 +167,11 @@ impl Metrics {
             series,
             maps,
             connections: self.connections.load_full(),
+            round_trips: self
+                .probes
+                .get()
+                .map(|board| board.round_trips())
+                .unwrap_or_default(),
             held,
             applies: self.applies.clone(),
             scrape_errors: self.scrape_errors.load(Ordering::Relaxed),
@@ -178,6 +193,7 @@ struct Scrape {
     series: Series,
     maps: Vec<MapUse>,
     connections: Arc<Statistics>,
+    round_trips: BTreeMap<Subject, Duration>,
     held: Option<Count>,
     applies: Histogram,
     scrape_errors: u64,
@@ -259,6 +275,7 @@ impl Scrape {
                 (labels, u64::from(matches!(status, GatewayStatus::Up(_))))
             }),
         )?;
+        self.probes(e)?;
         gauges(
             e,
             "egress_pods",
@@ -306,6 +323,37 @@ impl Scrape {
             "Entries that a BPF map has room for",
             maps().map(|m| ([("map", m.name.as_str())], m.capacity)),
         )
+    }
+
+    /// How long the last reply of each gateway took; of one with two next hops, the longer.
+    fn probes(&self, e: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let mut longest: BTreeMap<(&ObjectName, &str), Duration> = BTreeMap::new();
+        for (subject, gateways) in &self.snapshot.resolved.subjects {
+            let Some(time) = self.round_trips.get(subject) else {
+                continue;
+            };
+            for gateway in gateways {
+                let place = longest.entry((gateway, subject.kind())).or_default();
+                *place = (*place).max(*time);
+            }
+        }
+        let mut metric = e.encode_descriptor(
+            "egress_gateway_probe",
+            "How long a gateway's last answer to a probe took",
+            Some(&Unit::Seconds),
+            MetricType::Gauge,
+        )?;
+        for ((gateway, kind), time) in longest {
+            let labels = [
+                ("gateway", gateway.name.as_str()),
+                ("namespace", gateway.namespace.as_str()),
+                ("probe", kind),
+            ];
+            metric
+                .encode_family(&labels)?
+                .encode_gauge(&time.as_secs_f64())?;
+        }
+        Ok(())
     }
 
     /// Only where something is to be held: zeroes would say that nothing got through where nothing is kept.

@@ -5,12 +5,16 @@ use std::{
     fmt,
     net::IpAddr,
     num::NonZeroU32,
+    time::Duration,
 };
+
+mod probes;
 
 pub use egress_common::verdict::Replies;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+pub use self::probes::{Asked, Probe, ProbeKind, Probes, Url};
 use crate::selector::Selector;
 
 /// Labels of an object.
@@ -92,6 +96,20 @@ pub struct Pod {
     pub phase: Phase,
     /// Whether its readiness condition is true.
     pub ready: bool,
+    /// Whether it is about to go: as a gateway it takes no new connections.
+    pub leaving: Leaving,
+}
+
+/// Whether somebody is about to go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Leaving {
+    /// No.
+    #[default]
+    No,
+    /// `egress.fastpath/drain` says so.
+    Asked,
+    /// It is being deleted.
+    Terminating,
 }
 
 /// Where a pod stands in its life.
@@ -139,6 +157,20 @@ pub struct Rule {
     pub destination: Option<IpNet>,
     /// Where its packets go.
     pub target: Target,
+    /// Where they go while none of its gateways is usable.
+    pub on_failure: OnFailure,
+}
+
+/// What becomes of a rule's packets while none of its gateways is usable.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum OnFailure {
+    /// They are dropped.
+    #[default]
+    Drop,
+    /// They are left to the kernel's own routing, and leave with whatever address that gives them.
+    Local,
+    /// They go through these gateways, and are dropped if none of those is usable either.
+    Fallback(GatewaySelector),
 }
 
 impl Rule {
@@ -215,6 +247,10 @@ pub struct Gateway {
     pub weight: NonZeroU32,
     /// Who translates, and where.
     pub exit: Exit,
+    /// Whether it takes no new connections: `egress.fastpath/drain`, or it is being deleted.
+    pub leaving: Leaving,
+    /// How long connections that it has may stay then; none is what the agent is told.
+    pub drain_timeout: Option<Duration>,
 }
 
 /// Where the traffic of a gateway leaves.
@@ -244,4 +280,6 @@ pub struct EgressAddresses {
     pub allow_local_services: bool,
     /// The first and the last port that connections may be given; none is all that the node allows.
     pub ports: Option<(u16, u16)>,
+    /// What the node asks of the outside from them; none is nothing.
+    pub probes: Option<Probes>,
 }

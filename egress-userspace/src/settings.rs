@@ -2,6 +2,7 @@
 
 mod nat;
 mod overlay;
+mod probes;
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -15,6 +16,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 
 use crate::{
+    health::NextHopProbe,
     kernel::{AttachMode, Capacities, LoadOptions, Paths},
     node::Pattern,
     resolve::{self, PodGateways},
@@ -25,6 +27,7 @@ use crate::{
 pub use self::{
     nat::{NatOptions, NatTimeout, PortRange},
     overlay::{OVERLAY_DEVICE, OVERLAY_PORT, OVERLAY_VNI, OverlayOptions},
+    probes::{Milliseconds, ProbeOptions},
 };
 
 /// Where the agent pins by default.
@@ -171,6 +174,21 @@ pub struct Flags {
     /// be given several times [default: as Linux conntrack has them]
     #[arg(long, value_name = "STATE=SECONDS", num_args = 1..)]
     pub nat_timeout: Vec<NatTimeout>,
+    /// Pause between two probes of a gateway, such as 300ms or 1s [default: 300ms]
+    #[arg(long, value_name = "TIME")]
+    pub probe_interval: Option<Milliseconds>,
+    /// Time without a reply after which a gateway is down [default: 900ms]
+    #[arg(long, value_name = "TIME")]
+    pub probe_timeout: Option<Milliseconds>,
+    /// How long a gateway that was down must answer before it is up again [default: 2s]
+    #[arg(long, value_name = "TIME")]
+    pub probe_up_after: Option<Milliseconds>,
+    /// How next hops are probed [default: arp]
+    #[arg(long, value_name = "HOW")]
+    pub next_hop_probe: Option<NextHopProbe>,
+    /// How long connections of a gateway that is drained may stay, unless its drainTimeout says it [default: 10m]
+    #[arg(long, value_name = "TIME")]
+    pub drain_timeout: Option<Milliseconds>,
     /// Interfaces that are closed until their pods' policies are in the kernel, by nftables: a name, or its beginning
     /// and *, such as 'cali*'; may be given several times
     #[arg(long, value_name = "PATTERN", num_args = 1..)]
@@ -199,6 +217,8 @@ pub struct Settings {
     pub overlay: Option<OverlayOptions>,
     /// Source NAT on this node.
     pub nat: NatOptions,
+    /// How gateways are probed.
+    pub probes: ProbeOptions,
     /// Interfaces that are closed until their pods' verdicts are in the kernel.
     pub hold_interfaces: Vec<Pattern>,
 }
@@ -243,6 +263,11 @@ impl Flags {
             nat_source_quota: self.nat_source_quota.or(config.nat_source_quota),
             nat_port_range: self.nat_port_range.or(config.nat_port_range),
             nat_timeout: either(self.nat_timeout, config.nat_timeout),
+            probe_interval: self.probe_interval.or(config.probe_interval),
+            probe_timeout: self.probe_timeout.or(config.probe_timeout),
+            probe_up_after: self.probe_up_after.or(config.probe_up_after),
+            drain_timeout: self.drain_timeout.or(config.drain_timeout),
+            next_hop_probe: self.next_hop_probe.or(config.next_hop_probe),
             hold_interfaces: either(self.hold_interfaces, config.hold_interfaces),
             debug_log: self.debug_log.or(config.debug_log),
         }
@@ -254,6 +279,7 @@ impl Flags {
         }
         let overlay = self.overlay()?;
         let nat = self.nat()?;
+        let probes = self.probes()?;
         for name in &self.uplink {
             if let Some(fault) = interface_fault(name) {
                 bail!("--uplink: {name:?} {fault}");
@@ -333,6 +359,7 @@ impl Flags {
             },
             overlay,
             nat,
+            probes,
             hold_interfaces,
         })
     }

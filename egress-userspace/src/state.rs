@@ -74,6 +74,8 @@ pub struct EgressAddress {
     pub holder: Holder,
     /// Whether what belongs to no connection goes to the kernel.
     pub allow_local_services: bool,
+    /// Whether this node's own probes say that nothing gets out by it: other nodes are told so.
+    pub is_down: bool,
 }
 
 /// Whose an egress address is on its node.
@@ -137,8 +139,23 @@ pub struct MemberSpec {
     pub label: MemberLabel,
     /// Its share of the group.
     pub weight: NonZeroU32,
+    /// Which flows are its.
+    pub standing: Standing,
     /// How packets reach it.
     pub way: Way,
+}
+
+/// Which flows a member of a group has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Standing {
+    /// Those that are there, and its share of new ones.
+    #[default]
+    Serving,
+    /// Likewise, and others of its group may come back: although it is the only one by now, it is written down which
+    /// flows are its, so that they stay.
+    Remaining,
+    /// Those that are there: new ones only where all others are draining, too.
+    Draining,
 }
 
 impl MemberSpec {

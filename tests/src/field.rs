@@ -260,7 +260,8 @@ impl Field {
             .with_context(|| format!("cannot write {map}[{index}]"))
     }
 
-    fn entry<K: Pod, V: Pod>(&mut self, map: &str, key: K, value: V) -> Result<()> {
+    /// Writes an entry of a hash.
+    pub fn entry<K: Pod, V: Pod>(&mut self, map: &str, key: K, value: V) -> Result<()> {
         let data = self.datapath.ebpf().map_mut(map).context("no such map")?;
         HashMap::try_from(data)?
             .insert(key, value, 0)

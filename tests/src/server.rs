@@ -6,7 +6,7 @@ use std::{
     os::fd::AsRawFd,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU16, Ordering},
     },
     thread::{self, JoinHandle},
     time::Duration,
@@ -32,6 +32,42 @@ impl Whoami {
         Ok(Self {
             server: TcpServer::start(host, 80, tell_caller)?,
         })
+    }
+
+    /// Every caller so far, in order.
+    #[must_use]
+    pub fn callers(&self) -> Vec<IpAddr> {
+        self.server.callers()
+    }
+}
+
+/// An HTTP server whose pages have the status that it is told.
+#[derive(Debug)]
+pub struct Page {
+    server: TcpServer,
+    status: Arc<AtomicU16>,
+}
+
+impl Page {
+    /// Serves a port of every address of a host, with success at first.
+    pub fn start(host: &Host, port: u16) -> Result<Self> {
+        let status = Arc::new(AtomicU16::new(200));
+        let told = Arc::clone(&status);
+        let serve = move |stream: TcpStream, _caller: IpAddr| {
+            if has_asked(&stream) {
+                let status = told.load(Ordering::Relaxed);
+                answer(&stream, status, "a page\n");
+            }
+        };
+        Ok(Self {
+            server: TcpServer::start(host, port, serve)?,
+            status,
+        })
+    }
+
+    /// Answers with this status from now on.
+    pub fn answer_with(&self, status: u16) {
+        self.status.store(status, Ordering::Relaxed);
     }
 
     /// Every caller so far, in order.
@@ -147,7 +183,11 @@ pub(crate) struct TcpServer {
 }
 
 impl TcpServer {
-    pub(crate) fn start(host: &Host, port: u16, serve: fn(TcpStream, IpAddr)) -> Result<Self> {
+    pub(crate) fn start(
+        host: &Host,
+        port: u16,
+        serve: impl Fn(TcpStream, IpAddr) + Clone + Send + 'static,
+    ) -> Result<Self> {
         let listener = host.enter(|| {
             TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))
                 .with_context(|| format!("cannot listen on port {port}"))
@@ -162,6 +202,7 @@ impl TcpServer {
                         .lock()
                         .unwrap_or_else(PoisonError::into_inner)
                         .push(caller);
+                    let serve = serve.clone();
                     thread::spawn(move || serve(stream, caller));
                 }
             })
@@ -191,14 +232,30 @@ impl Drop for TcpServer {
     }
 }
 
-/// A caller that goes away in the middle is its own affair: errors end the connection, nothing else.
 fn tell_caller(stream: TcpStream, caller: IpAddr) {
-    let mut reader = BufReader::new(&stream);
+    if has_asked(&stream) {
+        answer(&stream, 200, &format!("{caller}\n"));
+    }
+}
+
+/// A caller that goes away in the middle is its own affair: errors end the connection, nothing else.
+fn answer(mut stream: &TcpStream, status: u16, body: &str) {
+    write!(
+        stream,
+        "HTTP/1.1 {status} Said\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    )
+    .ok();
+}
+
+/// Reads a request, and says whether it was whole.
+fn has_asked(stream: &TcpStream) -> bool {
+    let mut reader = BufReader::new(stream);
     let mut body = 0;
     loop {
         let mut line = String::new();
         let Ok(1..) = reader.read_line(&mut line) else {
-            return;
+            return false;
         };
         let line = line.trim().to_ascii_lowercase();
         if let Some(length) = line.strip_prefix("content-length:") {
@@ -208,15 +265,7 @@ fn tell_caller(stream: TcpStream, caller: IpAddr) {
             break;
         }
     }
-    if io::copy(&mut reader.take(body), &mut io::sink()).is_ok() {
-        let answer = format!("{caller}\n");
-        write!(
-            &stream,
-            "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{answer}",
-            answer.len()
-        )
-        .ok();
-    }
+    io::copy(&mut reader.take(body), &mut io::sink()).is_ok()
 }
 
 fn send_back(mut stream: TcpStream, _caller: IpAddr) {

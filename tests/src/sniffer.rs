@@ -144,7 +144,7 @@ impl Capture {
                 destination: to,
                 ..
             } => (from, to) == (source, destination),
-            Content::Overlay { .. } | Content::Strange(_) => false,
+            Content::Overlay { .. } | Content::Probe { .. } | Content::Strange(_) => false,
         })
     }
 
@@ -205,6 +205,16 @@ impl Rules {
                         Some("the reply inside is not for a pod of the receiver")
                     }
                     Kind::Out | Kind::Back => None,
+                }
+            }
+            Content::Probe { from, to } => {
+                let sender = self.node_at(*from).map(|(name, ..)| name);
+                if sender != Some(&sent.node) {
+                    Some("the probe's outer source is not this node's")
+                } else if self.node_at(*to).is_none() {
+                    Some("the probe's receiver is no node")
+                } else {
+                    None
                 }
             }
             Content::Strange(_) => Some("this could not be read"),

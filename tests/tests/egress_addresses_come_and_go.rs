@@ -38,6 +38,7 @@ fn translation(on: &[(&str, &str)]) -> Result<Translation> {
             ports: (1024, 65535),
             holder: Holder::Agent,
             allow_local_services: false,
+            is_down: false,
         };
         addresses.insert(address.parse()?, egress);
     }

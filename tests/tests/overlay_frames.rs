@@ -1,15 +1,19 @@
 //! Frames on a real overlay device: whose are taken, what becomes of each, and that the kernel sees none.
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::{
+    net::{IpAddr, SocketAddr, UdpSocket},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use egress_common::{
-    Addr, DropReason,
+    Addr, DropReason, Family,
     counter::Answer,
-    gateway::{GatewayId, Settings},
+    gateway::{EGRESS_DOWN, Egress, GatewayId, GatewayKey, Settings},
     maps,
     overlay::{FrameKind, Tag},
     pod::PodFacts,
+    probe,
     verdict::{Decision, Member, PodState, Verdict},
 };
 use egress_tests::{
@@ -164,6 +168,20 @@ fn rows(of: &Overlaid) -> Vec<Row> {
             Drop(OverlayMalformed),
         ),
         row(
+            "a probe with a wrong tag",
+            Frame::raw(probe::ETHERTYPE, &[0; 46]),
+            WRONG,
+            FrameKind::Probe(GATEWAY),
+            Drop(OverlayForged),
+        ),
+        row(
+            "the answer to a probe, with a wrong tag",
+            Frame::raw(probe::ETHERTYPE, &[0; 46]),
+            WRONG,
+            FrameKind::ProbeReply(GATEWAY),
+            Drop(OverlayForged),
+        ),
+        row(
             "cut short",
             cut(of.out(20), 10),
             FIRST,
@@ -175,7 +193,7 @@ fn rows(of: &Overlaid) -> Vec<Row> {
         rows.push(row("too big", of.out(1300), FIRST, gateway, Refuse(TooBig)));
     }
     for (name, kind) in [
-        ("an unknown kind", [0x02, 3, 0, 0, 0, 0]),
+        ("an unknown kind", [0x02, 5, 0, 0, 0, 0]),
         ("a MAC that is not ours", [0x00, 1, 7, 8, 9, 10]),
     ] {
         rows.push(Row {
@@ -191,6 +209,62 @@ fn rows(of: &Overlaid) -> Vec<Row> {
 fn cut(mut frame: Frame, bytes: usize) -> Frame {
     frame.bytes.truncate(frame.bytes.len() - bytes);
     frame
+}
+
+/// A probe is answered by the node that has the gateway, as long as its own probes find nothing wrong.
+#[test]
+fn probes_are_answered_for_gateways_that_are_in_order() -> Result<()> {
+    let mut field = Field::new()?;
+    field.attach(Program::FromOverlay, DEVICE)?;
+    let [underlay, _] = &UNDERLAYS;
+    let listening = field.neighbour.enter(|| {
+        let socket = UdpSocket::bind(SocketAddr::new(address(underlay.neighbour), PORT))?;
+        Ok(socket)
+    })?;
+    listening.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let before = field.counts()?;
+    let ask = |gateway: GatewayId, cookie: u8| {
+        Frame::raw(probe::ETHERTYPE, &[cookie; 46])
+            .macs(FIRST.0, FrameKind::Probe(gateway).to_mac().0)
+            .bytes
+    };
+    let unknown = GatewayId(GATEWAY.0 + 1);
+    let mut down = Egress {
+        flags: EGRESS_DOWN,
+        gateway: unknown,
+        address: Addr::from(address("203.0.113.11")),
+        ..Egress::default()
+    };
+    for (what, gateway, cookie, answered) in [
+        ("of another node's", unknown, 1, false),
+        ("of this node's", GATEWAY, 2, true),
+        ("of this node's that is down", unknown, 3, false),
+        ("of this node's that is up again", unknown, 4, true),
+    ] {
+        if cookie >= 3 {
+            field.element(maps::EGRESS, 7, down)?;
+            field.entry(maps::GATEWAYS, GatewayKey::new(unknown, Family::V4), 7)?;
+            down.flags = 0;
+        }
+        field.send(
+            underlay.neighbour,
+            underlay.node,
+            VNI,
+            &ask(gateway, cookie),
+        )?;
+        // Answers come in order: another one would be of a probe that should have none.
+        let sent = if answered { cookie } else { 0 };
+        if !answered {
+            field.send(underlay.neighbour, underlay.node, VNI, &ask(GATEWAY, sent))?;
+        }
+        let mut frame = [0; 128];
+        let length = listening.recv(&mut frame).with_context(|| what)?;
+        let of = if answered { gateway } else { GATEWAY };
+        let reply = Frame::raw(probe::ETHERTYPE, &[sent; 46])
+            .macs(TO_NEIGHBOUR.0, FrameKind::ProbeReply(of).to_mac().0);
+        ensure!(frame[..length] == *vxlan(VNI, &reply.bytes), "{what}");
+    }
+    field.expect(&before, &[])
 }
 
 #[test]

@@ -3,12 +3,14 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may fail loudly")]
 
+use std::time::Duration;
+
 use egress_common::{
     Addr,
     DropReason::{NatExhausted, NatNoState, StateMissing},
     WireU16,
-    nat::NatState,
-    overlay::ORIGIN_HERE,
+    nat::{NatBack, NatBackKey, NatState},
+    overlay::{ORIGIN_HERE, ORIGIN_KERNEL},
 };
 use egress_tests::packets::{
     Action, Input, Slot,
@@ -16,9 +18,10 @@ use egress_tests::packets::{
     nat::{
         ALPHA, BETA,
         Fate::{Dropped, Home, Kernel, Out},
-        Node, Places, addr, datagram, delivered, error, forwarded, in_both, timeout,
+        Node, Places, addr, datagram, delivered, error, forwarded, in_both, message, timeout,
     },
 };
+use nix::time::{ClockId, clock_gettime};
 
 /// A datagram there and back.
 fn round_trip(node: &mut Node<'_>, p: &Places) {
@@ -165,5 +168,67 @@ fn an_error_keeps_no_connection() {
             &datagram((p.remote, 53), (p.alpha, 40_000), 33),
             Dropped(NatNoState),
         );
+    });
+}
+
+/// A port from which a socket of the node itself asks: what comes back is the kernel's, and no pod has the port.
+#[test]
+fn a_port_of_the_nodes_own() {
+    in_both(|node, p| {
+        let sent = datagram((p.alpha, 40_000), (p.remote, 53), 20);
+        let answer = datagram((p.remote, 53), (p.alpha, 40_000), 33);
+        let about = error(p.router, p.alpha, p.error, &sent, sent.bytes.len());
+        let key = NatBackKey {
+            egress: addr(p.alpha),
+            remote: addr(p.remote),
+            egress_port: WireU16::new(40_000),
+            remote_port: WireU16::new(53),
+            protocol: proto::UDP,
+            pad: [0; 3],
+        };
+        let ping = NatBackKey {
+            remote_port: WireU16::new(0),
+            protocol: p.icmp,
+            ..key
+        };
+        let now = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC).unwrap());
+        let until = u64::try_from((now + Duration::from_secs(60)).as_nanos()).unwrap();
+        let claim = NatBack {
+            last_seen: until,
+            pod: Addr::v6([0; 16]),
+            origin: ORIGIN_KERNEL,
+            gateway: ALPHA.id,
+            pod_port: WireU16::new(0),
+            state: NatState::TcpClose as u8,
+            pad: [0; 5],
+        };
+        let pong = message(p.remote, p.alpha, p.pong, 40_000, b"egress");
+        node.back("before", &answer, Dropped(NatNoState));
+        node.back("a pong before", &pong, Dropped(NatNoState));
+        for key in [key, ping] {
+            node.backs.insert(key, claim, 0).unwrap();
+        }
+        node.back("an answer", &answer, Kernel);
+        node.back("an error", &about, Kernel);
+        node.back("a pong", &pong, Kernel);
+        node.back(
+            "from another port",
+            &datagram((p.remote, 54), (p.alpha, 40_000), 33),
+            Dropped(NatNoState),
+        );
+
+        let out = datagram((p.pod, 40_000), (p.remote, 53), 20);
+        let (seen, _) = node.run_quietly("the port is taken", &Input::from_pod(&out.bytes));
+        assert_eq!(seen.action, Action::Redirect, "{}", p.name);
+        assert_ne!(node.all_outs()[0].1.egress_port, key.egress_port);
+        node.back("an answer all the same", &answer, Kernel);
+
+        // Whoever asks later finds that its time is over.
+        node.age(60 + timeout(NatState::TcpClose));
+        let later = datagram((p.other, 40_000), (p.remote, 53), 20);
+        let became = datagram((p.alpha, 40_000), (p.remote, 53), 20);
+        node.out("the port is free", &later, Out(forwarded(&became)));
+        let home = datagram((p.remote, 53), (p.other, 40_000), 33);
+        node.back("its answer", &answer, Home(delivered(&home)));
     });
 }

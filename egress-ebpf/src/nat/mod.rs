@@ -18,7 +18,7 @@ use egress_common::{
     DropReason,
     counter::Answer,
     gateway::{EGRESS_ALLOW_LOCAL, EGRESS_SHARED, Egress},
-    overlay::{FrameKind, ORIGIN_HERE},
+    overlay::{FrameKind, ORIGIN_HERE, ORIGIN_KERNEL},
 };
 
 use self::{
@@ -291,6 +291,9 @@ fn prepare_back(packet: &Packet<'_>, s: &mut Scratch, egress: &Egress) -> Prepar
             Prepared::Kernel => left_to_kernel(s),
             prepared @ (Prepared::Reply | Prepared::Error | Prepared::Dropped(_)) => prepared,
         };
+    }
+    if s.back.origin == ORIGIN_KERNEL {
+        return left_to_kernel(s);
     }
     if let Fragment::First(id) = s.ip.fragment {
         s.fragment.address = s.back.pod;

@@ -7,6 +7,7 @@ use egress_common::{
     gateway::Egress,
     maps::capacity,
     nat::{NatBack, NatBackKey, NatOut, NatOutKey, NatState},
+    overlay::ORIGIN_KERNEL,
 };
 
 use super::{follow, scratch::Scratch, upper::tcp};
@@ -151,6 +152,10 @@ pub(super) fn homeward(s: &mut Scratch, is_error: bool) -> bool {
     s.back.origin = entry.origin;
     s.back.gateway = entry.gateway;
     s.back.pod_port = entry.pod_port;
+    if entry.origin == ORIGIN_KERNEL {
+        // Its state is its socket's, and its time was set by who made it.
+        return true;
+    }
     let state = if is_error {
         entry.state
     } else {

@@ -364,6 +364,7 @@ mod tests {
             ports: (1024, 65_535),
             holder: Holder::Agent,
             allow_local_services: false,
+            is_down: false,
         };
         let address = |last| IpAddr::from(Ipv4Addr::new(192, 0, 2, last));
         let translation = Translation {

@@ -4,7 +4,8 @@ use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use anyhow::{Context, bail};
 use egress_common::{
-    WireU16, gateway,
+    WireU16,
+    gateway::{self, EGRESS_DOWN, GatewayId},
     pod::{PodFacts, UdpPorts},
 };
 
@@ -12,10 +13,11 @@ use super::sweep::Sweeper;
 use crate::{
     counters::Counters,
     diff::{self, Change, Plan},
+    health::OverlayProber,
     http::ReadMaps,
     kernel::{
-        CounterMaps, CounterReader, Datapath, Hook, Maps, NatMaps, NatSweep, Paths, Program,
-        ProgramLog, fault,
+        CounterMaps, CounterReader, Datapath, GatewayProbes, Hook, Maps, NatMaps, NatSweep,
+        OwnConnections, Paths, Program, ProgramLog, fault,
     },
     settings::Settings,
     snapshot::AttachedProgram,
@@ -134,6 +136,31 @@ impl Kernel {
     pub(super) fn sweeper(&mut self) -> anyhow::Result<Sweeper> {
         let program = NatSweep::new(self.datapath.nat_sweep()?)?;
         Ok(Sweeper::new(NatMaps::open(&self.paths)?, program))
+    }
+
+    /// Whoever asks gateways on other nodes whether they are in order.
+    pub(super) fn prober(&mut self) -> anyhow::Result<OverlayProber> {
+        let program = self.datapath.probe()?;
+        Ok(OverlayProber::new(GatewayProbes::open(
+            &self.paths,
+            program,
+        )?))
+    }
+
+    /// What lets the node's own sockets ask from egress addresses.
+    pub(super) fn own_connections(&self) -> anyhow::Result<OwnConnections> {
+        OwnConnections::open(&self.paths)
+    }
+
+    /// The gateways of this node that nothing got out by when the maps were read.
+    pub(super) fn down_gateways(&self) -> BTreeSet<GatewayId> {
+        let translation = &self.translation;
+        let indexes = translation.gateways.values();
+        indexes
+            .filter_map(|index| translation.egress.get(index))
+            .filter(|egress| egress.flags & EGRESS_DOWN != 0)
+            .map(|egress| egress.gateway)
+            .collect()
     }
 
     pub(super) fn attach_mode(&self) -> &'static str {
@@ -370,16 +397,24 @@ impl Kernel {
         }
         // Both are named until the last packet of the old ones is through.
         let both = union(&self.names, &plans);
-        fault::step("keep both names")?;
-        self.state_dir.keep_names(&both);
-        self.names = Arc::new(both);
-        told(counters.adopt(&self.names));
+        // Where members only go nothing is new, and their packets need not wait for a disk.
+        if both != *self.names {
+            fault::step("keep both names")?;
+            self.state_dir.keep_names(&both);
+            self.names = Arc::new(both);
+            told(counters.adopt(&self.names));
+        }
         self.translate(&plans.translation.additions)?;
+        tracing::debug!("named");
         let mut turning = false;
         for change in &plans.policy.changes {
             let turns = matches!(change, Change::TurnPod { .. });
             if turns && !turning {
                 fault::step("turn pods")?;
+                tracing::debug!("pods are turned from now on");
+            }
+            if turning && !turns {
+                tracing::debug!("pods are turned");
             }
             turning = turns;
             self.datapath

@@ -4,9 +4,12 @@
 
 pub mod addresses;
 mod apply;
+mod drain;
+mod health;
 mod hold;
 mod hooks;
 mod overlay;
+mod reading;
 mod report;
 mod sources;
 pub mod sweep;
@@ -25,11 +28,18 @@ use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
     sync::mpsc,
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep_until},
 };
 
 use self::{
-    addresses::Addresses, apply::Kernel, hold::Hold, overlay::Overlay, sweep::Sweeping, sync::Agent,
+    addresses::Addresses,
+    apply::Kernel,
+    health::Health,
+    hold::Hold,
+    overlay::Overlay,
+    reading::Reading,
+    sweep::Sweeping,
+    sync::{Agent, Cause},
 };
 use crate::{
     http::{self, Pages},
@@ -109,6 +119,8 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     }
     let metrics = Arc::new(metrics);
     let _sweeping = Sweeping::start(kernel.sweeper()?, connections)?;
+    let health = Health::start(&mut kernel, &settings.probes)?;
+    metrics.show_probes(health.board());
     let pages = Pages {
         snapshot: Arc::clone(&snapshot),
         metrics: Arc::clone(&metrics),
@@ -127,14 +139,17 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     );
 
     let mut agent = Agent::new(
-        settings, kernel, hold, overlay, addresses, counters, metrics, snapshot,
-    )
-    .reading(loader);
-    agent.read_files();
+        settings, kernel, hold, overlay, addresses, health, counters, metrics, snapshot,
+    );
+    let mut reading = Reading::by(loader);
+    reading.begin();
+    agent.take(reading.finished().await?);
+    let health_changed = agent.health.board();
     let mut unasked = BTreeSet::new();
+    let mut cause = Cause::Anything;
     loop {
         let view = node_changed.view();
-        tokio::task::block_in_place(|| agent.sync(&view));
+        tokio::task::block_in_place(|| agent.sync(&view, cause));
         if std::mem::take(&mut agent.touched_node) {
             node_changed.read_again();
         }
@@ -142,19 +157,40 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
             tell_supervisor();
         }
         let retry = agent.retry_at();
+        let drained = agent
+            .drains
+            .next(std::time::Instant::now())
+            .map(Instant::from_std);
         let ask_again = solicit(&agent.snapshot.resolved.to_solicit, &mut unasked).await;
-        tokio::select! {
-            told = files_changed.recv() => {
-                told.context("the resources are not watched any more: start the agent again")?;
-                agent.read_files();
+        let ask_at = Instant::now() + ASK_AGAIN;
+        let woken = loop {
+            tokio::select! {
+                // Who is silent has been so for long enough.
+                biased;
+                () = health_changed.changed() => break Some(Cause::Health),
+                _ = terminate.recv() => break None,
+                _ = interrupt.recv() => break None,
+                told = files_changed.recv() => {
+                    told.context("the resources are not watched any more: start the agent again")?;
+                    reading.begin();
+                    continue;
+                }
+                Some(()) = hangup.recv() => {
+                    reading.begin();
+                    continue;
+                }
+                loaded = reading.finished() => agent.take(loaded?),
+                told = node_changed.changed() => told?,
+                () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => {}
+                () = sleep_until(ask_at), if ask_again => {}
+                () = sleep_until(drained.unwrap_or_else(Instant::now)), if drained.is_some() => {}
+                () = agent.hook_lost() => {}
             }
-            Some(()) = hangup.recv() => agent.read_files(),
-            told = node_changed.changed() => told?,
-            () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => {}
-            () = sleep(ASK_AGAIN), if ask_again => {}
-            () = agent.hook_lost() => {}
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            break Some(Cause::Anything);
+        };
+        match woken {
+            Some(why) => cause = why,
+            None => break,
         }
     }
     tracing::info!("stopping; programs and maps stay in the kernel and keep working");

@@ -1,9 +1,14 @@
 //! What the log says of the sources: each thing once, when it appears and when it is gone.
 
-use std::{collections::BTreeSet, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use crate::{
     diagnostic::{Diagnostic, Severity},
+    model::ObjectName,
+    resolve::GatewayStatus,
     snapshot::Degraded,
     sources::files::Loaded,
 };
@@ -16,9 +21,31 @@ const MAX_LINES: usize = 100;
 pub(super) struct Report {
     diagnostics: BTreeSet<String>,
     warnings: BTreeSet<String>,
+    /// Why each gateway is down, of those that are.
+    down: BTreeMap<ObjectName, String>,
 }
 
 impl Report {
+    /// Says which gateways can be used no longer, and why, and which can be used again.
+    pub(super) fn gateways(&mut self, gateways: &BTreeMap<ObjectName, GatewayStatus>) {
+        let mut down = BTreeMap::new();
+        for (name, status) in gateways {
+            match (status, self.down.get(name)) {
+                (GatewayStatus::Down(reason), before) => {
+                    if before != Some(reason) {
+                        tracing::warn!(gateway = %name, "gateway is down: {reason}");
+                    }
+                    down.insert(name.clone(), reason.clone());
+                }
+                (GatewayStatus::Up(_), Some(reason)) => {
+                    tracing::info!(gateway = %name, "gateway is up again; it was down: {reason}");
+                }
+                (GatewayStatus::Up(_), None) => {}
+            }
+        }
+        self.down = down;
+    }
+
     /// Says what is newly wrong in the files, and what no longer is.
     pub(super) fn diagnostics(&mut self, diagnostics: &[Diagnostic]) {
         let now: BTreeSet<String> = diagnostics.iter().map(line).collect();

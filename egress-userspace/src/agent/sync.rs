@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use arc_swap::ArcSwap;
 use tokio::{
     runtime::Handle,
@@ -16,6 +16,8 @@ use tokio::{
 use super::{
     addresses::{Addresses, Moved, answered},
     apply::Kernel,
+    drain::Drains,
+    health::Health,
     hold::Hold,
     hooks::{self, Outside},
     overlay::Overlay,
@@ -26,13 +28,14 @@ use super::{
 use crate::{
     compile::compile,
     counters::Counters,
+    health::Faults,
     kernel::{Hook, Program},
     metrics::Metrics,
     node::NodeView,
     resolve::resolve,
     settings::Settings,
     snapshot::{Apply, Snapshot},
-    sources::files::{Loaded, Loader},
+    sources::files::Loaded,
     state::OtherNode,
     translation,
 };
@@ -43,6 +46,15 @@ const LAST_RETRY: Duration = Duration::from_secs(30);
 /// How often hooks are looked at: what something else removes is back within a second.
 const LOOK_AT_HOOKS: Duration = Duration::from_millis(500);
 
+/// What has woken the loop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// Whatever may have changed.
+    Anything,
+    /// Somebody is usable who was not, or the other way round: packets are lost until the pods are turned.
+    Health,
+}
+
 /// The state of the loop.
 pub(super) struct Agent {
     settings: Settings,
@@ -50,11 +62,12 @@ pub(super) struct Agent {
     hold: Hold,
     overlay: Overlay,
     addresses: Addresses,
+    pub(super) health: Health,
+    pub(super) drains: Drains,
     sources: Sources,
     counters: Arc<Counters>,
     metrics: Arc<Metrics>,
     published: Arc<ArcSwap<Snapshot>>,
-    loader: Loader,
     loaded: Loaded,
     report: Report,
     pub(super) snapshot: Snapshot,
@@ -77,6 +90,7 @@ impl Agent {
         hold: Hold,
         overlay: Overlay,
         addresses: Addresses,
+        health: Health,
         counters: Arc<Counters>,
         metrics: Arc<Metrics>,
         published: Arc<ArcSwap<Snapshot>>,
@@ -86,12 +100,13 @@ impl Agent {
             ..Snapshot::default()
         };
         Self {
-            loader: Loader::new(settings.resources.clone()),
+            drains: Drains::new(settings.probes.drain_timeout),
             settings,
             kernel,
             hold,
             overlay,
             addresses,
+            health,
             sources: Sources::default(),
             counters,
             metrics,
@@ -105,11 +120,6 @@ impl Agent {
             look_at: Instant::now() + LOOK_AT_HOOKS,
             unseen: None,
         }
-    }
-
-    /// Reads resources with this loader.
-    pub(super) fn reading(self, loader: Loader) -> Self {
-        Self { loader, ..self }
     }
 
     pub(super) fn is_ready(&self) -> bool {
@@ -167,8 +177,9 @@ impl Agent {
         self.kernel.forget_lost_hooks()
     }
 
-    pub(super) fn read_files(&mut self) {
-        self.loaded = tokio::task::block_in_place(|| self.loader.load());
+    /// Goes by these resources from now on, and by the overlay's keys as they are now.
+    pub(super) fn take(&mut self, loaded: Loaded) {
+        self.loaded = loaded;
         if let Some(options) = &self.settings.overlay {
             match options.with_keys() {
                 Ok(overlay) => self.settings.resolve.overlay = Some(overlay),
@@ -179,9 +190,9 @@ impl Agent {
     }
 
     /// Brings the kernel to what files and node say now, or says why not and changes nothing.
-    pub(super) fn sync(&mut self, view: &NodeView) {
+    pub(super) fn sync(&mut self, view: &NodeView, cause: Cause) {
         let began = std::time::Instant::now();
-        let result = self.try_sync(view);
+        let result = self.try_sync(view, cause);
         let duration = began.elapsed();
         let finished = std::time::SystemTime::now();
         let (changes, error) = match result {
@@ -233,16 +244,27 @@ impl Agent {
         self.published.store(Arc::new(self.snapshot.clone()));
     }
 
-    fn try_sync(&mut self, view: &NodeView) -> anyhow::Result<usize> {
+    fn try_sync(&mut self, view: &NodeView, cause: Cause) -> anyhow::Result<usize> {
         let before = self.kernel.steered();
-        let mut resolved = resolve(
-            &self.loaded.model,
-            view,
-            &self.settings.resolve,
-            &before.held(),
-            &self.addresses.assigned(),
-        );
+        let (held, assigned) = (before.held(), self.addresses.assigned());
+        let resolve_with = |faults: &Faults| {
+            let settings = &self.settings.resolve;
+            resolve(&self.loaded.model, view, settings, &held, &assigned, faults)
+        };
+        tracing::debug!(?cause, "looking at what is to be");
+        let now = std::time::Instant::now();
+        let mut faults = self.health.faults();
+        self.drains.add_faults(now, &mut faults);
+        let mut resolved = resolve_with(&faults);
+        self.health.watch(&resolved, &self.kernel.names());
+        self.drains.note(&resolved.draining, now);
+        let mut known = self.health.faults();
+        self.drains.add_faults(now, &mut known);
+        if known != faults {
+            resolved = resolve_with(&known);
+        }
         resolved.warnings.extend(report::restored(&self.loaded));
+        tracing::debug!(faults = known.len(), "resolved");
         let uplinks = view.uplinks(&self.settings.resolve.uplinks);
         if self.kernel.took_over()
             && let Err(refusal) = takeover::refuse_to_forget(
@@ -271,11 +293,20 @@ impl Agent {
                 return Err(error.into());
             }
         };
+        tracing::debug!("compiled");
         let mut warnings = resolved.warnings.clone();
         if !desired.translation.addresses.is_empty() || !self.settings.resolve.uplinks.is_empty() {
             warnings.extend(uplinks.warnings);
         }
-        let (overlay, mut errors) = self.ensure_overlay(view);
+        // The kernel takes its time to tell of the device, and would have told if it had changed.
+        let as_it_was = match cause {
+            Cause::Anything => None,
+            Cause::Health => self.overlay.index_in(view),
+        };
+        let (overlay, mut errors) = match as_it_was {
+            Some(index) => (Some(index), Vec::new()),
+            None => self.ensure_overlay(view),
+        };
         self.hooks = hooks::wanted(
             &resolved,
             &desired,
@@ -293,6 +324,7 @@ impl Agent {
         // while it is on, and on after the program of its uplink.
         let (mut taken_off, mut put_on) = (0, Moved::default());
         let brought = self.kernel.plan(&desired, &settings).and_then(|plans| {
+            tracing::debug!("planned");
             let taken = self.addresses.take_off(&desired.translation, view);
             self.touched_node |= taken.changes > 0;
             taken_off = taken.in_full().context(
@@ -315,11 +347,20 @@ impl Agent {
         self.snapshot.programs = self.kernel.programs(&self.hooks);
         self.snapshot.egress = self.addresses.lines(&desired.translation);
         self.snapshot.addresses_restored = self.addresses.restored();
+        if as_it_was.is_some() {
+            let (now, problems) = self.ensure_overlay(view);
+            errors.extend(problems);
+            if now != overlay {
+                errors.push(anyhow!("the overlay device is another one than before"));
+            }
+        }
         errors.extend(self.settle_overlay(overlay));
         errors.extend(self.check_sources(&desired.translation.nodes, view));
         warnings.extend(self.sources.problems().iter().cloned());
         self.report.warnings(&warnings);
         let brought = brought?.but(errors);
+        self.health.watch(&resolved, &self.kernel.names());
+        self.report.gateways(&resolved.gateways);
         for pod in takeover::let_go(&before, &self.kernel.state(), view) {
             tracing::warn!("no longer steered, though its interface is still there: {pod}");
         }

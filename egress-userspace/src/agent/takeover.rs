@@ -140,7 +140,7 @@ mod tests {
     use super::*;
     use crate::{
         diagnostic::Diagnostic,
-        model::{EgressAddresses, Gateway, Labels, Node, ObjectName},
+        model::{EgressAddresses, Gateway, Labels, Leaving, Node, ObjectName},
         node::Link,
         resolve::PodState,
         resources::ObjectId,
@@ -206,12 +206,15 @@ mod tests {
             labels: Labels::new(),
             interface: None,
             weight: NonZeroU32::MIN,
+            leaving: Leaving::No,
+            drain_timeout: None,
             exit: Exit::Node(EgressAddresses {
                 node: on.to_owned(),
                 addresses: vec![EGRESS],
                 assign: true,
                 allow_local_services: false,
                 ports: None,
+                probes: None,
             }),
         };
         let mut loaded = Loaded::default();

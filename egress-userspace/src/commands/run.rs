@@ -9,6 +9,7 @@ use crate::{
     agent,
     compile::compile,
     diff::{self, Change},
+    health::Faults,
     kernel::Maps,
     node::{self, Netlink},
     privileges,
@@ -69,7 +70,14 @@ async fn dry_run(settings: &Settings) -> anyhow::Result<bool> {
         settled.overlay = Some(overlay.with_keys()?);
     }
     let assigned = read_assigned(&settings.state_dir)?;
-    let resolved = resolve(&loaded.model, &view, &settled, &state.held(), &assigned);
+    let resolved = resolve(
+        &loaded.model,
+        &view,
+        &settled,
+        &state.held(),
+        &assigned,
+        &Faults::new(),
+    );
     for warning in &resolved.warnings {
         println!("warning: {warning}");
     }

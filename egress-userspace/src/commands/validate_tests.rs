@@ -182,6 +182,10 @@ fn gateways_that_no_node_takes_are_doubtful() -> Outcome {
         + &gateway(
             "e",
             "{node: gw-1, egressIPs: [192.0.2.2], portRange: 40000-49999}",
+        )
+        + &gateway(
+            "f",
+            "{node: gw-1, egressIPs: [203.0.113.12], assign: false, probes: {icmp: {addresses: [198.51.100.1]}}}",
         );
     let nodes = "{apiVersion: v1, kind: Node, metadata: {name: gw-1}, status: {addresses: [{type: InternalIP, \
                  address: 192.0.2.1}, {type: ExternalIP, address: 192.0.2.2}]}}";

@@ -24,8 +24,8 @@ use self::prefixes::{Prefixes, Shape};
 use crate::{
     resolve::{Action, EffectiveRule, Fate, Resolved, SourcePod, UsableGateway},
     state::{
-        DesiredState, Extent, Facts, Limits, MemberLabel, MemberSpec, Profile, Translation,
-        VerdictSpec,
+        DesiredState, Extent, Facts, Limits, MemberLabel, MemberSpec, Profile, Standing,
+        Translation, VerdictSpec,
     },
 };
 
@@ -346,6 +346,7 @@ fn group(
                     rule: rule.label.clone(),
                 },
                 weight: gateway.weight,
+                standing: gateway.standing,
                 way: way.clone(),
             })
         })
@@ -376,7 +377,7 @@ fn check_matrix(
         .iter()
         .flat_map(|table| &table.verdicts)
         .filter_map(|verdict| match verdict {
-            VerdictSpec::Gateways(members) if members.len() > 1 => Some(candidates(members)),
+            VerdictSpec::Gateways(members) if only(members).is_none() => Some(candidates(members)),
             VerdictSpec::Gateways(_)
             | VerdictSpec::Unmatched
             | VerdictSpec::Local
@@ -398,6 +399,14 @@ fn check_matrix(
     Ok(())
 }
 
+/// The one member of a group that is not asked which flow is whose.
+pub(crate) fn only(members: &[MemberSpec]) -> Option<&MemberSpec> {
+    match members {
+        [only] if only.standing != Standing::Remaining => Some(only),
+        _ => None,
+    }
+}
+
 /// A group as slot tables know it: two groups with equal candidates share a table.
 pub(crate) fn candidates(members: &[MemberSpec]) -> Vec<slots::Candidate<'_>> {
     members
@@ -406,6 +415,7 @@ pub(crate) fn candidates(members: &[MemberSpec]) -> Vec<slots::Candidate<'_>> {
             namespace: &member.label.namespace,
             name: &member.label.gateway,
             weight: member.weight,
+            draining: member.standing == Standing::Draining,
         })
         .collect()
 }

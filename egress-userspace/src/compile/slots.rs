@@ -24,6 +24,8 @@ pub struct Candidate<'a> {
     pub name: &'a str,
     /// Its share.
     pub weight: NonZeroU32,
+    /// Whether it takes no slot as long as another is there that does.
+    pub draining: bool,
 }
 
 /// Makes slot tables, and remembers the draws of the gateways it has seen.
@@ -43,6 +45,9 @@ impl<'a> Tables<'a> {
         // A tie goes to the first by name, wherever it stands in the group.
         let mut by_name: Vec<_> = group.iter().enumerate().collect();
         by_name.sort_by_key(|(_, gateway)| (gateway.namespace, gateway.name));
+        if group.iter().any(|gateway| !gateway.draining) {
+            by_name.retain(|(_, gateway)| !gateway.draining);
+        }
         for (place, gateway) in by_name {
             #[expect(clippy::expect_used, reason = "compilation bounds the size of a group")]
             let place = u16::try_from(place).expect("a cell can number every gateway of a group");
@@ -147,6 +152,7 @@ mod tests {
                 namespace: "default",
                 name,
                 weight: NonZeroU32::new(*weight).unwrap_or(NonZeroU32::MIN),
+                draining: false,
             })
             .collect()
     }
@@ -161,6 +167,22 @@ mod tests {
             .iter()
             .map(|cell| group[usize::from(*cell)].name)
             .collect()
+    }
+
+    #[test]
+    fn who_is_draining_takes_no_slot_and_moves_no_other() {
+        let mut group = group(&[1, 2, 3]);
+        let before = Tables::default().table(&group);
+        group[1].draining = true;
+        let after = Tables::default().table(&group);
+        for (before, after) in before.iter().zip(&after) {
+            assert_ne!(*after, 1);
+            assert!(*before == 1 || before == after);
+        }
+        for gateway in &mut group {
+            gateway.draining = true;
+        }
+        assert_eq!(Tables::default().table(&group), before);
     }
 
     #[test]

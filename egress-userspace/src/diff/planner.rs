@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     compile::{
-        candidates,
+        candidates, only,
         slots::{Candidate, Tables},
     },
     state::{DesiredState, Extent, KernelState, Limits, MemberSpec, VerdictSpec},
@@ -299,11 +299,11 @@ impl<'a> Planner<'a> {
             VerdictSpec::Local => Meaning::Plain(Decision::Local),
             VerdictSpec::Drop(reason) => Meaning::Plain(Decision::Drop(*reason)),
             VerdictSpec::Gateways(specs) => {
+                if let Some(only) = only(specs) {
+                    return Meaning::One(self.member_value(only));
+                }
                 let members: Vec<Member> =
                     specs.iter().map(|spec| self.member_value(spec)).collect();
-                if let [only] = members[..] {
-                    return Meaning::One(only);
-                }
                 let group = candidates(specs);
                 let table = match self.groups.get(&group) {
                     Some(table) => *table,

@@ -24,7 +24,7 @@ use super::{
     generation::{self, Old},
     held::Held,
     maps::Maps,
-    object::{NAT_SWEEP, OBJECT, Program},
+    object::{NAT_SWEEP, OBJECT, PROBE, Program},
     paths::Paths,
     segments,
 };
@@ -185,7 +185,7 @@ impl Datapath {
              and CAP_BPF with CAP_NET_ADMIN (or root), are needed",
         )?;
         let attached = Program::ALL.iter().map(|program| program.name());
-        for name in attached.chain([NAT_SWEEP]) {
+        for name in attached.chain([NAT_SWEEP, PROBE]) {
             named(&mut ebpf, name)?
                 .load()
                 .with_context(|| format!("the kernel's verifier refuses the program {name}"))?;
@@ -301,6 +301,14 @@ impl Datapath {
     /// The embedded object has none: it is not this version's.
     pub fn nat_sweep(&mut self) -> anyhow::Result<&mut SchedClassifier> {
         named(&mut self.ebpf, NAT_SWEEP)
+    }
+
+    /// The program that probes gateways on other nodes, to be run with a frame for each.
+    ///
+    /// # Errors
+    /// The embedded object has none: it is not this version's.
+    pub fn probe(&mut self) -> anyhow::Result<&mut SchedClassifier> {
+        named(&mut self.ebpf, PROBE)
     }
 
     /// The attachments, together with the programs that they attach.

@@ -5,6 +5,7 @@
 )]
 
 mod attach;
+mod claims;
 mod clsact;
 mod counters;
 pub(crate) mod fault;
@@ -18,6 +19,7 @@ mod object;
 mod paths;
 mod pins;
 mod pods;
+mod probes;
 mod reader;
 mod segments;
 mod slots;
@@ -25,11 +27,13 @@ mod syscall;
 mod translation;
 
 pub use attach::{AttachMode, Attachments, Hook};
+pub use claims::OwnConnections;
 pub use counters::CounterMaps;
 pub use load::{Capacities, Datapath, LoadOptions, ProgramLog, raise_memlock_limit};
 pub use maps::Maps;
 pub use nat::{Batches, NatMaps, NatSweep, SWEEP_KEYS};
-pub use object::{NAT_SWEEP, OBJECT, Program, ebpf_object};
+pub use object::{NAT_SWEEP, OBJECT, PROBE, Program, ebpf_object};
 pub use paths::Paths;
 pub use pins::detach_all;
+pub use probes::GatewayProbes;
 pub use reader::CounterReader;

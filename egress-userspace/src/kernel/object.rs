@@ -49,3 +49,5 @@ impl Program {
 
 /// The program that removes ended connections: it is attached nowhere, but run with keys of `NAT_BACK`.
 pub const NAT_SWEEP: &str = "egress_nat_sweep";
+/// The program that asks gateways on other nodes whether they are in order: likewise run, with a frame for each.
+pub const PROBE: &str = "egress_probe";

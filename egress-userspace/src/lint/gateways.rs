@@ -30,6 +30,30 @@ pub(super) fn lint(findings: &mut Findings<'_>, model: &Model) {
             }
         }
         lint_node(findings, &id, model, egress);
+        lint_probes(findings, &id, model, egress);
+    }
+}
+
+/// Where nobody has an address, nobody takes what answers a probe.
+fn lint_probes(
+    findings: &mut Findings<'_>,
+    id: &ObjectId,
+    model: &Model,
+    egress: &EgressAddresses,
+) {
+    let node = model.nodes.get(&egress.node);
+    let is_nodes = |address| node.is_some_and(|node| node.addresses.contains(address));
+    let alone = egress.addresses.iter().find(|address| !is_nodes(address));
+    if let Some(address) = alone
+        && egress.probes.is_some()
+        && !egress.assign
+    {
+        let message = format!(
+            "spec.probes are asked from {address}, which the agent does not put on an interface (assign: false): unless \
+             something else does, the gateway is refused"
+        );
+        let help = "remove `assign: false`, or see to it that the node has the address";
+        findings.add(id, None, message, help);
     }
 }
 

@@ -1,6 +1,9 @@
 //! Metrics of gateways whose egress addresses this node owns, and of the connections that it translates.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use egress_common::{
     DropReason,
@@ -119,6 +122,15 @@ impl Scrape {
                 ([name, namespace, ("protocol", protocol.as_str())], *count)
             }),
         )?;
+        let draining: Vec<(&ObjectName, u64)> = self.draining().collect();
+        gauges(
+            e,
+            "egress_gateway_draining_connections",
+            "Connections that this node still translates for a gateway that takes no new ones",
+            draining
+                .iter()
+                .map(|(gateway, count)| (labels(gateway), *count)),
+        )?;
         gauge(
             e,
             "egress_nat_capacity",
@@ -172,6 +184,25 @@ impl Scrape {
             "Egress addresses put back after something else took them off their interfaces",
             self.snapshot.addresses_restored,
         )
+    }
+
+    /// The gateways of this node that are drained, and the connections that each has.
+    fn draining(&self) -> impl Iterator<Item = (&ObjectName, u64)> {
+        let resolved = &self.snapshot.resolved;
+        let own: BTreeSet<&ObjectName> = resolved
+            .translation
+            .addresses
+            .values()
+            .map(|address| &address.gateway)
+            .collect();
+        own.into_iter()
+            .filter(|gateway| resolved.draining.contains_key(gateway))
+            .map(|gateway| {
+                let id = gateway_id(gateway);
+                let connections = self.connections.connections.iter();
+                let counts = connections.filter(|((of, _), _)| *of == id);
+                (gateway, counts.map(|(_, count)| count).sum())
+            })
     }
 
     /// The gateways that can be told by their numbers: of this node and of others.

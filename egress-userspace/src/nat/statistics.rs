@@ -10,6 +10,7 @@ use egress_common::{
     Addr, WireU16,
     gateway::GatewayId,
     nat::{NatBack, NatBackKey},
+    overlay::ORIGIN_KERNEL,
 };
 
 use super::protocol_name;
@@ -137,9 +138,12 @@ impl Tally {
         }
     }
 
-    /// Counts a connection.
+    /// Counts a connection; one of the node's own sockets is none of its gateway, and takes no more than its entry.
     pub fn add(&mut self, key: &NatBackKey, back: &NatBack) {
         self.entries += 1;
+        if back.origin == ORIGIN_KERNEL {
+            return;
+        }
         let connections = self.connections.entry((back.gateway, key.protocol));
         *connections.or_default() += 1;
         if !has_ports(key.protocol) {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use egress_common::{Addr, WireU16, gateway::GatewayId};
+use egress_common::{Addr, WireU16, gateway::GatewayId, overlay::ORIGIN_KERNEL};
 
 use super::*;
 
@@ -113,6 +113,36 @@ fn a_connection_ends_when_both_halves_have_been_silent_for_its_states_time() {
         let (found, orphans) = walk(&mut OutHalves::default(), NOW, &[out], &[back]);
         assert_eq!((found, orphans), (vec![expected], vec![]), "{what}");
     }
+}
+
+/// What the node's own sockets ask has one half, and its own time; it is no connection of its gateway.
+#[test]
+fn the_nodes_own_are_no_orphans_and_no_connections() {
+    let (_, (key, back)) = connection(5, 4000, NatState::TcpClose, 0, 0);
+    let own = |last_seen| NatBack {
+        last_seen,
+        pod: Addr::v6([0; 16]),
+        origin: ORIGIN_KERNEL,
+        ..back
+    };
+    let mut halves = OutHalves::default();
+    for (now, last_seen, expected) in [
+        (NOW, NOW + 30 * SECOND, Found::Lives),
+        (NOW + ORPHANED_AFTER, NOW + ORPHANED_AFTER, Found::Lives),
+        (
+            NOW + 2 * ORPHANED_AFTER,
+            NOW + 2 * ORPHANED_AFTER - 10 * SECOND,
+            Found::Expired,
+        ),
+    ] {
+        let found = walk(&mut halves, now, &[], &[(key, own(last_seen))]);
+        assert_eq!(found, (vec![expected], vec![]), "at {now}");
+    }
+    let mut tally = Tally::new();
+    tally.add(&key, &own(NOW));
+    let statistics = tally.finish(&BTreeMap::new(), 10, 0);
+    assert!(statistics.connections.is_empty() && statistics.fullest.is_empty());
+    assert_eq!(statistics.back_entries, 1);
 }
 
 #[test]

@@ -7,7 +7,10 @@ use std::{
     hash::{BuildHasher as _, RandomState},
 };
 
-use egress_common::nat::{NatBack, NatBackKey, NatOut, NatOutKey};
+use egress_common::{
+    nat::{NatBack, NatBackKey, NatOut, NatOutKey},
+    overlay::ORIGIN_KERNEL,
+};
 
 use super::{SECOND, Timeouts, back_key, out_key};
 
@@ -127,6 +130,13 @@ impl<'a> Walk<'a> {
 
     /// What is to become of a reply's entry.
     pub fn back(&mut self, key: &NatBackKey, back: &NatBack) -> Found {
+        if back.origin == ORIGIN_KERNEL {
+            // It never has another half, and its time was set by who made it.
+            return match self.timeouts.left(back.state, back.last_seen, self.now) {
+                Some(_) => Found::Lives,
+                None => Found::Expired,
+            };
+        }
         let own = self.halves.hasher.hash_one(key);
         let Some(place) = self.halves.find(&out_key(key, back), own) else {
             return if self.is_orphan(own) {

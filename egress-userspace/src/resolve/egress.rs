@@ -44,6 +44,8 @@ pub(super) enum HeldBy {
         assign: bool,
         allow_local_services: bool,
         ports: Option<(u16, u16)>,
+        /// Whether the node probes the outside from them.
+        probed: bool,
     },
 }
 
@@ -103,6 +105,7 @@ impl<'a> Owned<'a> {
                 assign,
                 allow_local_services,
                 ports: asked,
+                probed,
             } => {
                 let ports = self.ports(asked)?;
                 let holder = if self.is_nodes_own(egress) {
@@ -110,6 +113,13 @@ impl<'a> Owned<'a> {
                     Holder::Node
                 } else if assign {
                     Holder::Agent
+                } else if probed {
+                    return Err(format!(
+                        "its probes could not be answered: {egress} is on no interface of its node {}, so the kernel \
+                         there takes nothing that is sent to it; remove `assign: false`, put the address on an \
+                         interface such as lo and set spec.portRange, or remove spec.probes",
+                        request.node
+                    ));
                 } else {
                     Holder::Routing
                 };
@@ -128,6 +138,7 @@ impl<'a> Owned<'a> {
                 ports,
                 holder,
                 allow_local_services,
+                is_down: false,
             },
         );
         Ok(Way::Here {
@@ -136,6 +147,13 @@ impl<'a> Owned<'a> {
             ifindex,
             mtu,
         })
+    }
+
+    /// Has other nodes told that nothing gets out by an address of this node.
+    pub(super) fn mark_down(&mut self, egress: IpAddr) {
+        if let Some(address) = self.addresses.get_mut(&egress) {
+            address.is_down = true;
+        }
     }
 
     /// What this node has to do, once every gateway has asked.

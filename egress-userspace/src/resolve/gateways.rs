@@ -6,13 +6,17 @@ use std::{
 };
 
 use super::{
-    GatewayStatus, Settings, UsableGateway,
+    GatewayStatus, Resolved, Settings, UsableGateway,
     egress::Owned,
     pods::steering,
     usable::{Finder, State},
 };
 use crate::{
-    model::{Gateway, GatewaySelector, Labels, Model, ObjectName, Phase, Pod, Steering, Target},
+    health::Faults,
+    model::{
+        Gateway, GatewaySelector, Labels, Model, ObjectName, OnFailure, Phase, Pod, Steering,
+        Target,
+    },
     node::NodeIndex,
     selector::Selector,
 };
@@ -72,17 +76,18 @@ impl<'a> Gateways<'a> {
         model: &'a Model,
         index: &NodeIndex<'_>,
         settings: &Settings,
+        faults: &Faults,
         owned: &mut Owned<'_>,
-        warnings: &mut BTreeSet<String>,
+        resolved: &mut Resolved,
     ) -> Self {
-        let candidates = candidates(model, warnings);
+        let candidates = candidates(model, &mut resolved.warnings);
         let ranges = namespaces(&candidates);
         let groups: BTreeMap<_, _> = selectors_in_use(model, settings)
             .into_iter()
             .map(|key| (key, members(model, &candidates, &ranges, key)))
             .collect();
         let matched: BTreeSet<usize> = groups.values().flatten().copied().collect();
-        let mut finder = Finder::new(index, settings, owned, warnings);
+        let mut finder = Finder::new(index, settings, faults, owned, &mut resolved.warnings);
         let states = candidates
             .iter()
             .enumerate()
@@ -94,6 +99,9 @@ impl<'a> Gateways<'a> {
                 matters.then(|| (position, finder.state(candidate)))
             })
             .collect();
+        resolved.subjects = finder.subjects;
+        resolved.draining = finder.draining;
+        resolved.probed = finder.probed;
         Self {
             candidates,
             groups,
@@ -205,10 +213,18 @@ fn selectors_in_use<'a>(model: &'a Model, settings: &Settings) -> BTreeSet<Group
                     .get(policy)
                     .into_iter()
                     .flat_map(|p| &p.rules);
-                keys.extend(rules.filter_map(|rule| match &rule.target {
-                    Target::Gateways(selector) => Some(GroupKey::new(selector, &name.namespace)),
-                    Target::Local => None,
-                }));
+                for rule in rules {
+                    let own = match &rule.target {
+                        Target::Gateways(selector) => Some(selector),
+                        Target::Local => None,
+                    };
+                    let fallback = match &rule.on_failure {
+                        OnFailure::Fallback(selector) => Some(selector),
+                        OnFailure::Drop | OnFailure::Local => None,
+                    };
+                    let selectors = own.into_iter().chain(fallback);
+                    keys.extend(selectors.map(|s| GroupKey::new(s, &name.namespace)));
+                }
             }
             Some(Steering::Gateways(selector)) => {
                 keys.insert(GroupKey::new(selector, &name.namespace));

@@ -21,6 +21,7 @@ use std::{
     net::IpAddr,
     num::NonZeroU32,
     sync::Arc,
+    time::Duration,
 };
 
 use clap::ValueEnum;
@@ -29,13 +30,14 @@ use ipnet::IpNet;
 use serde::Deserialize;
 
 use crate::{
+    health::{Faults, Probed, Subject},
     model::{Model, ObjectName},
     node::NodeView,
     overlay_keys::OverlayKeys,
     state::Translation,
 };
 
-pub use crate::state::Way;
+pub use crate::state::{Standing, Way};
 
 /// What the operator settled for this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -114,7 +116,7 @@ pub type Held = BTreeMap<IpAddr, u32>;
 /// Egress addresses that the agent has put on this node's interfaces: the node has them for no other reason.
 pub type Assigned = BTreeSet<IpAddr>;
 
-/// Resolves the model on this node.
+/// Resolves the model on this node, on which those with `faults` do not answer.
 ///
 /// Equal inputs give equal results.
 #[must_use]
@@ -124,6 +126,7 @@ pub fn resolve(
     settings: &Settings,
     held: &Held,
     assigned: &Assigned,
+    faults: &Faults,
 ) -> Resolved {
     let index = node.index();
     let mut resolved = Resolved {
@@ -132,7 +135,7 @@ pub fn resolve(
     };
     let mut owned = egress::Owned::new(model, &index, settings, assigned, &mut resolved.warnings);
     let gateways =
-        gateways::Gateways::new(model, &index, settings, &mut owned, &mut resolved.warnings);
+        gateways::Gateways::new(model, &index, settings, faults, &mut owned, &mut resolved);
     resolved.translation = owned.translation();
     let mut planner = plan::Planner::new(model, &gateways);
     pods::resolve(
@@ -163,6 +166,13 @@ pub struct Resolved {
     pub unsteered: BTreeSet<u32>,
     /// Bridges and pods' addresses on them that nothing is known of yet: to be asked for until the view tells.
     pub to_solicit: BTreeSet<(u32, IpAddr)>,
+    /// Who is to be asked whether it is in order, and the gateways that need it.
+    pub subjects: BTreeMap<Subject, BTreeSet<ObjectName>>,
+    /// Gateways that take no new connections, and how long those that they have may stay; none is what the agent is
+    /// told.
+    pub draining: BTreeMap<ObjectName, Option<Duration>>,
+    /// Gateways of this node that ask the outside whether they are in order.
+    pub probed: BTreeMap<ObjectName, Probed>,
     /// What the operator should know, one sentence each, without repeats.
     pub warnings: BTreeSet<String>,
 }
@@ -228,6 +238,8 @@ pub struct UsableGateway {
     pub id: GatewayId,
     /// Its share.
     pub weight: NonZeroU32,
+    /// Which flows are its.
+    pub standing: Standing,
     /// Its ways, at most one of each family.
     pub ways: Vec<Way>,
 }

@@ -10,11 +10,13 @@ use egress_common::DropReason;
 use ipnet::IpNet;
 
 use super::{
-    Action, EffectiveRule, Fate, UsableGateway,
+    Action, EffectiveRule, Fate, Standing, UsableGateway,
     choose::Chooser,
     gateways::{Gateways, GroupKey},
 };
-use crate::model::{GatewaySelector, Model, ObjectName, Preference, Rule, Steering, Target};
+use crate::model::{
+    GatewaySelector, Model, ObjectName, OnFailure, Preference, Rule, Steering, Target,
+};
 
 /// The policy that packets of pods with an unreadable annotation are counted under.
 const INVALID: &str = "annotation:invalid";
@@ -31,8 +33,12 @@ pub(super) struct Planner<'a, 'g> {
     pub(super) warnings: BTreeSet<String>,
 }
 
-/// A rule's label, its destination, and its gateways unless it is local.
-type Unplanned<'a> = (String, Option<IpNet>, Option<&'a GatewaySelector>);
+/// A rule's label, its destination, and unless it is local its gateways and what happens without them.
+type Unplanned<'a> = (
+    String,
+    Option<IpNet>,
+    Option<(&'a GatewaySelector, &'a OnFailure)>,
+);
 
 /// A policy whose selectors are resolved, before a pod chooses.
 struct Plan {
@@ -89,7 +95,14 @@ impl<'a, 'g> Planner<'a, 'g> {
                 Some(policy) => {
                     let own = policy.rules.iter().any(|rule| match &rule.target {
                         Target::Local => false,
-                        Target::Gateways(selector) => selector.namespaces.is_none(),
+                        Target::Gateways(selector) => {
+                            let fallback = match &rule.on_failure {
+                                OnFailure::Fallback(selector) => Some(selector),
+                                OnFailure::Drop | OnFailure::Local => None,
+                            };
+                            let mut selectors = [selector].into_iter().chain(fallback);
+                            selectors.any(|selector| selector.namespaces.is_none())
+                        }
                     });
                     let rules = self.rules(pod, name, own, || policy_rules(&policy.rules));
                     (name.clone(), Fate::Rules(rules))
@@ -98,7 +111,13 @@ impl<'a, 'g> Planner<'a, 'g> {
             Steering::Gateways(selector) => {
                 let name = policy_name(selector);
                 let own = selector.namespaces.is_none();
-                let rule = || vec![("default".to_owned(), None, Some(selector))];
+                let rule = || {
+                    vec![(
+                        "default".to_owned(),
+                        None,
+                        Some((selector, &OnFailure::Drop)),
+                    )]
+                };
                 let rules = self.rules(pod, &name, own, rule);
                 (name, Fate::Rules(rules))
             }
@@ -150,12 +169,36 @@ impl<'a, 'g> Planner<'a, 'g> {
             .map(|(label, destination, selector)| {
                 let target = match selector {
                     None => PlannedTarget::Local,
-                    Some(selector) => {
-                        let list = self.list(pod, policy, &label, selector);
+                    Some((selector, on_failure)) => {
+                        let mut selector = selector;
+                        let instead = match on_failure {
+                            OnFailure::Drop => "are dropped",
+                            OnFailure::Local => {
+                                "are left to the kernel's routing, as its onFailure says"
+                            }
+                            OnFailure::Fallback(_) => "go where its onFailure says",
+                        };
+                        let mut list = self.list(pod, policy, &label, selector, instead);
+                        if self.groups.lists[list].gateways.is_empty() {
+                            match on_failure {
+                                OnFailure::Drop => {}
+                                OnFailure::Local => {
+                                    return PlannedRule {
+                                        label,
+                                        destination,
+                                        target: PlannedTarget::Local,
+                                    };
+                                }
+                                OnFailure::Fallback(other) => {
+                                    selector = other;
+                                    list = self.list(pod, policy, &label, other, "are dropped");
+                                }
+                            }
+                        }
                         let most = selector.max_next_hops.map_or(usize::MAX, |n| {
                             usize::try_from(n.get()).unwrap_or(usize::MAX)
                         });
-                        if most >= self.groups.lists[list].len() {
+                        if most >= self.groups.lists[list].gateways.len() {
                             PlannedTarget::All(list)
                         } else {
                             let choice = (list, most);
@@ -189,6 +232,7 @@ impl<'a, 'g> Planner<'a, 'g> {
         policy: &str,
         label: &str,
         selector: &'a GatewaySelector,
+        instead: &str,
     ) -> usize {
         let key = GroupKey::new(selector, &pod.namespace);
         let matched = self.groups.gateways.matched(&key);
@@ -197,8 +241,9 @@ impl<'a, 'g> Planner<'a, 'g> {
             .copied()
             .filter(|&gateway| self.groups.gateways.usable(gateway).is_some())
             .collect();
+        let all = usable.len();
         if usable.is_empty() {
-            self.warn_unusable(pod, policy, label, selector, matched.len());
+            self.warn_unusable(pod, policy, label, selector, matched.len(), instead);
         }
         let prefers_local = selector.preference == Preference::NodeLocal;
         let lists = &mut self.groups.lists;
@@ -214,6 +259,11 @@ impl<'a, 'g> Planner<'a, 'g> {
                     .collect();
                 // Different selectors often mean the same gateways, and then a pod chooses once for all of them.
                 let list = if local.is_empty() { usable } else { local };
+                // Where others are missing that may come back, flows are to stay with who remains.
+                let list = List {
+                    remaining: list.len() == 1 && matched.len() > all,
+                    gateways: list,
+                };
                 let known = lists.iter().position(|other| *other == list);
                 known.unwrap_or_else(|| {
                     lists.push(list);
@@ -229,6 +279,7 @@ impl<'a, 'g> Planner<'a, 'g> {
         label: &str,
         selector: &GatewaySelector,
         matched: usize,
+        instead: &str,
     ) {
         let place = match &selector.namespaces {
             Some(namespaces) => format!("in the namespaces that {namespaces} matches"),
@@ -238,12 +289,12 @@ impl<'a, 'g> Planner<'a, 'g> {
         self.warnings.insert(if matched == 0 {
             format!(
                 "policy {policy}, rule {label}: no gateway {place} has labels that {gateways} matches, so packets of \
-                 the rule are dropped"
+                 the rule {instead}"
             )
         } else {
             format!(
                 "policy {policy}, rule {label}: none of the {matched} gateways {place} that {gateways} matches is \
-                 usable from this node, so packets of the rule are dropped; `egress status` tells why"
+                 usable from this node, so packets of the rule {instead}; `egress status` tells why"
             )
         });
     }
@@ -258,7 +309,9 @@ impl Plan {
             .choices
             .iter()
             .flat_map(|&(list, most)| {
-                chooser.choose(&groups.lists[list], most, |gateway| gateways.name(gateway))
+                chooser.choose(&groups.lists[list].gateways, most, |gateway| {
+                    gateways.name(gateway)
+                })
             })
             .collect();
         if let Some(rules) = self.outcomes.get(&chosen) {
@@ -268,7 +321,10 @@ impl Plan {
         let mut parts = Vec::new();
         for &(_, most) in &self.choices {
             let (part, others) = rest.split_at(most);
-            parts.push(groups.group(part));
+            parts.push(groups.group(List {
+                gateways: part.to_vec(),
+                remaining: false,
+            }));
             rest = others;
         }
         let rules: Arc<[_]> = self
@@ -289,29 +345,40 @@ impl Plan {
     }
 }
 
+/// The usable gateways of a selector, after its preference.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct List {
+    gateways: Vec<usize>,
+    /// Whether it is only one because others of the selector are not usable now.
+    remaining: bool,
+}
+
 /// Lists of gateways by number, and what they stand for.
 struct Groups<'a, 'g> {
     gateways: &'g Gateways<'a>,
-    /// The usable gateways of a selector, after its preference.
-    lists: Vec<Vec<usize>>,
-    made: HashMap<Vec<usize>, Arc<[UsableGateway]>>,
+    lists: Vec<List>,
+    made: HashMap<List, Arc<[UsableGateway]>>,
 }
 
 impl Groups<'_, '_> {
     fn whole(&mut self, list: usize) -> Arc<[UsableGateway]> {
         let list = self.lists[list].clone();
-        self.group(&list)
+        self.group(list)
     }
 
-    fn group(&mut self, list: &[usize]) -> Arc<[UsableGateway]> {
-        if let Some(group) = self.made.get(list) {
+    fn group(&mut self, list: List) -> Arc<[UsableGateway]> {
+        if let Some(group) = self.made.get(&list) {
             return Arc::clone(group);
         }
-        let group: Arc<[_]> = list
-            .iter()
-            .filter_map(|&gateway| self.gateways.usable(gateway).cloned())
-            .collect();
-        self.made.insert(list.to_vec(), Arc::clone(&group));
+        let usable = |&gateway: &usize| {
+            let mut usable = self.gateways.usable(gateway)?.clone();
+            if list.remaining && usable.standing == Standing::Serving {
+                usable.standing = Standing::Remaining;
+            }
+            Some(usable)
+        };
+        let group: Arc<[_]> = list.gateways.iter().filter_map(usable).collect();
+        self.made.insert(list, Arc::clone(&group));
         group
     }
 }
@@ -322,7 +389,7 @@ fn policy_rules(rules: &[Rule]) -> Vec<Unplanned<'_>> {
         .map(|rule| {
             let selector = match &rule.target {
                 Target::Local => None,
-                Target::Gateways(selector) => Some(selector),
+                Target::Gateways(selector) => Some((selector, &rule.on_failure)),
             };
             (rule.label(), rule.destination, selector)
         })

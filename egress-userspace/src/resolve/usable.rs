@@ -4,18 +4,20 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     num::NonZeroU32,
+    time::Duration,
 };
 
 use egress_common::{gateway::GatewayId, verdict::Replies};
 
 use super::{
-    GatewayStatus, PodGateways, Settings, UsableGateway, Way,
+    GatewayStatus, PodGateways, Settings, Standing, UsableGateway, Way,
     egress::{HeldBy, Owned, Request},
     gateways::{Candidate, Kind},
 };
 use crate::{
     gateway_id::gateway_id,
-    model::{Exit, Gateway, ObjectName, Pod},
+    health::{Faults, MAX_TARGETS, Probed, Source, Subject},
+    model::{Exit, Gateway, Leaving, ObjectName, Pod, Probes},
     node::{self, NoWay, NodeIndex},
 };
 
@@ -31,8 +33,15 @@ pub(super) struct State {
 pub(super) struct Finder<'f, 'a, 'o> {
     index: &'f NodeIndex<'f>,
     settings: &'f Settings,
+    faults: &'f Faults,
     owned: &'f mut Owned<'o>,
     warnings: &'f mut BTreeSet<String>,
+    /// Who is to be asked whether it is in order, and the gateways that need it.
+    pub(super) subjects: BTreeMap<Subject, BTreeSet<ObjectName>>,
+    /// Who takes no new connections, and for how long those that are there may stay.
+    pub(super) draining: BTreeMap<ObjectName, Option<Duration>>,
+    /// Which gateways of this node ask the outside whether they are in order.
+    pub(super) probed: BTreeMap<ObjectName, Probed>,
     /// Who has which number.
     ids: BTreeMap<GatewayId, &'a ObjectName>,
     /// Whose each egress address is.
@@ -44,6 +53,9 @@ struct Known<'a> {
     name: &'a ObjectName,
     id: GatewayId,
     weight: NonZeroU32,
+    standing: Standing,
+    /// What this node asks of the outside, if the addresses are its own.
+    probes: Option<&'a Probes>,
     /// Whether it runs on this node.
     local: bool,
 }
@@ -62,14 +74,19 @@ impl<'f, 'a, 'o> Finder<'f, 'a, 'o> {
     pub(super) fn new(
         index: &'f NodeIndex<'f>,
         settings: &'f Settings,
+        faults: &'f Faults,
         owned: &'f mut Owned<'o>,
         warnings: &'f mut BTreeSet<String>,
     ) -> Self {
         Self {
             index,
             settings,
+            faults,
             owned,
             warnings,
+            subjects: BTreeMap::new(),
+            draining: BTreeMap::new(),
+            probed: BTreeMap::new(),
             ids: BTreeMap::new(),
             claims: BTreeMap::new(),
         }
@@ -82,6 +99,8 @@ impl<'f, 'a, 'o> Finder<'f, 'a, 'o> {
             name,
             id: gateway_id(name),
             weight: NonZeroU32::MIN,
+            standing: Standing::Serving,
+            probes: None,
             local: false,
         };
         let first = *self.ids.entry(known.id).or_insert(name);
@@ -90,6 +109,25 @@ impl<'f, 'a, 'o> Finder<'f, 'a, 'o> {
                 "its name amounts to the same number as that of {first}, and nodes could not tell the two apart: \
                  rename either"
             ));
+        }
+        let (leaving, drain_timeout) = match candidate.kind {
+            Kind::Object(gateway) => (gateway.leaving, gateway.drain_timeout),
+            Kind::Pod(pod) => (pod.leaving, None),
+        };
+        if leaving != Leaving::No {
+            known.standing = Standing::Draining;
+            self.draining.insert(name.clone(), drain_timeout);
+            let why = match leaving {
+                Leaving::Terminating => "it is being deleted",
+                Leaving::Asked | Leaving::No => "egress.fastpath/drain asks for it",
+            };
+            self.warnings.insert(format!(
+                "gateway {name} takes no new connections where its group has another member: {why}"
+            ));
+            let over = self.faults.get(&Subject::Drained { name: name.clone() });
+            if let Some(reason) = over {
+                return known.down(reason.clone());
+            }
         }
         match candidate.kind {
             Kind::Object(gateway) => {
@@ -100,7 +138,7 @@ impl<'f, 'a, 'o> Finder<'f, 'a, 'o> {
         }
     }
 
-    fn object(&mut self, mut known: Known<'a>, gateway: &Gateway) -> State {
+    fn object(&mut self, mut known: Known<'a>, gateway: &'a Gateway) -> State {
         let interface = gateway.interface.as_deref();
         match &gateway.exit {
             Exit::NextHops { addresses, replies } => {
@@ -113,6 +151,7 @@ impl<'f, 'a, 'o> Finder<'f, 'a, 'o> {
             }
             Exit::Node(egress) => {
                 known.local = egress.node == self.settings.node_name;
+                known.probes = egress.probes.as_ref();
                 let request = Request {
                     name: known.name,
                     id: known.id,
@@ -122,6 +161,7 @@ impl<'f, 'a, 'o> Finder<'f, 'a, 'o> {
                         assign: egress.assign,
                         allow_local_services: egress.allow_local_services,
                         ports: egress.ports,
+                        probed: egress.probes.is_some(),
                     },
                 };
                 self.egress(&known, &request, &egress.addresses)
@@ -152,7 +192,10 @@ impl<'f, 'a, 'o> Finder<'f, 'a, 'o> {
         if pod.addresses.is_empty() {
             return known.down("the pod has no address yet");
         }
-        if !pod.ready {
+        // A pod that only holds an address need not do anything for it until it is gone.
+        let holds_on = pod.leaving == Leaving::Terminating
+            && self.settings.pod_gateways == PodGateways::Translate;
+        if !pod.ready && !holds_on {
             return known.down("the pod is not ready");
         }
         match self.settings.pod_gateways {
@@ -210,6 +253,7 @@ impl<'f, 'a, 'o> Finder<'f, 'a, 'o> {
             .iter()
             .map(|&address| self.owned.way(request, address))
             .collect();
+        self.probe(known, &ways);
         self.state_of(known, ways.into_iter(), "")
     }
 
@@ -224,7 +268,10 @@ impl<'f, 'a, 'o> Finder<'f, 'a, 'o> {
         let mut usable: Vec<Way> = Vec::new();
         let mut problems = Vec::new();
         for way in ways {
-            match way {
+            let answered = way
+                .map_err(|problem| problem.to_string())
+                .and_then(|way| self.answered(known, way));
+            match answered {
                 // Sources refuse it, and pods have one address of each family; who else may ask is told.
                 Ok(way) if usable.iter().any(|w| w.family() == way.family()) => {
                     self.warnings.insert(format!(
@@ -234,7 +281,6 @@ impl<'f, 'a, 'o> Finder<'f, 'a, 'o> {
                 Ok(way) => usable.push(way),
                 // Two addresses often have the same problem.
                 Err(problem) => {
-                    let problem = problem.to_string();
                     if !problems.contains(&problem) {
                         problems.push(problem);
                     }
@@ -260,10 +306,98 @@ impl<'f, 'a, 'o> Finder<'f, 'a, 'o> {
                 name: name.clone(),
                 id: known.id,
                 weight: known.weight,
+                standing: known.standing,
                 ways: usable,
             }),
             local: known.local,
         }
+    }
+}
+
+impl Finder<'_, '_, '_> {
+    /// Has the outside asked by a gateway with probes, from those of its ways that begin on this node.
+    fn probe<E>(&mut self, known: &Known<'_>, ways: &[Result<Way, E>]) {
+        let from: Vec<Source> = ways
+            .iter()
+            .filter_map(|way| match way {
+                Ok(Way::Here {
+                    egress, ifindex, ..
+                }) => Some(Source {
+                    address: *egress,
+                    interface: self.index.name(*ifindex),
+                }),
+                Ok(Way::Overlay { .. } | Way::NextHop { .. }) | Err(_) => None,
+            })
+            .collect();
+        let Some(probes) = known.probes.filter(|_| !from.is_empty()) else {
+            return;
+        };
+        let asked: usize = self.probed.values().map(|p| p.probes.targets()).sum();
+        if asked + probes.targets() > MAX_TARGETS {
+            self.warnings.insert(format!(
+                "the probes of the gateway {} are not run, and it counts as usable: gateways of this node ask {asked} \
+                 addresses and URLs already, and {MAX_TARGETS} are the most",
+                known.name
+            ));
+            return;
+        }
+        for by in probes.kinds() {
+            let subject = Subject::Outside {
+                name: known.name.clone(),
+                by,
+            };
+            let needed_by = self.subjects.entry(subject).or_default();
+            needed_by.insert(known.name.clone());
+        }
+        let probed = Probed {
+            id: known.id,
+            probes: probes.clone(),
+            from,
+        };
+        self.probed.insert(known.name.clone(), probed);
+    }
+
+    /// What the probes of a gateway of this node say against it.
+    fn outside_fault(&self, name: &ObjectName) -> Option<String> {
+        let kinds = self.probed.get(name)?.probes.kinds();
+        let faults: Vec<&str> = kinds
+            .filter_map(|by| {
+                let name = name.clone();
+                let fault = self.faults.get(&Subject::Outside { name, by })?;
+                Some(fault.as_str())
+            })
+            .collect();
+        (!faults.is_empty()).then(|| faults.join("; "))
+    }
+
+    /// A way, unless whoever is at its end does not answer.
+    fn answered(&mut self, known: &Known<'_>, way: Way) -> Result<Way, String> {
+        let subject = match &way {
+            Way::Overlay { node, .. } => Subject::Gateway {
+                name: known.name.clone(),
+                id: known.id,
+                node: node.clone(),
+            },
+            Way::NextHop {
+                next_hop, ifindex, ..
+            } => Subject::NextHop {
+                address: *next_hop,
+                ifindex: *ifindex,
+            },
+            Way::Here { egress, .. } => {
+                return match self.outside_fault(known.name) {
+                    Some(fault) => {
+                        self.owned.mark_down(*egress);
+                        Err(fault)
+                    }
+                    None => Ok(way),
+                };
+            }
+        };
+        let fault = self.faults.get(&subject).cloned();
+        let needed_by = self.subjects.entry(subject).or_default();
+        needed_by.insert(known.name.clone());
+        fault.map_or(Ok(way), Err)
     }
 }
 

@@ -14,8 +14,28 @@ use super::{
 };
 use crate::{
     diagnostic::Place,
-    model::{GatewaySelector, Preference, Steering},
-    selector::Selector,
+    model::{GatewaySelector, OnFailure, Preference, Steering},
+};
+
+/// The annotations that select gateways together, and what becomes of an object where one of them is wrong.
+struct Names {
+    selector: &'static str,
+    namespaces: &'static str,
+    max_next_hops: &'static str,
+    consequence: Consequence,
+}
+
+const STEERING: Names = Names {
+    selector: SELECTOR,
+    namespaces: NAMESPACE_SELECTOR,
+    max_next_hops: MAX_NEXT_HOPS,
+    consequence: Consequence::Accepted,
+};
+const FALLBACK: Names = Names {
+    selector: FALLBACK_SELECTOR,
+    namespaces: "egress.fastpath/fallback-namespace-selector",
+    max_next_hops: "egress.fastpath/fallback-max-next-hops",
+    consequence: Consequence::Refused,
 };
 
 const POLICY: &str = "egress.projectcalico.org/egressGatewayPolicy";
@@ -23,6 +43,9 @@ const SELECTOR: &str = "egress.projectcalico.org/selector";
 const NAMESPACE_SELECTOR: &str = "egress.projectcalico.org/namespaceSelector";
 const MAX_NEXT_HOPS: &str = "egress.projectcalico.org/maxNextHops";
 const INTERFACE: &str = "egress.fastpath/interface";
+const ON_FAILURE: &str = "egress.fastpath/on-failure";
+const FALLBACK_SELECTOR: &str = "egress.fastpath/fallback-selector";
+const DRAIN: &str = "egress.fastpath/drain";
 const INBOUND_UDP: &str = "egress.fastpath/inbound-udp";
 
 /// What the annotations of a namespace or a pod ask for, and where.
@@ -54,7 +77,7 @@ pub(super) fn read_steering(
         return None;
     };
     let place = report.source().place(value.span.clone());
-    let gateways = text.and_then(|text| read_gateways(report, annotations, value, text));
+    let gateways = text.and_then(|text| read_gateways(report, annotations, &STEERING, value, text));
     let steering = gateways.map_or(Steering::Invalid, Steering::Gateways);
     Some((steering, place))
 }
@@ -63,14 +86,16 @@ pub(super) fn read_steering(
 fn read_gateways(
     report: &Report<'_>,
     annotations: &Fields<'_>,
+    names: &Names,
     value: &Value,
     text: &str,
 ) -> Option<GatewaySelector> {
-    let gateways = select(report, value, text, SELECTOR);
-    let namespaces = read(report, annotations, NAMESPACE_SELECTOR)
-        .map(|(value, text)| select(report, value, text?, NAMESPACE_SELECTOR));
-    let max_next_hops = read(report, annotations, MAX_NEXT_HOPS)
-        .map(|(value, text)| read_max_next_hops(report, value, text?));
+    let select = |value, text, name| report.selector(value, text, name, names.consequence);
+    let gateways = select(value, text, names.selector);
+    let namespaces = read(report, annotations, names.namespaces)
+        .map(|(value, text)| select(value, text?, names.namespaces));
+    let max_next_hops = read(report, annotations, names.max_next_hops)
+        .map(|(value, text)| read_max_next_hops(report, names, value, text?));
     Some(GatewaySelector {
         gateways: gateways?,
         namespaces: match namespaces {
@@ -85,18 +110,58 @@ fn read_gateways(
     })
 }
 
-fn select(report: &Report<'_>, value: &Value, text: &str, name: &str) -> Option<Selector> {
-    report.selector(value, text, name, Consequence::Accepted)
-}
-
-fn read_max_next_hops(report: &Report<'_>, value: &Value, text: &str) -> Option<u32> {
+fn read_max_next_hops(
+    report: &Report<'_>,
+    names: &Names,
+    value: &Value,
+    text: &str,
+) -> Option<u32> {
     let number = text.trim().parse().ok();
     if number.is_none() {
-        let message = format!("`{MAX_NEXT_HOPS}`: {text:?} is not a whole number, 0 or more");
+        let name = names.max_next_hops;
+        let message = format!("`{name}`: {text:?} is not a whole number, 0 or more");
         let help = "write a number such as \"2\"; \"0\" means all gateways";
-        report.problem(Consequence::Accepted, &value.span, message, help);
+        report.problem(names.consequence, &value.span, message, help);
     }
     number
+}
+
+/// What a policy's rules do without usable gateways, those that do not say so themselves.
+///
+/// What is misread would let packets out by another way than was meant: the policy is refused then.
+pub(super) fn read_on_failure(report: &Report<'_>, annotations: &Fields<'_>) -> OnFailure {
+    const HELP: &str = "write \"Drop\", \"Local\" or \"Fallback\"";
+    let on_failure = read(report, annotations, ON_FAILURE);
+    if let Some((value, Some("Fallback"))) = on_failure {
+        let Some((selector, text)) = read(report, annotations, FALLBACK_SELECTOR) else {
+            let message = format!("`{ON_FAILURE}` is \"Fallback\" without `{FALLBACK_SELECTOR}`");
+            let help = "say in it which gateways are used instead";
+            report.error(&value.span, message, help);
+            return OnFailure::Drop;
+        };
+        return text
+            .and_then(|text| read_gateways(report, annotations, &FALLBACK, selector, text))
+            .map_or(OnFailure::Drop, OnFailure::Fallback);
+    }
+    for name in [
+        FALLBACK.selector,
+        FALLBACK.namespaces,
+        FALLBACK.max_next_hops,
+    ] {
+        if let Some((value, _)) = read(report, annotations, name) {
+            let message = format!("`{name}` has no effect unless `{ON_FAILURE}` is \"Fallback\"");
+            let help = format!("set `{ON_FAILURE}` to \"Fallback\", or remove it");
+            report.warning(&value.span, message, &help);
+        }
+    }
+    match on_failure {
+        Some((_, Some("Local"))) => OnFailure::Local,
+        None | Some((_, None | Some("Drop"))) => OnFailure::Drop,
+        Some((value, Some(text))) => {
+            report.error(&value.span, format!("`{ON_FAILURE}` is {text:?}"), HELP);
+            OnFailure::Drop
+        }
+    }
 }
 
 /// The host-side interface that a pod names.
@@ -110,6 +175,20 @@ pub(super) fn read_interface(report: &Report<'_>, annotations: &Fields<'_>) -> O
     let help = "write the name of the pod's host-side interface, such as cali0123456789a";
     report.problem(Consequence::Accepted, &value.span, message, help);
     None
+}
+
+/// Whether a gateway is to take no new connections.
+pub(super) fn read_drain(report: &Report<'_>, annotations: &Fields<'_>) -> bool {
+    match read(report, annotations, DRAIN) {
+        Some((_, Some("true"))) => true,
+        None | Some((_, None | Some("false"))) => false,
+        Some((value, Some(text))) => {
+            let message = format!("`{DRAIN}`: {text:?} is neither \"true\" nor \"false\"");
+            let help = "write \"true\" for a gateway that takes no new connections; until then it takes them";
+            report.problem(Consequence::Accepted, &value.span, message, help);
+            false
+        }
+    }
 }
 
 /// The UDP ports on which connections may come in to a pod, in order; none if one of them is wrong.

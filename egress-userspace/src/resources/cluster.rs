@@ -5,19 +5,21 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::{
-    annotations::{read_inbound_udp, read_interface, read_steering},
+    annotations::{read_drain, read_inbound_udp, read_interface, read_steering},
     report::{Fields, Report},
     yaml::Value,
 };
 use crate::{
     diagnostic::Place,
-    model::{Labels, Namespace, Node, Phase, Pod, Steering},
+    model::{Labels, Leaving, Namespace, Node, Phase, Pod, Steering},
 };
 
 /// The `metadata` that every object has.
 pub(super) struct Metadata<'v> {
     pub(super) labels: Labels,
     pub(super) annotations: Annotations<'v>,
+    /// Whether the object is being deleted.
+    pub(super) terminating: bool,
     pub(super) namespace: &'v str,
     pub(super) name: &'v str,
 }
@@ -29,6 +31,17 @@ pub(super) enum Annotations<'v> {
     Some(Fields<'v>),
     /// Not a map: nobody knows what was asked for.
     Unreadable,
+}
+
+impl Metadata<'_> {
+    /// Whether the object is about to go.
+    pub(super) fn leaving(&self, report: &Report<'_>) -> Leaving {
+        match self.annotations {
+            _ if self.terminating => Leaving::Terminating,
+            Annotations::Some(annotations) if read_drain(report, &annotations) => Leaving::Asked,
+            Annotations::Some(_) | Annotations::None | Annotations::Unreadable => Leaving::No,
+        }
+    }
 }
 
 /// A namespace, and where its annotation is.
@@ -47,6 +60,7 @@ pub(super) fn pod(
     object: &Fields<'_>,
     metadata: Metadata<'_>,
 ) -> (Pod, Option<Place>) {
+    let leaving = metadata.leaving(report);
     let spec = section(report, object, "spec");
     let status = section(report, object, "status");
     let text = |fields: Option<Fields<'_>>, field: &'static str| {
@@ -86,6 +100,7 @@ pub(super) fn pod(
             .unwrap_or(false),
         phase,
         ready: status.is_some_and(|status| is_ready(report, &status)),
+        leaving,
     };
     (pod, place)
 }

@@ -1,12 +1,17 @@
 //! `EgressGateway`: a gateway that is not a pod.
 
-use std::{net::IpAddr, num::NonZeroU32};
+use std::{net::IpAddr, num::NonZeroU32, time::Duration};
 
 use super::{
+    cluster::Metadata,
+    probes,
     report::{Fields, Report, egress_address_fault, next_hop_fault},
     yaml::{Data, Value},
 };
-use crate::model::{EgressAddresses, Exit, Gateway, Labels, Replies};
+use crate::{
+    model::{EgressAddresses, Exit, Gateway, Replies},
+    settings::Milliseconds,
+};
 
 /// Longest name that the kernel gives an interface.
 const MAX_INTERFACE_NAME: usize = 15;
@@ -21,12 +26,19 @@ const FIELDS: &[&str] = &[
     "assign",
     "allowLocalServices",
     "portRange",
+    "drainTimeout",
+    "probes",
 ];
 const OF_NEXT_HOPS: &[&str] = &["replies"];
-const OF_EGRESS_IPS: &[&str] = &["assign", "allowLocalServices", "portRange"];
+const OF_EGRESS_IPS: &[&str] = &["assign", "allowLocalServices", "portRange", "probes"];
 
 /// Reads `spec`.
-pub(super) fn read(report: &Report<'_>, object: &Fields<'_>, labels: Labels) -> Option<Gateway> {
+pub(super) fn read(
+    report: &Report<'_>,
+    object: &Fields<'_>,
+    metadata: Metadata<'_>,
+) -> Option<Gateway> {
+    let leaving = metadata.leaving(report);
     let spec = report.fields(report.required(object, "spec")?, "spec")?;
     report.only(&spec, FIELDS);
     let exit = read_exit(report, &spec);
@@ -47,12 +59,30 @@ pub(super) fn read(report: &Report<'_>, object: &Fields<'_>, labels: Labels) -> 
         .and_then(|value| report.number(value, "weight", &(1..1001)))
         .and_then(NonZeroU32::new)
         .unwrap_or(NonZeroU32::MIN);
+    let drain_timeout = spec
+        .get("drainTimeout")
+        .and_then(|value| read_time(report, value, "drainTimeout"));
     Some(Gateway {
-        labels,
+        labels: metadata.labels,
         interface,
         weight,
         exit: exit?,
+        leaving,
+        drain_timeout,
     })
+}
+
+/// A time such as `90s`.
+pub(super) fn read_time(report: &Report<'_>, value: &Value, name: &str) -> Option<Duration> {
+    let text = report.text(value, name)?;
+    match text.parse() {
+        Ok(Milliseconds(time)) => Some(time),
+        Err(fault) => {
+            let message = format!("`{name}`: {fault}");
+            report.error(&value.span, message, "write a time such as 90s, 10m or 1h");
+            None
+        }
+    }
 }
 
 /// Who translates: hosts at `nextHops`, or `node`, to `egressIPs`.
@@ -97,9 +127,13 @@ fn read_exit(report: &Report<'_>, spec: &Fields<'_>) -> Option<Exit> {
                     report.boolean(value, name).unwrap_or(default)
                 })
             };
+            let probes = spec
+                .get("probes")
+                .and_then(|value| probes::read(report, value, &addresses));
             Some(Exit::Node(EgressAddresses {
                 node: read_node(report, spec)?,
                 addresses,
+                probes,
                 assign: flag("assign", true),
                 allow_local_services: flag("allowLocalServices", false),
                 ports: spec

@@ -7,6 +7,7 @@ mod kind;
 mod manifest;
 mod network_policy;
 mod policy;
+mod probes;
 mod report;
 mod yaml;
 
@@ -353,11 +354,11 @@ fn content(
             Some(Object::Node(cluster::node(report, &object))),
             Vec::new(),
         ),
-        Kind::EgressGatewayPolicy => policy::read(report, &object)
+        Kind::EgressGatewayPolicy => policy::read(report, &object, &metadata)
             .map(|(policy, places)| (Object::Policy(policy), places))
             .map_or_else(Default::default, |(policy, places)| (Some(policy), places)),
         Kind::EgressGateway => {
-            let gateway = gateway::read(report, &object, metadata.labels);
+            let gateway = gateway::read(report, &object, metadata);
             (gateway.map(Object::Gateway), Vec::new())
         }
         Kind::ServiceAccount => (Some(Object::ServiceAccount(metadata.labels)), Vec::new()),
@@ -388,15 +389,22 @@ fn read_metadata<'v>(report: &Report<'_>, object: &Fields<'v>, id: &'v ObjectId)
         .get("metadata")
         .and_then(|value| report.fields(value, "metadata"));
     let field = |name| metadata.and_then(|metadata| metadata.get(name));
-    // Nothing of the other kinds is selected by labels or steered by annotations.
-    let steered = matches!(id.kind, Kind::Namespace | Kind::Pod);
-    let labelled = steered || matches!(id.kind, Kind::EgressGateway | Kind::ServiceAccount);
+    // Nothing of the other kinds is selected by labels, or says anything by annotations.
+    let annotated = matches!(
+        id.kind,
+        Kind::Namespace | Kind::Pod | Kind::EgressGateway | Kind::EgressGatewayPolicy
+    );
+    let labelled = matches!(
+        id.kind,
+        Kind::Namespace | Kind::Pod | Kind::EgressGateway | Kind::ServiceAccount
+    );
     Metadata {
         labels: field("labels")
             .filter(|_| labelled)
             .map(|value| cluster::labels(report, value))
             .unwrap_or_default(),
-        annotations: match field("annotations").filter(|_| steered) {
+        terminating: field("deletionTimestamp").is_some_and(|value| value.data != Data::Null),
+        annotations: match field("annotations").filter(|_| annotated) {
             None => Annotations::None,
             Some(value) => report
                 .fields(value, "annotations")

@@ -5,16 +5,26 @@ use std::{collections::BTreeMap, num::NonZeroU32, ops::Range};
 use ipnet::IpNet;
 
 use super::{
+    annotations::read_on_failure,
+    cluster::{Annotations, Metadata},
     report::{Consequence, Fields, Report},
-    yaml::Value,
+    yaml::{Data, Value},
 };
 use crate::{
     diagnostic::Place,
-    model::{GatewaySelector, Policy, Preference, Rule, Target},
+    model::{GatewaySelector, OnFailure, Policy, Preference, Rule, Target},
 };
 
 /// Reads `spec`; the places are those of the rules.
-pub(super) fn read(report: &Report<'_>, object: &Fields<'_>) -> Option<(Policy, Vec<Place>)> {
+pub(super) fn read(
+    report: &Report<'_>,
+    object: &Fields<'_>,
+    metadata: &Metadata<'_>,
+) -> Option<(Policy, Vec<Place>)> {
+    let usual = match metadata.annotations {
+        Annotations::Some(annotations) => read_on_failure(report, &annotations),
+        Annotations::None | Annotations::Unreadable => OnFailure::Drop,
+    };
     let spec = report.fields(report.required(object, "spec")?, "spec")?;
     report.only(&spec, &["rules"]);
     let list = report.required(&spec, "rules")?;
@@ -27,7 +37,7 @@ pub(super) fn read(report: &Report<'_>, object: &Fields<'_>) -> Option<(Policy, 
     let mut places = Vec::new();
     let mut destinations = Destinations::default();
     for item in items {
-        if let Some((rule, span)) = read_rule(report, item) {
+        if let Some((rule, span)) = read_rule(report, item, &usual) {
             destinations.add(report, &rule, &span);
             places.push(report.source().place(span));
             rules.push(rule);
@@ -37,11 +47,17 @@ pub(super) fn read(report: &Report<'_>, object: &Fields<'_>) -> Option<(Policy, 
 }
 
 /// A rule and the place that stands for it: its CIDR, or its beginning.
-fn read_rule(report: &Report<'_>, item: &Value) -> Option<(Rule, Range<usize>)> {
+fn read_rule(report: &Report<'_>, item: &Value, usual: &OnFailure) -> Option<(Rule, Range<usize>)> {
     let fields = report.fields(item, "rule")?;
     report.only(
         &fields,
-        &["description", "destination", "gateway", "gatewayPreference"],
+        &[
+            "description",
+            "destination",
+            "gateway",
+            "gatewayPreference",
+            "onFailure",
+        ],
     );
     let description = fields
         .get("description")
@@ -77,12 +93,47 @@ fn read_rule(report: &Report<'_>, item: &Value) -> Option<(Rule, Range<usize>)> 
         None => Target::Local,
         Some(value) => Target::Gateways(read_gateway(report, value, preference)?),
     };
+    let on_failure = match fields.get("onFailure") {
+        Some(value) => {
+            if target == Target::Local {
+                let message = "`onFailure` means nothing without `gateway`";
+                report.error(&value.span, message, "remove it");
+                return None;
+            }
+            read_own_on_failure(report, value)?
+        }
+        None if target == Target::Local => OnFailure::Drop,
+        None => usual.clone(),
+    };
     let rule = Rule {
         description,
         destination,
         target,
+        on_failure,
     };
     Some((rule, span))
+}
+
+/// `Drop`, `Local`, or gateways that are used instead. What is misread would let packets out by another way than was
+/// meant, so the rule is refused then.
+fn read_own_on_failure(report: &Report<'_>, value: &Value) -> Option<OnFailure> {
+    const HELP: &str = "write `Drop`, `Local`, or `Fallback: {selector: …}`";
+    if let Data::Map(_) = value.data {
+        let fields = report.fields(value, "onFailure")?;
+        report.only(&fields, &["Fallback"]);
+        let fallback = report.required(&fields, "Fallback")?;
+        let selector = read_gateway(report, fallback, Preference::None)?;
+        return Some(OnFailure::Fallback(selector));
+    }
+    match report.text(value, "onFailure")? {
+        "Drop" => Some(OnFailure::Drop),
+        "Local" => Some(OnFailure::Local),
+        other => {
+            let message = format!("`onFailure` is {other:?}");
+            report.error(&value.span, message, HELP);
+            None
+        }
+    }
 }
 
 fn read_destination(report: &Report<'_>, value: &Value) -> Option<(IpNet, Range<usize>)> {

@@ -198,6 +198,13 @@ fn flags_that_cannot_be_followed_are_refused() {
         ("--nat-timeout udp=0", "1 or more"),
         ("--nat-timeout udp=4294967296", "1 or more"),
         ("--nat-timeout udp=5 udp=6", "both udp=5 and udp=6"),
+        ("--probe-interval 300", "300ms"),
+        ("--probe-interval 5ms", "--probe-interval"),
+        (
+            "--probe-interval 1s --probe-timeout 1900ms",
+            "--probe-timeout",
+        ),
+        ("--next-hop-probe tcp", "possible values: arp, icmp, off"),
         ("--max-flows 0", "--max-flows"),
         ("--max-inbound 0", "--max-inbound"),
     ] {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use egress_common::{
     Addr, Family,
-    gateway::{EGRESS_ALLOW_LOCAL, EGRESS_SHARED, Egress, GatewayKey, Settings},
+    gateway::{EGRESS_ALLOW_LOCAL, EGRESS_DOWN, EGRESS_SHARED, Egress, GatewayKey, Settings},
     overlay::NodeState,
 };
 
@@ -288,6 +288,8 @@ fn element(address: Addr, spec: &EgressAddress, counter: u32) -> Egress {
         counter,
         first_port: spec.ports.0,
         last_port: spec.ports.1,
-        flags: flag(local, EGRESS_ALLOW_LOCAL) | flag(shared, EGRESS_SHARED),
+        flags: flag(local, EGRESS_ALLOW_LOCAL)
+            | flag(shared, EGRESS_SHARED)
+            | flag(spec.is_down, EGRESS_DOWN),
     }
 }

@@ -119,7 +119,30 @@ impl ClusterStage {
             stage.agents.insert(name, setup.spawn()?);
         }
         stage.wait_until_ready()?;
+        // Those that were ready first have probed gateways whose nodes had no programs yet.
+        for (name, agent) in &stage.agents {
+            wait::until(&format!("{name} has heard from all gateways"), || {
+                let (_, status) = agent.get("/status")?;
+                ensure!(!status.contains("has not answered probes"), "{status}");
+                Ok(())
+            })?;
+        }
         Ok(stage)
+    }
+
+    /// Ends a node's agent as the kernel would, and leaves what is in the kernel.
+    pub fn kill_agent(&mut self, node: &str) -> Result<()> {
+        let agent = self.agents.remove(node);
+        agent
+            .with_context(|| format!("there is no agent on {node}"))?
+            .kill()
+    }
+
+    /// Starts a node's agent again.
+    pub fn start_agent(&mut self, node: &str) -> Result<()> {
+        let (name, setup) = self.setups.get_key_value(node).context("no such node")?;
+        self.agents.insert(name, setup.start()?);
+        Ok(())
     }
 
     fn setup(&self, node: &Node) -> Result<Setup> {

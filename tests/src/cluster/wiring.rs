@@ -20,7 +20,7 @@ impl Cluster {
         let mtu = self.shape.internet_mtu;
         self.fabric.ip(&format!(
             "link set lo up
-             link add br0 type bridge
+             link add br0 address 02:18:00:00:00:01 type bridge
              link set br0 up
              addr add 172.18.0.1/24 dev br0
              addr add fd00:18::1/64 dev br0 nodad

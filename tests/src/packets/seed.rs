@@ -6,7 +6,7 @@ use egress_common::{DropReason, verdict::Replies};
 use egress_userspace::{
     gateway_id::gateway_id,
     model::ObjectName,
-    resolve::{Action, EffectiveRule, Fate, Resolved, SourcePod, UsableGateway, Way},
+    resolve::{Action, EffectiveRule, Fate, Resolved, SourcePod, Standing, UsableGateway, Way},
 };
 use ipnet::IpNet;
 
@@ -129,6 +129,7 @@ fn next_hops(name: &str, weight: u32, mtu: u32, hops: &[&str], replies: Replies)
         id: gateway_id(&name),
         name,
         weight: NonZeroU32::new(weight).unwrap(),
+        standing: Standing::Serving,
         ways: hops
             .iter()
             .map(|hop| Way::NextHop {

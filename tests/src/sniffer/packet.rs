@@ -8,6 +8,7 @@ use std::{
 use egress_common::{
     addr::Mac,
     overlay::{FrameKind, Tag},
+    probe,
 };
 
 const ETHERNET: usize = 14;
@@ -57,6 +58,13 @@ pub enum Content {
         /// Destination address of the packet inside.
         destination: IpAddr,
     },
+    /// A probe of a gateway in the overlay, or the answer to one.
+    Probe {
+        /// The sending node.
+        from: IpAddr,
+        /// The receiving node.
+        to: IpAddr,
+    },
     /// Neither IP nor ARP, or cut short.
     Strange(String),
 }
@@ -90,6 +98,7 @@ impl fmt::Display for Content {
                     tag.0
                 )
             }
+            Self::Probe { from, to } => write!(f, "a probe in the overlay {from} → {to}"),
             Self::Strange(what) => f.write_str(what),
         }
     }
@@ -142,6 +151,12 @@ fn overlay(outer: &Network<'_>) -> Content {
     let Some(inner_frame) = outer.payload.get(UDP_AND_VXLAN..) else {
         return strange("a frame of the overlay", outer.payload);
     };
+    if is_probe(inner_frame) {
+        return Content::Probe {
+            from: outer.source,
+            to: outer.destination,
+        };
+    }
     let (Some((tag, kind)), Some(inner)) = (labels(inner_frame), network(inner_frame)) else {
         return strange("a frame of the overlay with this inside", inner_frame);
     };
@@ -155,6 +170,15 @@ fn overlay(outer: &Network<'_>) -> Content {
     }
 }
 
+/// Whether an inner frame is one, with nothing of anybody's inside.
+fn is_probe(frame: &[u8]) -> bool {
+    let source = frame.get(6..12).and_then(|bytes| bytes.try_into().ok());
+    let kind = source.and_then(|mac| FrameKind::from_mac(Mac(mac)));
+    matches!(kind, Some(FrameKind::Probe(_) | FrameKind::ProbeReply(_)))
+        && ethertype(frame) == Some(probe::ETHERTYPE)
+        && frame.len() == probe::LENGTH
+}
+
 /// What the addresses of an inner frame say, if they are of ours.
 fn labels(frame: &[u8]) -> Option<(Tag, Kind)> {
     let tag = Tag(frame.get(..6)?.try_into().ok()?);
@@ -165,6 +189,7 @@ fn labels(frame: &[u8]) -> Option<(Tag, Kind)> {
     let kind = match FrameKind::from_mac(Mac(source))? {
         FrameKind::Out(_) => Kind::Out,
         FrameKind::Back(_) => Kind::Back,
+        FrameKind::Probe(_) | FrameKind::ProbeReply(_) => return None,
     };
     Some((tag, kind))
 }

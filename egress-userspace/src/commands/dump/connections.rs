@@ -7,7 +7,7 @@ use clap::Args;
 use egress_common::{
     gateway::GatewayId,
     nat::{NatBack, NatBackKey, NatOut, NatState},
-    overlay::ORIGIN_HERE,
+    overlay::{ORIGIN_HERE, ORIGIN_KERNEL},
 };
 use serde::Serialize;
 
@@ -105,7 +105,8 @@ pub fn dump_connections(
                 back,
                 out: None,
             };
-            if wanted.wants(&alone) {
+            // What the node itself asks of the outside is no pod's connection.
+            if back.origin != ORIGIN_KERNEL && wanted.wants(&alone) {
                 let out = maps.out(&out_key(&key, &back))?;
                 found.push(Connection { out, ..alone });
             }

@@ -48,6 +48,7 @@ fn naive(pod: &SourcePod, cluster: &BTreeSet<IpNet>, to: IpAddr) -> VerdictSpec 
                 rule: rule.label.clone(),
             },
             weight: gateway.weight,
+            standing: gateway.standing,
             way: way.clone(),
         })
         .collect();

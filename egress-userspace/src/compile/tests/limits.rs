@@ -45,6 +45,7 @@ fn translating(addresses: u32, nodes: u32, each: u32) -> Resolved {
         ports: (1024, 65_535),
         holder: Holder::Agent,
         allow_local_services: false,
+        is_down: false,
     };
     let node = |n: u32| OtherNode {
         addresses: (0..each).map(|m| ip(10, n * each + m)).collect(),

@@ -100,6 +100,7 @@ fn gateway(number: u8, v4: bool, v6: bool, weight: u32) -> UsableGateway {
     UsableGateway {
         id: gateway_id(&name),
         weight: NonZeroU32::new(weight).unwrap_or(NonZeroU32::MIN),
+        standing: Standing::Serving,
         ways: ways.collect(),
         name,
     }

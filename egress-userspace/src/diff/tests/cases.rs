@@ -14,6 +14,7 @@ fn spec(policy: &str, rule: &str, gateway: u8) -> MemberSpec {
             rule: rule.to_owned(),
         },
         weight: NonZeroU32::MIN,
+        standing: Standing::Serving,
         way: Way::NextHop {
             next_hop: IpAddr::from([192, 168, 9, gateway]),
             ifindex: 7,

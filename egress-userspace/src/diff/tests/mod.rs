@@ -27,7 +27,7 @@ use crate::{
         slots::Tables,
         tests::{arbitrary_resolved, net, probes, told},
     },
-    state::{Extent, MemberSpec, Profile, VerdictSpec, Way},
+    state::{Extent, MemberSpec, Profile, Standing, VerdictSpec, Way},
 };
 
 /// Flows whose hashes land in different slots.

@@ -37,6 +37,7 @@ fn gateway(name: &str, weight: u32, hops: &[&str]) -> UsableGateway {
         id: gateway_id(&name),
         name,
         weight: NonZeroU32::new(weight).unwrap(),
+        standing: Standing::Serving,
         ways: hops
             .iter()
             .map(|hop| Way::NextHop {

@@ -57,6 +57,7 @@ fn a_gateway_of_this_node_is_translated_to_here() {
         ports: (1024, 65_535),
         holder: Holder::Agent,
         allow_local_services: false,
+        is_down: false,
     };
     assert_eq!(
         resolved.translation.addresses,

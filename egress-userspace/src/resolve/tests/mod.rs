@@ -10,6 +10,7 @@ mod claims;
 mod egress;
 mod enforcement;
 mod gateways;
+mod health;
 mod nodes;
 mod pods;
 mod policies;
@@ -18,8 +19,8 @@ mod unsteered;
 use super::*;
 use crate::{
     model::{
-        EgressAddresses, Exit, Gateway, GatewaySelector, Labels, Namespace, Node, Phase, Pod,
-        Policy, Preference, Replies, Rule, Steering, Target,
+        EgressAddresses, Exit, Gateway, GatewaySelector, Labels, Leaving, Namespace, Node,
+        OnFailure, Phase, Pod, Policy, Preference, Replies, Rule, Steering, Target,
     },
     node::{Link, Route},
     selector::Selector,
@@ -33,6 +34,7 @@ struct World {
     settings: Settings,
     held: Held,
     assigned: Assigned,
+    faults: Faults,
 }
 
 fn ip(text: &str) -> IpAddr {
@@ -80,6 +82,7 @@ fn rule(destination: Option<&str>, gateways: Option<GatewaySelector>) -> Rule {
         description: None,
         destination: destination.map(net),
         target: gateways.map_or(Target::Local, Target::Gateways),
+        on_failure: OnFailure::Drop,
     }
 }
 
@@ -126,6 +129,7 @@ impl World {
             },
             held: Held::new(),
             assigned: Assigned::new(),
+            faults: Faults::new(),
         }
     }
 
@@ -152,6 +156,7 @@ impl World {
             host_network: false,
             phase: Phase::Alive,
             ready: true,
+            leaving: Leaving::No,
         };
         self.model.pods.entry(name(text)).or_insert(pod)
     }
@@ -178,6 +183,8 @@ impl World {
                 addresses: next_hops.iter().map(|hop| ip(hop)).collect(),
                 replies: Replies::Recorded,
             },
+            leaving: Leaving::No,
+            drain_timeout: None,
         };
         self.model.gateways.entry(name(text)).or_insert(gateway)
     }
@@ -195,6 +202,7 @@ impl World {
             assign: true,
             allow_local_services: false,
             ports: None,
+            probes: None,
         });
         gateway
     }
@@ -226,6 +234,7 @@ impl World {
                 &self.settings,
                 &self.held,
                 &self.assigned,
+                &self.faults,
             )
         };
         let resolved = resolve();

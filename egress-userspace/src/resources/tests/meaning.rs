@@ -2,15 +2,6 @@
 
 use super::*;
 
-fn selector(text: &str) -> Result<Selector, crate::selector::ParseError> {
-    Selector::parse(text)
-}
-
-fn only_object(file: ParsedFile) -> Option<Object> {
-    assert_eq!(file.diagnostics, [], "no complaints");
-    file.entries.into_iter().next()?.object
-}
-
 #[test]
 fn a_policy_means_what_it_says() -> Outcome {
     let text = policy(
@@ -32,6 +23,7 @@ fn a_policy_means_what_it_says() -> Outcome {
                 target|
      -> Result<Rule, Box<dyn std::error::Error>> {
         Ok(Rule {
+            on_failure: OnFailure::Drop,
             description: description.map(str::to_owned),
             destination: destination.map(str::parse).transpose()?,
             target,
@@ -99,6 +91,8 @@ fn an_egress_gateway_means_what_it_says() -> Outcome {
     };
     let expected = |weight, interface: Option<&str>, egress| {
         Some(Object::Gateway(Gateway {
+            leaving: Leaving::No,
+            drain_timeout: None,
             labels: Labels::new(),
             interface: interface.map(str::to_owned),
             weight,
@@ -112,6 +106,7 @@ fn an_egress_gateway_means_what_it_says() -> Outcome {
         assign: true,
         allow_local_services: false,
         ports: None,
+        probes: None,
     };
     assert_eq!(
         gateway(r#"{node: gw-1, egressIPs: [203.0.113.10, "2001:db8::10"]}"#),
@@ -190,6 +185,7 @@ status:
         inbound_udp: vec![53, 5060],
         node: Some("n1".to_owned()),
         addresses: vec!["10.0.0.1".parse()?, "fd00::1".parse()?],
+        leaving: Leaving::No,
         host_network: false,
         phase: Phase::Alive,
         ready: true,
@@ -273,6 +269,8 @@ items:
         (
             "EgressGateway shop/g",
             Object::Gateway(Gateway {
+                leaving: Leaving::No,
+                drain_timeout: None,
                 labels: labels(&[("a", "b")]),
                 interface: Some("eth1".to_owned()),
                 weight: NonZeroU32::new(1000).ok_or("zero")?,
@@ -285,6 +283,8 @@ items:
         (
             "EgressGateway default/h",
             Object::Gateway(Gateway {
+                leaving: Leaving::No,
+                drain_timeout: None,
                 labels: Labels::new(),
                 interface: None,
                 weight: NonZeroU32::MIN,

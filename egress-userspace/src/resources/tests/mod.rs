@@ -1,8 +1,10 @@
 //! Golden diagnostics for every way to be malformed, and what well-formed objects mean.
 
 mod documents;
+mod failing;
 mod malformed;
 mod meaning;
+mod probes;
 
 use std::{fmt::Write as _, num::NonZeroU32};
 
@@ -12,8 +14,8 @@ use super::{Kind, MAX_DOCUMENTS, Object, ParsedFile, parse, yaml};
 use crate::{
     diagnostic::{Severity, Source},
     model::{
-        EgressAddresses, Exit, Gateway, GatewaySelector, Labels, Namespace, Node, Phase, Pod,
-        Policy, Preference, Replies, Rule, Steering, Target,
+        EgressAddresses, Exit, Gateway, GatewaySelector, Labels, Leaving, Namespace, Node,
+        OnFailure, Phase, Pod, Policy, Preference, Replies, Rule, Steering, Target,
     },
     selector::Selector,
 };
@@ -22,6 +24,15 @@ type Outcome = Result<(), Box<dyn std::error::Error>>;
 
 fn read(text: &str) -> ParsedFile {
     parse(&Source::new("test.yaml", text.to_owned()))
+}
+
+fn selector(text: &str) -> Result<Selector, crate::selector::ParseError> {
+    Selector::parse(text)
+}
+
+fn only_object(file: ParsedFile) -> Option<Object> {
+    assert_eq!(file.diagnostics, [], "no complaints");
+    file.entries.into_iter().next()?.object
 }
 
 /// Every case with its reports, as one golden text.

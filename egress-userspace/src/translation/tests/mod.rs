@@ -10,7 +10,9 @@ use std::{
 
 use egress_common::{
     Addr, Family,
-    gateway::{EGRESS_ALLOW_LOCAL, EGRESS_SHARED, Egress, GatewayId, GatewayKey, Settings},
+    gateway::{
+        EGRESS_ALLOW_LOCAL, EGRESS_DOWN, EGRESS_SHARED, Egress, GatewayId, GatewayKey, Settings,
+    },
     overlay::Tag,
 };
 
@@ -45,6 +47,7 @@ fn egress(gateway: u32, mtu: u32) -> EgressAddress {
         ports: (1024, 65_535),
         holder: Holder::Agent,
         allow_local_services: false,
+        is_down: false,
     }
 }
 
@@ -112,17 +115,25 @@ fn back(state: &State, address: Addr) -> Option<Egress> {
 
 #[test]
 fn an_element_says_what_its_gateway_is_told() {
-    for (holder, allow, flags) in [
-        (Holder::Agent, false, 0),
-        (Holder::Agent, true, EGRESS_ALLOW_LOCAL),
-        (Holder::Routing, false, 0),
-        (Holder::Node, false, EGRESS_SHARED),
-        (Holder::Node, true, EGRESS_SHARED | EGRESS_ALLOW_LOCAL),
-        (Holder::Pod, false, EGRESS_ALLOW_LOCAL),
+    for (holder, allow, is_down, flags) in [
+        (Holder::Agent, false, false, 0),
+        (Holder::Agent, true, false, EGRESS_ALLOW_LOCAL),
+        (Holder::Agent, false, true, EGRESS_DOWN),
+        (Holder::Routing, false, false, 0),
+        (Holder::Node, false, false, EGRESS_SHARED),
+        (
+            Holder::Node,
+            true,
+            false,
+            EGRESS_SHARED | EGRESS_ALLOW_LOCAL,
+        ),
+        (Holder::Node, false, true, EGRESS_SHARED | EGRESS_DOWN),
+        (Holder::Pod, false, false, EGRESS_ALLOW_LOCAL),
     ] {
         let spec = EgressAddress {
             holder,
             allow_local_services: allow,
+            is_down,
             ports: (40_000, 49_999),
             ..egress(7, 1400)
         };
