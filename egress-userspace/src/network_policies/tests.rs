@@ -56,6 +56,7 @@ fn cluster() -> Model {
             host_network: false,
             phase: Phase::Alive,
             ready: true,
+            leaving: false,
         };
         model.pods.insert(ObjectName::new(namespace, name), pod);
     }
