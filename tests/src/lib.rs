@@ -4,6 +4,7 @@ pub mod agent;
 pub mod client;
 pub mod cluster;
 pub mod field;
+pub mod fuzz;
 pub mod host;
 pub mod machine;
 pub mod paced;
