@@ -76,3 +76,31 @@ impl Target {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use super::*;
+
+    #[test]
+    fn every_target_is_one_of_libfuzzers() {
+        let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz");
+        let manifest = fs::read_to_string(fuzz.join("Cargo.toml")).unwrap_or_default();
+        for target in Target::ALL {
+            let path = format!("fuzz_targets/{}.rs", target.name());
+            let text = fs::read_to_string(fuzz.join(&path)).unwrap_or_default();
+            assert!(
+                text.contains(&format!("Target::{target:?}")),
+                "{path}: {text}"
+            );
+            assert!(manifest.contains(&format!("path = \"{path}\"")), "{path}");
+        }
+        let files = fs::read_dir(fuzz.join("fuzz_targets")).map(Iterator::count);
+        assert_eq!(
+            files.ok(),
+            Some(Target::ALL.len()),
+            "a target that no test runs"
+        );
+    }
+}

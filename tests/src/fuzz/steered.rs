@@ -23,8 +23,8 @@ use egress_userspace::{
 use ipnet::IpNet;
 use tempfile::NamedTempFile;
 
-/// Nodes that are looked at from, pods of each, and destinations of each pod.
-const NODES: usize = 3;
+/// Nodes of each kind that are looked at from, pods of each, and destinations of each pod.
+const NODES: usize = 1;
 const PODS: usize = 6;
 const DESTINATIONS: usize = 24;
 /// What small maps hold: the way to say so is a way, too.

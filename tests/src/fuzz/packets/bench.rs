@@ -32,7 +32,7 @@ use crate::packets::{
 };
 
 /// The ports that translated connections are given: few, so that they meet.
-const PORTS: (u16, u16) = (40_000, 40_015);
+pub(super) const PORTS: (u16, u16) = (40_000, 40_003);
 
 /// Scripts between two of which nobody has had an answer yet.
 const SCRIPTS: u64 = 64;

@@ -18,7 +18,7 @@ use crate::packets::{
 use egress_common::{gateway::GatewayId, overlay::FrameKind};
 
 /// Frames of a script.
-const STEPS: usize = 10;
+const STEPS: usize = 16;
 /// Bytes that say what a frame is; what changes it follows.
 const HEAD: usize = 12;
 /// Changes of a frame.
@@ -320,7 +320,6 @@ fn options(from: &str, to: &str, which: u8, payload: &[u8]) -> Frame {
 /// What the far end of the last frame that left sends back, or a router on the way there.
 fn answer(last: &[u8], head: &[u8; HEAD]) -> Option<Frame> {
     let sight = Sight::of(last)?;
-    let (from, to) = (sight.destination.to_string(), sight.source.to_string());
     let family = usize::from(sight.source.is_ipv6());
     if head[1] % 24 >= 11 {
         let router = PLACES[family][17];
@@ -333,6 +332,7 @@ fn answer(last: &[u8], head: &[u8; HEAD]) -> Option<Frame> {
         let quoted = &quoted[..quoted.len().min(28 + usize::from(head[5]))];
         let mut message = build::icmp(kinds[usize::from(head[9] % 4)], 0, quoted);
         message[1] = head[8] % 5;
+        let to = sight.source.to_string();
         return Some(Frame::ip(router, &to, icmp, &message).ttl(TTLS[usize::from(head[6] % 8)]));
     }
     let mut frame = last.get(..L3 + sight.length)?.to_vec();
@@ -366,7 +366,6 @@ fn answer(last: &[u8], head: &[u8; HEAD]) -> Option<Frame> {
             _ => {}
         }
     }
-    debug_assert!(!from.is_empty());
     let ttl = TTLS[usize::from(head[6] % 8)];
     Some(Frame { bytes: frame }.ttl(ttl))
 }

@@ -129,6 +129,13 @@ impl Sight {
         }
     }
 
+    /// Whether it is of a protocol with ports that everybody translates, and has them.
+    pub(super) const fn has_ports(&self) -> bool {
+        !self.later
+            && matches!(self.protocol, proto::TCP | proto::UDP)
+            && self.l4 + 4 <= L3 + self.length
+    }
+
     /// Whether this is an ICMP error.
     pub(super) fn is_error(&self, frame: &[u8]) -> bool {
         let kind = frame.get(self.l4).copied().unwrap_or_default();

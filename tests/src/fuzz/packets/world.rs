@@ -31,8 +31,8 @@ pub(super) const TUNNELLED: u32 = 1400;
 pub(super) const UPLINK_MTU: u32 = 1500;
 /// Largest packet that pods' interfaces take.
 pub(super) const ROOM: u32 = 1450;
-/// Connections of one source.
-const QUOTA: u32 = 40;
+/// Connections of one source: no more than a script can open.
+const QUOTA: u32 = 6;
 /// No script takes as long.
 const SECONDS: u32 = 300;
 

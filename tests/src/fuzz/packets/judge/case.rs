@@ -304,11 +304,16 @@ impl Case<'_> {
     }
 
     /// It goes out of the pod's interface, one hop on.
-    pub(super) fn ensure_delivered(&self, before: &Sight) {
+    pub(super) fn ensure_delivered(&self, before: &Sight, shown: &BTreeSet<[u8; 12]>) {
         let pod = world::pod_at(self.world(), world::PODS, before.destination);
         self.ensure(pod.is_some(), "it goes to nobody");
         self.ensure(self.outcome.seen.mark == DELIVERED, "its mark is wrong");
-        self.ensure_macs(POD_MAC, HOST_MAC);
+        let macs = &self.outcome.seen.frame[..12];
+        self.ensure(
+            macs.first_chunk().is_some_and(|macs| shown.contains(macs))
+                || *macs == [POD_MAC, HOST_MAC].concat(),
+            "its MACs are wrong",
+        );
         self.ensure_forwarded(before);
     }
 

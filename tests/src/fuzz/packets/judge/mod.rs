@@ -2,7 +2,10 @@
 
 mod case;
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use egress_common::{
     DropReason,
@@ -17,18 +20,14 @@ use egress_userspace::{
 
 use self::case::{Case, is_told};
 use super::{
-    bench::{Bench, Outcome, translated},
+    bench::{Bench, Outcome, PORTS, translated},
     script::{DELIVERED, Last, Step},
     sight::Sight,
     world,
 };
 use crate::{
     fuzz::feedback,
-    packets::{
-        Action, Slot,
-        build::{HOST_MAC, POD_MAC, hex},
-        nat::Gateway,
-    },
+    packets::{Action, Slot, build::hex, nat::Gateway},
 };
 
 /// A connection that this node translates.
@@ -41,16 +40,25 @@ struct Translated {
     origin: u32,
 }
 
+/// What the outside sees of a connection that has ports: protocol, egress address and port, the remote's.
+type Outside = (u8, IpAddr, u16, IpAddr, u16);
+/// Whose it is: the pod and its port. A pod that moves to another node takes its connections along.
+type Inside = (IpAddr, u16);
+
 /// What has happened so far.
 #[derive(Debug, Default)]
 pub(super) struct Story {
     /// What the far end could answer to.
     pub(super) last: Last,
     connections: BTreeSet<Translated>,
+    /// Connections by what the outside sees of them: none of them ends in the time that a script takes.
+    taken: BTreeMap<Outside, Inside>,
     /// Pods and remotes of what went to next hops.
     forwarded: BTreeSet<(IpAddr, IpAddr)>,
     /// Pods and remotes of what came in to pods.
     came_in: BTreeSet<(IpAddr, IpAddr)>,
+    /// MACs that pods have shown in what they sent, as what is delivered has them.
+    shown: BTreeSet<[u8; 12]>,
 }
 
 impl Story {
@@ -91,6 +99,8 @@ impl Story {
     }
 
     fn judge_from_pod(&mut self, case: &Case<'_>) {
+        // Also of what is dropped in the end.
+        self.shown.insert(reversed(&case.step.frame));
         match case.outcome.seen.action {
             Action::Pass => {
                 case.ensure_untouched();
@@ -207,12 +217,54 @@ impl Story {
         case.ensure(after.source == egress, "it leaves with a wrong source");
         case.ensure(after.destination == before.destination, "it goes elsewhere");
         case.ensure_hop(before, after);
+        if before.has_ports() {
+            let (port, remote_port) = before.ports(&case.step.frame);
+            let (egress_port, same) = after.ports(&case.outcome.seen.frame);
+            case.ensure(same == remote_port, "the remote's port has changed");
+            let in_range = (PORTS.0..=PORTS.1).contains(&egress_port);
+            case.ensure(in_range, "it leaves by a port that is not the gateway's");
+            let outside = (
+                before.protocol,
+                egress,
+                egress_port,
+                before.destination,
+                remote_port,
+            );
+            let inside = (before.source, port);
+            let known = self.taken.insert(outside, inside);
+            case.ensure(
+                known.is_none_or(|known| known == inside),
+                &format!("it shares what the outside sees with {known:?}"),
+            );
+            let all = self.taken.iter();
+            let same = all.filter(|(key, value)| {
+                **value == inside
+                    && (key.0, key.1, key.3, key.4)
+                        == (before.protocol, egress, before.destination, remote_port)
+            });
+            case.ensure(same.count() == 1, "a connection has two ports");
+        }
         self.connections.insert(Translated {
             egress,
             pod: before.source,
             remote: before.destination,
             origin,
         });
+    }
+
+    /// Whether a frame has the MACs of what goes to the pod of a connection: those of its interface, or those of a frame
+    /// to its node.
+    fn are_homeward(&self, frame: &[u8], to: &Translated, gateway: GatewayId) -> bool {
+        let mut nodes = world::nodes().into_iter();
+        match nodes.find(|node| node.index == to.origin) {
+            None => frame
+                .first_chunk()
+                .is_some_and(|macs| self.shown.contains(macs)),
+            Some(node) => {
+                frame[..6] == node.state.send.0
+                    && frame[6..12] == FrameKind::Back(gateway).to_mac().0
+            }
+        }
     }
 
     fn judge_to_pod(&mut self, case: &Case<'_>) {
@@ -270,7 +322,7 @@ impl Story {
                     case.outcome.moved.is_empty(),
                     "it is delivered, and counted",
                 );
-                case.ensure_delivered(before);
+                case.ensure_delivered(before, &self.shown);
             }
             Action::Other(other) => case.fail(&format!("{other} is no verdict")),
         }
@@ -314,7 +366,7 @@ impl Story {
                         let Some(before) = &case.before else {
                             case.fail("what is delivered cannot be read")
                         };
-                        case.ensure_delivered(before);
+                        case.ensure_delivered(before, &self.shown);
                     }
                 }
             }
@@ -361,12 +413,28 @@ impl Story {
                 let belongs = candidates.any(|it| {
                     it.pod == after.destination
                         && (is_error || it.remote == before.source)
-                        && case.outcome.seen.frame[..12]
-                            == homeward_macs(it, gateway_id(before))[..]
+                        && self.are_homeward(&case.outcome.seen.frame, it, gateway_id(before))
                 });
                 case.ensure(belongs, "it goes to a pod that it does not belong to");
                 case.ensure(after.source == before.source, "its source has changed");
                 case.ensure_hop(before, after);
+                if before.has_ports() {
+                    let (remote_port, port) = before.ports(&case.step.frame);
+                    let (same, pods_port) = after.ports(&case.outcome.seen.frame);
+                    case.ensure(same == remote_port, "the remote's port has changed");
+                    let outside = (
+                        before.protocol,
+                        before.destination,
+                        port,
+                        before.source,
+                        remote_port,
+                    );
+                    let is_its = self
+                        .taken
+                        .get(&outside)
+                        .is_some_and(|inside| *inside == (after.destination, pods_port));
+                    case.ensure(is_its, "it goes to another connection's port");
+                }
             }
             Action::Other(other) => case.fail(&format!("{other} is no verdict")),
         }
@@ -390,17 +458,10 @@ fn gateway_id(before: &Sight) -> GatewayId {
     its.next().map(|gateway| gateway.id).unwrap_or_default()
 }
 
-/// The MACs of what goes to the pod of a connection: those of its interface, or those of a frame to its node.
-fn homeward_macs(to: &Translated, gateway: GatewayId) -> [u8; 12] {
-    let node = world::nodes()
-        .into_iter()
-        .find(|node| node.index == to.origin);
-    let (destination, source) = match node {
-        None => (POD_MAC, HOST_MAC),
-        Some(node) => (node.state.send.0, FrameKind::Back(gateway).to_mac().0),
-    };
+/// The MACs of a frame the other way round.
+fn reversed(frame: &[u8]) -> [u8; 12] {
     let mut macs = [0; 12];
-    macs[..6].copy_from_slice(&destination);
-    macs[6..].copy_from_slice(&source);
+    macs[..6].copy_from_slice(&frame[6..12]);
+    macs[6..].copy_from_slice(&frame[..6]);
     macs
 }
