@@ -2,7 +2,8 @@
 //!
 //! The kernel's test-run gives a packet no tunnel data. A program can, with `bpf_skb_set_tunnel_key`, and what it says
 //! of the near end is what a receiver reads as the far one. So a program is assembled here that does so and ends in a
-//! tail call of `egress_from_overlay`. It takes what to say from the fields of the context that nobody else uses.
+//! tail call of `egress_from_overlay`. It takes what to say from the fields of the context that nobody else uses. Kernels before
+//! 6.0 do not let it say who the near end is; there every frame is one that came out of no tunnel.
 
 use anyhow::{Context, Result, ensure};
 use aya::{Ebpf, maps::ProgramArray, programs::SchedClassifier};
@@ -39,9 +40,8 @@ pub(super) struct Tunnel {
 impl Tunnel {
     /// Loads the program; it goes on into `next`.
     pub(super) fn load(next: &SchedClassifier) -> Result<Self> {
-        let mut ebpf = Ebpf::load(&object()).context(
-            "cannot load the program that makes tunnel data: it needs Linux 6.0 or later",
-        )?;
+        let mut ebpf =
+            Ebpf::load(&object()).context("cannot load the program that makes tunnel data")?;
         let mut array: ProgramArray<_> = ebpf.map_mut(MAP).context("no array")?.try_into()?;
         array.set(0, next.fd()?, 0)?;
         let program: &mut SchedClassifier = ebpf
