@@ -313,7 +313,7 @@ impl Story {
                     let reason = case.dropped();
                     case.ensure(is_told(answer, reason), "an answer that is none to that");
                     case.ensure(
-                        case.outcome.seen.frame == case.answered(answer, &Settings::default()),
+                        case.outcome.seen.frame == case.answered(answer, &case.bench.settings()),
                         "the answer is another one",
                     );
                     return;
