@@ -5,6 +5,7 @@ pub mod client;
 pub mod cluster;
 pub mod field;
 pub mod flow;
+pub mod fuzz;
 pub mod host;
 pub mod machine;
 pub mod paced;

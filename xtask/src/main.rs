@@ -8,6 +8,7 @@
 mod build;
 mod command;
 mod demo;
+mod fuzz;
 mod kernels;
 mod lint;
 mod run;
@@ -48,6 +49,20 @@ fn perform(task: Task) -> Result<()> {
             filters,
             ..
         } => kernels::run(&workspace, &filters, record),
+        Task::Test {
+            fuzz: true,
+            seconds,
+            keep,
+            filters,
+            ..
+        } => fuzz::run(
+            &workspace,
+            &fuzz::Options {
+                seconds,
+                keep,
+                targets: &filters,
+            },
+        ),
         Task::Test { soak, filters, .. } => test::run(&workspace, soak, &filters),
         Task::Lint => lint::run(&workspace),
     }
@@ -96,7 +111,17 @@ enum Task {
         /// Write the outcome into the README's support table
         #[arg(long, requires = "kernels")]
         record: bool,
-        /// Only tests whose names contain one of these; with `--kernels`, only kernels of these series, such as 5.10
+        /// Run fuzz targets, one after the other
+        #[arg(long, conflicts_with_all = ["soak", "kernels"])]
+        fuzz: bool,
+        /// How long each of them runs
+        #[arg(long, requires = "fuzz", default_value_t = 60)]
+        seconds: u32,
+        /// Keep what reaches something new, in fuzz/corpus
+        #[arg(long, requires = "fuzz")]
+        keep: bool,
+        /// Only tests whose names contain one of these; with `--kernels`, only kernels of these series, such as 5.10;
+        /// with `--fuzz`, only these targets
         filters: Vec<String>,
     },
     /// Check formatting, clippy on both sides of the kernel boundary, and dependencies

@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     diagnostic::Source,
-    model::{Namespace, Phase},
+    model::{Leaving, Namespace, Phase},
     resources::{Object, ParsedFile, parse},
 };
 
@@ -56,7 +56,7 @@ fn cluster() -> Model {
             host_network: false,
             phase: Phase::Alive,
             ready: true,
-            leaving: false,
+            leaving: Leaving::default(),
         };
         model.pods.insert(ObjectName::new(namespace, name), pod);
     }

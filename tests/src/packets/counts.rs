@@ -83,7 +83,7 @@ pub(super) fn read(maps: &CounterMaps, names: &Names, members: u32, policies: u3
 }
 
 /// What was added between two readings.
-pub(super) fn added(before: &Counts, after: &Counts) -> Counts {
+pub(crate) fn added(before: &Counts, after: &Counts) -> Counts {
     let mut added = Counts::new();
     for (slot, (packets, bytes)) in after {
         let (p, b) = before.get(slot).copied().unwrap_or_default();

@@ -161,7 +161,7 @@ pub struct Lab {
     state: KernelState,
     names: Names,
     // Last, so that what is pinned goes when everything else has gone.
-    _pins: Pins,
+    pins: Pins,
 }
 
 /// Runs `test` with a lab, on a thread whose network namespace nobody else is in.
@@ -184,7 +184,8 @@ pub fn with_lab(test: impl FnOnce(&mut Lab) + Send) {
 }
 
 impl Lab {
-    fn new() -> Result<Self> {
+    /// Loads the programs, in a network namespace that the calling thread is in from now on.
+    pub(crate) fn new() -> Result<Self> {
         ensure!(
             geteuid().is_root(),
             "this loads eBPF programs and makes a network namespace: run it as root"
@@ -234,7 +235,7 @@ impl Lab {
             },
             state: KernelState::default(),
             names: Names::default(),
-            _pins: pins,
+            pins,
         })
     }
 
@@ -349,34 +350,18 @@ impl Lab {
         ] {
             context[offset..offset + 4].copy_from_slice(&value.to_ne_bytes());
         }
-        let mut out = vec![0; LARGEST];
-        let mut context_out = [0_u8; CONTEXT];
-        let program: &mut SchedClassifier = self
+        let program: &SchedClassifier = self
             .datapath
             .ebpf()
-            .program_mut(input.program.name())
+            .program(input.program.name())
             .context("no such program")?
             .try_into()?;
-        let result = program.test_run(TestRunOptions {
-            data_in: Some(&input.frame),
-            data_out: Some(&mut out),
-            ctx_in: Some(&context),
-            ctx_out: Some(&mut context_out),
-            repeat,
-            ..TestRunOptions::default()
-        })?;
-        out.truncate(usize::try_from(result.data_size_out)?);
-        let seen = Seen {
-            action: match result.return_value {
-                u32::MAX => Action::Pass,
-                2 => Action::Drop,
-                7 => Action::Redirect,
-                other => Action::Other(other),
-            },
-            frame: out,
-            mark: u32::from_ne_bytes(context_out[MARK..MARK + 4].try_into()?),
-        };
-        Ok((seen, result.duration))
+        test_run(program, &input.frame, &context, repeat)
+    }
+
+    /// Removes all pins: what is open stays, and nothing else can be opened any more.
+    pub(crate) fn unpin(&mut self) {
+        self.pins.remove();
     }
 
     /// Every counter that moved since the last call.
@@ -426,6 +411,37 @@ impl Lab {
     }
 }
 
+/// Runs a frame through a program so often, and tells how long a run took; the context is a `struct __sk_buff`.
+pub(crate) fn test_run(
+    program: &SchedClassifier,
+    frame: &[u8],
+    context: &[u8; CONTEXT],
+    repeat: u32,
+) -> Result<(Seen, Duration)> {
+    let mut out = vec![0; LARGEST];
+    let mut context_out = [0_u8; CONTEXT];
+    let result = program.test_run(TestRunOptions {
+        data_in: Some(frame),
+        data_out: Some(&mut out),
+        ctx_in: Some(context),
+        ctx_out: Some(&mut context_out),
+        repeat,
+        ..TestRunOptions::default()
+    })?;
+    out.truncate(usize::try_from(result.data_size_out)?);
+    let seen = Seen {
+        action: match result.return_value {
+            u32::MAX => Action::Pass,
+            2 => Action::Drop,
+            7 => Action::Redirect,
+            other => Action::Other(other),
+        },
+        frame: out,
+        mark: u32::from_ne_bytes(context_out[MARK..MARK + 4].try_into()?),
+    };
+    Ok((seen, result.duration))
+}
+
 /// Whether two states say the same. How much room a row was given beyond what it needs cannot be read back.
 fn same(a: &KernelState, b: &KernelState) -> bool {
     let cells = |state: &KernelState| -> BTreeMap<u32, _> {
@@ -442,11 +458,11 @@ fn same(a: &KernelState, b: &KernelState) -> bool {
 }
 
 /// Offsets within `struct __sk_buff`, and its length (`linux/bpf.h`).
-const MARK: usize = 8;
-pub(super) const IFINDEX: usize = 40;
-const GSO_SEGS: usize = 164;
-const GSO_SIZE: usize = 176;
-pub(super) const CONTEXT: usize = 192;
+pub(crate) const MARK: usize = 8;
+pub(crate) const IFINDEX: usize = 40;
+pub(crate) const GSO_SEGS: usize = 164;
+pub(crate) const GSO_SIZE: usize = 176;
+pub(crate) const CONTEXT: usize = 192;
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -460,10 +476,16 @@ impl Pins {
     }
 }
 
-impl Drop for Pins {
-    fn drop(&mut self) {
+impl Pins {
+    fn remove(&self) {
         // What was never made need not be removed.
         drop(fs::remove_dir_all(&self.0));
+    }
+}
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        self.remove();
     }
 }
 

@@ -13,16 +13,17 @@
 pub mod answer;
 pub mod build;
 mod counts;
-mod lab;
+pub(crate) mod lab;
 pub mod narrow;
 pub mod nat;
-mod pinned;
+pub(crate) mod pinned;
 pub mod places;
 pub mod random;
 mod row;
 pub mod seed;
 pub mod talk;
 
+pub(crate) use counts::added;
 pub use counts::{Counts, Slot};
 pub use lab::{Action, Input, Lab, Seen, with_lab};
 pub use row::{Expect, Row, Step, check_all, mutate, run};

@@ -8,7 +8,7 @@ use aya::{
 use egress_userspace::kernel::Paths;
 
 /// Opens a map that is pinned, as what it is.
-pub(super) fn open<T>(paths: &Paths, name: &str) -> Result<T>
+pub(crate) fn open<T>(paths: &Paths, name: &str) -> Result<T>
 where
     T: TryFrom<Map, Error: std::error::Error + Send + Sync + 'static>,
 {
@@ -18,7 +18,7 @@ where
 }
 
 /// Removes all that a map has.
-pub(super) fn clear<K: Pod, V: Pod>(map: &mut HashMap<MapData, K, V>) {
+pub(crate) fn clear<K: Pod, V: Pod>(map: &mut HashMap<MapData, K, V>) {
     let keys: Vec<K> = map.keys().map(|key| key.unwrap()).collect();
     for key in keys {
         map.remove(&key).unwrap();

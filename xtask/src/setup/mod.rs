@@ -4,10 +4,11 @@
 //! eBPF programs is written to a record that the build script of `egress-userspace` reads.
 
 mod compiler;
+mod fuzzer;
 mod linker;
 mod packages;
 
-use std::fs;
+use std::{fs, path::PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -30,6 +31,11 @@ pub(crate) fn everything(workspace: &Workspace) -> Result<EbpfTools> {
 /// Sets up what boots other kernels.
 pub(crate) fn kernel_tools() -> Result<()> {
     packages::install_kernel_tools()
+}
+
+/// Sets up what fuzzing needs beside what builds need, and says where `cargo-fuzz` is.
+pub(crate) fn fuzz_tools(workspace: &Workspace) -> Result<PathBuf> {
+    fuzzer::everything(workspace)
 }
 
 /// Sets up what builds need, and leaves the node's packages alone otherwise.

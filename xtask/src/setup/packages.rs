@@ -30,6 +30,9 @@ const KERNEL_TOOLS: [(&str, &str); 6] = [
     ("ldd", "libc-bin"),
 ];
 
+/// What libFuzzer is built with, with the package that has it.
+const FUZZ_TOOLS: [(&str, &str); 1] = [("c++", "g++")];
+
 /// Installs the programs of the tests that are missing.
 pub(super) fn install_test_tools() -> Result<()> {
     install_missing(&TEST_TOOLS, "programs that the tests and the demo use")
@@ -41,6 +44,11 @@ pub(super) fn install_kernel_tools() -> Result<()> {
         &KERNEL_TOOLS,
         "what boots other kernels in virtual machines",
     )
+}
+
+/// Installs what libFuzzer is built with, where it is missing.
+pub(super) fn install_fuzz_tools() -> Result<()> {
+    install_missing(&FUZZ_TOOLS, "what libFuzzer is built with")
 }
 
 fn install_missing(tools: &[(&str, &str)], purpose: &str) -> Result<()> {

@@ -144,6 +144,11 @@ impl Lab {
             self.forget_answers();
             self.answers_forgotten = answers;
         }
+        self.forget_connections();
+    }
+
+    /// The same but for how many answers anybody had.
+    pub(crate) fn forget_connections(&mut self) {
         clear(&mut self.replies);
         clear(&mut self.fragments);
         clear(&mut self.reply_fragments);
