@@ -86,6 +86,8 @@ reasons! {
     PodUnknown = 22,
     /// The uplink of the egress address has no route to where the packet goes.
     NoRoute = 23,
+    /// Let through as the cluster's own, and something translated its destination to one that is not.
+    LocalLeftCluster = 25,
 }
 
 impl DropReason {

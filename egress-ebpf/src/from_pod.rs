@@ -3,7 +3,7 @@
 use egress_common::{
     DropReason,
     counter::{Answer, NO_POLICY, PassKind},
-    verdict::Decision,
+    verdict::{Decision, NUMBER_CLUSTER},
 };
 
 use crate::{
@@ -11,7 +11,7 @@ use crate::{
     choose::{self, Group},
     classify,
     counters::Shape,
-    forward, inbound,
+    forward, inbound, locals,
     packet::Packet,
     parse::{self, Frame, Ip},
     pods::{self, Source},
@@ -81,14 +81,24 @@ fn handle_ip(packet: &Packet<'_>, ip: &Ip) -> Departure {
         Source::Broken => return nobody(DropReason::StateMissing),
     };
     let class = classify::class(ip.family, &ip.destination);
-    let Some(verdict) = verdicts::verdict(pod, class) else {
+    let Some(number) = verdicts::number(pod, class) else {
+        return nobody(DropReason::StateMissing);
+    };
+    let Some(verdict) = verdicts::verdict(pod, number) else {
         return nobody(DropReason::StateMissing);
     };
     let policy = verdict.policy;
+    let mark = if number == NUMBER_CLUSTER {
+        locals::mark()
+    } else {
+        0
+    };
     let Some(decision) = verdict.decode() else {
         return nobody(DropReason::StateMissing);
     };
-    if may_be_reply(decision) && inbound::is_reply(packet, ip, slot) {
+    // The node's own NAT hides those behind its addresses who come in by them: what answers them leaves again.
+    let to_node = mark != 0;
+    if (to_node || may_be_reply(decision)) && inbound::is_reply(packet, ip, slot, to_node) {
         return Departure::Passed {
             policy,
             kind: PassKind::Inbound,
@@ -104,6 +114,9 @@ fn handle_ip(packet: &Packet<'_>, ip: &Ip) -> Departure {
             };
         }
         Decision::Local => {
+            if mark != 0 {
+                packet.set_mark(packet.mark() | mark);
+            }
             return Departure::Passed {
                 policy,
                 kind: PassKind::Local,

@@ -16,10 +16,15 @@ pub(crate) struct Outside {
     pub(crate) uplinks: BTreeMap<u32, String>,
     /// The overlay device.
     pub(crate) overlay: Option<(u32, String)>,
+    /// Whether what is let through as the cluster's own is marked, and looked at when it leaves.
+    pub(crate) marks: bool,
+    /// Where it is looked at by now: that stays so while the interface is there, or a route that comes back would find
+    /// nobody there.
+    pub(crate) guarded: BTreeSet<u32>,
 }
 
 /// The hooks that a state needs: source pods' interfaces, those where recorded replies arrive, the uplinks of
-/// a node that owns an egress address, and the overlay device.
+/// a node that owns an egress address, the overlay device, and whatever else pods' packets may leave the cluster by.
 #[must_use]
 pub(crate) fn wanted(
     resolved: &Resolved,
@@ -49,6 +54,9 @@ pub(crate) fn wanted(
                 .filter(|_| !owned.is_empty()),
         )
         .filter_map(|ifindex| hook(Program::FromUplink, ifindex));
+    let guarded = leading_out(resolved, desired, view, outside)
+        .into_iter()
+        .filter_map(|ifindex| hook(Program::ToUplink, ifindex));
     // The device may be newer than the view.
     let overlay = outside.overlay.iter().map(|(ifindex, name)| Hook {
         program: Program::FromOverlay,
@@ -58,6 +66,7 @@ pub(crate) fn wanted(
     of_pods(resolved)
         .chain(gateways)
         .chain(uplinks)
+        .chain(guarded)
         .chain(overlay)
         .collect()
 }
@@ -75,6 +84,33 @@ pub(super) fn of_pods(resolved: &Resolved) -> impl Iterator<Item = Hook> {
 
 /// The programs of source pods' interfaces.
 pub(super) const OF_PODS: [Program; 2] = [Program::FromPod, Program::ToPod];
+
+/// The interfaces by which packets of steered pods may leave the cluster: all but the overlay's and pods' own.
+fn leading_out(
+    resolved: &Resolved,
+    desired: &DesiredState,
+    view: &NodeView,
+    outside: &Outside,
+) -> BTreeSet<u32> {
+    if !outside.marks || resolved.pods.is_empty() {
+        return BTreeSet::new();
+    }
+    let mut leading = view.leading_beyond(&resolved.cluster_prefixes);
+    leading.extend(reply_interfaces(desired));
+    leading.extend(outside.uplinks.keys());
+    leading.extend(&outside.guarded);
+    leading.extend(desired.translation.addresses.values().map(|a| a.ifindex));
+    if let Some((overlay, _)) = &outside.overlay {
+        leading.remove(overlay);
+    }
+    for pods in [
+        resolved.pods.values().map(|pod| pod.ifindex).collect(),
+        resolved.unsteered.clone(),
+    ] {
+        leading.retain(|ifindex| !pods.contains(ifindex));
+    }
+    leading
+}
 
 fn reply_interfaces(desired: &DesiredState) -> BTreeSet<u32> {
     desired

@@ -144,6 +144,7 @@ impl<'a> Owned<'a> {
             own: self.own(),
             nodes: self.nodes.others(),
             addresses: self.addresses,
+            ..Translation::default()
         }
     }
 
