@@ -27,8 +27,8 @@ const OTHERS: u32 = 0x8000_4080;
 /// Addresses of the node.
 const NODE: [&str; 2] = ["10.100.0.1", "fd10::1"];
 
-/// Has a lab with the usual pods, where this bit is the mark.
-fn with_mark(mark: u32, test: impl FnOnce(&mut Lab) + Send) {
+/// Has a lab with the usual pods, where nothing is marked yet.
+fn with_pods(test: impl FnOnce(&mut Lab) + Send) {
     with_lab(|lab| {
         lab.bring_to(&world());
         lab.make_local(&[
@@ -37,14 +37,18 @@ fn with_mark(mark: u32, test: impl FnOnce(&mut Lab) + Send) {
             ("10.100.0.1/32", Local::Node),
             ("fd10::1/128", Local::Node),
         ]);
-        lab.set_settings(Settings {
-            local_mark: mark,
-            ..Settings::default()
-        });
         lab.forget();
-        lab.moved();
         test(lab);
     });
+}
+
+/// Makes this bit, or none, the mark.
+fn set_mark(lab: &mut Lab, mark: u32) {
+    lab.set_settings(Settings {
+        local_mark: mark,
+        ..Settings::default()
+    });
+    lab.moved();
 }
 
 fn both() -> [(&'static Family, &'static str); 2] {
@@ -53,8 +57,9 @@ fn both() -> [(&'static Family, &'static str); 2] {
 
 #[test]
 fn what_is_the_clusters_is_marked() {
-    for mark in [BIT, 1, 1 << 31, 0] {
-        with_mark(mark, |lab| {
+    with_pods(|lab| {
+        for mark in [BIT, 1, 1 << 31, 0] {
+            set_mark(lab, mark);
             for (f, node) in both() {
                 for (what, source, destination, marked) in [
                     ("the cluster's", f.web, f.cluster, true),
@@ -83,8 +88,8 @@ fn what_is_the_clusters_is_marked() {
                     }
                 }
             }
-        });
-    }
+        }
+    });
 }
 
 /// A packet that leaves by the uplink.
@@ -125,7 +130,9 @@ fn size(frame: &Frame) -> (u64, u64) {
 
 #[test]
 fn what_is_marked_leaves_for_the_cluster_only() {
-    with_mark(BIT, |lab| {
+    with_pods(|lab| {
+        without_a_mark_nothing_is_looked_at(lab);
+        set_mark(lab, BIT);
         if !lab.tells_receivers() {
             println!(
                 "skipped: this kernel's test-run cannot say where a packet was received (5.19)"
@@ -178,52 +185,45 @@ fn what_is_marked_leaves_for_the_cluster_only() {
         let strange = Frame::raw(0x88b5, &[0; 46]);
         let what = "no IP";
         check(lab, &leaving(&strange, POD), Some(""), size(&strange), what);
+        aggregates_are_counted_as_their_segments(lab);
     });
 }
 
-#[test]
-fn aggregates_are_counted_as_their_segments() {
-    with_mark(BIT, |lab| {
-        if !lab.tells_receivers() {
-            return;
-        }
-        for (f, _) in both() {
-            let header = if f.name == V4.name { 20 } else { 40 };
-            let tcp = segment(40_000, 443, ACK, 1, 2500);
-            let segments = Frame::ip(f.web, f.red.0, TCP, &tcp);
-            let counted = (3, 2500 + 3 * (header + 20));
-            let mut input = leaving(&segments, POD);
+fn aggregates_are_counted_as_their_segments(lab: &mut Lab) {
+    for (f, _) in both() {
+        let header = if f.name == V4.name { 20 } else { 40 };
+        for (protocol, payload, transport) in [
+            (TCP, segment(40_000, 443, ACK, 1, 2500), 20),
+            (UDP, udp(40_000, 443, 2500), 8),
+        ] {
+            let aggregate = Frame::ip(f.web, f.red.0, protocol, &payload);
+            let mut input = leaving(&aggregate, POD);
             input.gso = (1000, 3);
-            check(lab, &input, Some(STEERED), counted, f.name);
-            let datagrams = Frame::ip(f.web, f.red.0, UDP, &udp(40_000, 443, 2500));
-            let mut input = leaving(&datagrams, POD);
-            input.gso = (1000, 3);
-            let counted = (3, 2500 + 3 * (header + 8));
+            let counted = (3, 2500 + 3 * (header + transport));
             check(lab, &input, Some(STEERED), counted, f.name);
         }
-    });
+    }
 }
 
-#[test]
-fn without_a_mark_nothing_is_looked_at() {
-    with_mark(0, |lab| {
-        for (f, _) in both() {
-            let mut input = leaving(&datagram(f.web, f.red.0), 0);
-            input.mark = u32::MAX;
-            check(lab, &input, None, (0, 0), f.name);
-        }
-    });
+fn without_a_mark_nothing_is_looked_at(lab: &mut Lab) {
+    set_mark(lab, 0);
+    for (f, _) in both() {
+        let mut input = leaving(&datagram(f.web, f.red.0), 0);
+        input.mark = u32::MAX;
+        check(lab, &input, None, (0, 0), f.name);
+    }
 }
 
 /// What comes in by a node's address (a node port) has that address for the pod: its answers go back to it, and then
 /// to whoever it was.
 #[test]
 fn answers_to_who_came_in_by_the_node_are_not_marked() {
-    for mark in [BIT, 0] {
-        with_mark(mark, |lab| {
-            if !lab.tells_receivers() {
-                return;
-            }
+    with_pods(|lab| {
+        if !lab.tells_receivers() {
+            return;
+        }
+        for mark in [BIT, 0] {
+            set_mark(lab, mark);
             for (index, (f, node)) in both().into_iter().enumerate() {
                 let port = 3000 + 100 * u16::try_from(index).unwrap() + u16::from(mark == 0);
                 let arrives = |lab: &mut Lab, frame: &Frame, received_by| {
@@ -290,7 +290,68 @@ fn answers_to_who_came_in_by_the_node_are_not_marked() {
                 let datagrams = talk(f.web, 53, node, port + 3);
                 arrives(lab, &datagrams.udp_in(), UPLINK);
                 assert_eq!(leaves(lab, &datagrams.udp_out()), answer, "a port that is");
+                lab.name_udp_ports(egress_tests::packets::build::address(f.web), &[]);
             }
-        });
-    }
+        }
+    });
+}
+
+#[test]
+#[ignore = "measures, and asserts nothing"]
+fn nanoseconds() {
+    const REPEAT: u32 = 100_000;
+    with_pods(|lab| {
+        for mark in [0, BIT] {
+            set_mark(lab, mark);
+            for (f, node) in both() {
+                let out = talk(f.web, 5000, f.cluster, 443).tcp_out(ACK);
+                let mut rows = vec![
+                    ("out, the cluster's", Input::from_pod(&out.bytes)),
+                    (
+                        "out, an explicit rule's",
+                        Input::from_pod(&talk(f.web, 5000, f.local, 443).tcp_out(ACK).bytes),
+                    ),
+                ];
+                for (what, destination, received_by) in [
+                    ("leaving, the cluster's", f.cluster, POD),
+                    (
+                        "leaving, the cluster's, nobody knows whose",
+                        f.cluster,
+                        OTHER,
+                    ),
+                ] {
+                    let source = if received_by == POD { f.web } else { node };
+                    let frame = talk(source, 5000, destination, 443).tcp_out(ACK);
+                    rows.push((what, leaving(&frame, received_by)));
+                }
+                let mut unmarked = leaving(&out, POD);
+                unmarked.mark = 0;
+                rows.push(("leaving, not marked", unmarked));
+                let measure = |lab: &mut Lab, what: &str, input: &Input| {
+                    let best = (0..5)
+                        .map(|_| lab.run_often(input, REPEAT).unwrap().1.as_nanos())
+                        .min();
+                    println!("{} mark {mark:#x}: {what}: {best:?} ns", f.name);
+                };
+                for (what, input) in &rows {
+                    measure(lab, what, input);
+                }
+                let mut hidden = Input::to_pod(&talk(f.web, 80, node, 6000).tcp_in(SYN).bytes);
+                hidden.received_by = UPLINK;
+                lab.run(&hidden).unwrap();
+                let what = "out, the cluster's, of a pod that others came in to";
+                measure(lab, what, &rows[0].1);
+                lab.run(&Input::from_pod(
+                    &talk(f.web, 80, node, 6000).tcp_out(SYN | ACK).bytes,
+                ))
+                .unwrap();
+                let answer = talk(f.web, 80, node, 6000).tcp_out(ACK);
+                measure(
+                    lab,
+                    "out, an answer by the node",
+                    &Input::from_pod(&answer.bytes),
+                );
+            }
+        }
+    });
 }

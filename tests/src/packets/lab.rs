@@ -434,6 +434,7 @@ impl Lab {
     /// b238290b96f7).
     pub fn tells_receivers(&mut self) -> bool {
         let mut input = Input::from_pod(&[0; 64]);
+        input.program = Program::ToUplink;
         input.received_by = POD;
         self.run(&input).is_ok()
     }
