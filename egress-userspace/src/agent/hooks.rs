@@ -125,3 +125,106 @@ fn reply_interfaces(desired: &DesiredState) -> BTreeSet<u32> {
         .filter_map(|member| member.way.replies_from())
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use egress_common::DropReason;
+
+    use super::*;
+    use crate::{
+        model::ObjectName,
+        node::{Link, Route},
+        resolve::{Fate, SourcePod},
+    };
+
+    const ETH0: u32 = 2;
+    const OVERLAY: u32 = 3;
+    const STEERED: u32 = 4;
+    const UNSTEERED: u32 = 5;
+    const ETH1: u32 = 6;
+
+    fn view() -> NodeView {
+        let names = [
+            (ETH0, "eth0"),
+            (OVERLAY, "egress.vxlan"),
+            (STEERED, "cali1"),
+            (UNSTEERED, "cali2"),
+            (ETH1, "eth1"),
+        ];
+        // Whatever a route says, pods' interfaces and the overlay are none of those.
+        let route = |ifindex| Route {
+            destination: "192.0.2.0/24".parse().unwrap_or_default(),
+            gateway: None,
+            ifindex,
+            metric: 0,
+            mtu: None,
+        };
+        NodeView {
+            links: names
+                .map(|(index, name)| (index, Link::ethernet(name)))
+                .into(),
+            routes: [ETH0, OVERLAY, STEERED, UNSTEERED].map(route).into(),
+            ..NodeView::default()
+        }
+    }
+
+    fn steering() -> Resolved {
+        let pod = SourcePod {
+            ifindex: STEERED,
+            interface: "cali1".to_owned(),
+            mtu: 1500,
+            addresses: Vec::new(),
+            policy: "p".to_owned(),
+            fate: Fate::Drop(DropReason::PolicyMissing),
+            udp_ports: Vec::new(),
+        };
+        Resolved {
+            pods: [(ObjectName::new("apps", "a"), pod)].into(),
+            unsteered: [UNSTEERED].into(),
+            ..Resolved::default()
+        }
+    }
+
+    #[test]
+    fn what_leads_out_is_looked_at_where_pods_are_steered() {
+        let covered = Resolved {
+            cluster_prefixes: ["192.0.2.0/24".parse().unwrap_or_default()].into(),
+            ..steering()
+        };
+        let rows: [(&str, Resolved, bool, &[u32], &[u32]); 6] = [
+            ("a route", steering(), true, &[], &[ETH0]),
+            ("no pods", Resolved::default(), true, &[], &[]),
+            ("no mark", steering(), false, &[ETH0], &[]),
+            (
+                "a route that is gone",
+                steering(),
+                true,
+                &[ETH1],
+                &[ETH0, ETH1],
+            ),
+            (
+                "an interface that is gone",
+                steering(),
+                true,
+                &[99],
+                &[ETH0],
+            ),
+            ("the cluster's", covered, true, &[], &[]),
+        ];
+        for (what, resolved, marks, guarded, expected) in rows {
+            let outside = Outside {
+                uplinks: BTreeMap::new(),
+                overlay: Some((OVERLAY, "egress.vxlan".to_owned())),
+                marks,
+                guarded: guarded.iter().copied().collect(),
+            };
+            let hooks = wanted(&resolved, &DesiredState::default(), &view(), &outside);
+            let found: Vec<u32> = hooks
+                .iter()
+                .filter(|hook| hook.program == Program::ToUplink)
+                .map(|hook| hook.ifindex)
+                .collect();
+            assert_eq!(found, expected, "{what}");
+        }
+    }
+}

@@ -73,10 +73,11 @@ pub fn plan(
         changes: Vec::new(),
         limits,
     };
+    // Before the settings may have packets marked.
+    planner.add_locals(wanted)?;
     if state.settings != *settings {
         planner.step(Change::WriteSettings(Box::new(*settings)));
     }
-    planner.add_locals(wanted)?;
     let node_keys = planner.add_nodes(wanted, &nodes)?;
     let egress_keys = planner.add_egress(wanted, &counters)?;
     let additions = std::mem::take(&mut planner.changes);

@@ -22,7 +22,7 @@ use crate::{
     },
     node::{Link, Route},
     selector::Selector,
-    state::{EgressAddress, Holder},
+    state::{EgressAddress, Holder, Local},
 };
 
 /// What `resolve` is given.
