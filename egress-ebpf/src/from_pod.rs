@@ -88,17 +88,16 @@ fn handle_ip(packet: &Packet<'_>, ip: &Ip) -> Departure {
         return nobody(DropReason::StateMissing);
     };
     let policy = verdict.policy;
-    let mark = if number == NUMBER_CLUSTER {
-        locals::mark()
-    } else {
-        0
-    };
+    if number == NUMBER_CLUSTER {
+        let mark = locals::mark();
+        if mark != 0 && verdict.is_local() {
+            return to_cluster(packet, ip, slot, policy, mark, shape);
+        }
+    }
     let Some(decision) = verdict.decode() else {
         return nobody(DropReason::StateMissing);
     };
-    // The node's own NAT hides those behind its addresses who come in by them: what answers them leaves again.
-    let to_node = mark != 0;
-    if (to_node || may_be_reply(decision)) && inbound::is_reply(packet, ip, slot, to_node) {
+    if may_be_reply(decision) && inbound::is_reply(packet, ip, slot) {
         return Departure::Passed {
             policy,
             kind: PassKind::Inbound,
@@ -114,9 +113,6 @@ fn handle_ip(packet: &Packet<'_>, ip: &Ip) -> Departure {
             };
         }
         Decision::Local => {
-            if mark != 0 {
-                packet.set_mark(packet.mark() | mark);
-            }
             return Departure::Passed {
                 policy,
                 kind: PassKind::Local,
@@ -152,6 +148,33 @@ fn handle_ip(packet: &Packet<'_>, ip: &Ip) -> Departure {
     match sent {
         Ok(counter) => Departure::Redirected { counter, shape },
         Err(refusal) => refused(packet, ip, policy, refusal, shape),
+    }
+}
+
+/// Leaves a packet to the kernel because it is for the cluster, and marks it, since something may translate that.
+///
+/// A way of its own, which ends here: kept beside the others, the decision would have to be on the stack, half of it
+/// written, and kernels before 6.3 refuse to read the other half.
+#[inline(always)]
+fn to_cluster(
+    packet: &Packet<'_>,
+    ip: &Ip,
+    slot: u32,
+    policy: u32,
+    mark: u32,
+    shape: Shape,
+) -> Departure {
+    // The node's own NAT hides those behind its addresses who come in by them: what answers them leaves again.
+    let kind = if inbound::is_reply_by_node(packet, ip, slot) {
+        PassKind::Inbound
+    } else {
+        packet.set_mark(packet.mark() | mark);
+        PassKind::Local
+    };
+    Departure::Passed {
+        policy,
+        kind,
+        shape,
     }
 }
 

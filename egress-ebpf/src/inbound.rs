@@ -160,21 +160,30 @@ fn open(packet: &Packet<'_>, ip: &Ip, slot: u32) -> bool {
 }
 
 /// Whether a pod's packet, which the policy would steer or has no gateway for, answers a connection that came in.
-///
-/// With `to_node` only what goes to an address of the node's own can.
 #[inline(always)]
-pub(crate) fn is_reply(packet: &Packet<'_>, ip: &Ip, slot: u32, to_node: bool) -> bool {
+pub(crate) fn is_reply(packet: &Packet<'_>, ip: &Ip, slot: u32) -> bool {
+    concerns(packet, ip, slot) && judge(packet, ip, slot)
+}
+
+/// Whether a pod's packet for the cluster answers a connection that came in by an address of the node's own.
+#[inline(always)]
+pub(crate) fn is_reply_by_node(packet: &Packet<'_>, ip: &Ip, slot: u32) -> bool {
+    concerns(packet, ip, slot) && locals::is_node(&ip.destination) && judge(packet, ip, slot)
+}
+
+/// Whether a packet opens a connection, or is of a pod that has something to do with others'.
+#[inline(always)]
+fn concerns(packet: &Packet<'_>, ip: &Ip, slot: u32) -> bool {
     let later = matches!(ip.fragment, Fragment::Later(_));
-    let concerns = pods::has_inbound(slot)
+    pods::has_inbound(slot)
         || match ip.protocol {
             protocol::TCP => !later && packet.byte(ip.l4 + TCP_FLAGS).is_some_and(opens),
             protocol::UDP => !later && names_ports(slot),
             _ => false,
-        };
-    concerns && (!to_node || locals::is_node(&ip.destination)) && judge(packet, ip, slot)
+        }
 }
 
-/// What [`is_reply`] says, of a packet that opens a connection or of a pod that has something to do with others'.
+/// What [`is_reply`] says, of a packet that [`concerns`] it.
 #[inline(never)]
 fn judge(packet: &Packet<'_>, ip: &Ip, slot: u32) -> bool {
     if let Fragment::Later(id) = ip.fragment {

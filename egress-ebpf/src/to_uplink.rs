@@ -3,7 +3,7 @@
 //!
 //! Headers are read from where IP starts, whatever is before it: the device need not carry Ethernet frames.
 
-use egress_common::{Addr, Family, WireU16, counter::NO_POLICY, verdict::Decision};
+use egress_common::{Addr, Family, WireU16, counter::NO_POLICY};
 
 use crate::{
     classify,
@@ -146,11 +146,5 @@ fn refused(packet: &Packet<'_>, family: Family, source: &Addr, destination: &Add
     else {
         return Some(NO_POLICY);
     };
-    match verdict.decode() {
-        Some(Decision::Local) => None,
-        Some(
-            Decision::Unmatched | Decision::Member(_) | Decision::Group { .. } | Decision::Drop(_),
-        )
-        | None => Some(verdict.policy),
-    }
+    (!verdict.is_local()).then_some(verdict.policy)
 }

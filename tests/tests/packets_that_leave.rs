@@ -6,6 +6,7 @@
 )]
 
 use egress_common::{DropReason, counter::PassKind, gateway::Settings};
+use egress_tests::machine;
 use egress_tests::packets::{
     Action, Counts, Input, Lab, Slot,
     build::{
@@ -38,6 +39,10 @@ fn with_pods(test: impl FnOnce(&mut Lab) + Send) {
             ("fd10::1/128", Local::Node),
         ]);
         lab.forget();
+        if machine::report().is_some() {
+            // Another test may have left flows of the same ports.
+            lab.forget_own_flows();
+        }
         test(lab);
     });
 }

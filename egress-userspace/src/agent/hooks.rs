@@ -191,7 +191,8 @@ mod tests {
             cluster_prefixes: ["192.0.2.0/24".parse().unwrap_or_default()].into(),
             ..steering()
         };
-        let rows: [(&str, Resolved, bool, &[u32], &[u32]); 6] = [
+        type Row<'a> = (&'a str, Resolved, bool, &'a [u32], &'a [u32]);
+        let rows: [Row<'_>; 6] = [
             ("a route", steering(), true, &[], &[ETH0]),
             ("no pods", Resolved::default(), true, &[], &[]),
             ("no mark", steering(), false, &[ETH0], &[]),

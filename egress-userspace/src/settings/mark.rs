@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 /// One bit of `skb->mark`, or none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "Text")]
+#[serde(try_from = "Written")]
 pub struct LocalMark(u32);
 
 /// Not among the bits that kube-proxy (0x4000, 0x8000), the portmap plugin (0x2000), Calico (0xffff0000), Cilium
@@ -69,21 +69,21 @@ fn number(text: &str) -> Result<u32, ParseIntError> {
 /// In YAML a mark may look like a number, and `off` like a truth value.
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Text {
+enum Written {
     Number(u32),
     Truth(bool),
-    Text(String),
+    Word(String),
 }
 
-impl TryFrom<Text> for LocalMark {
+impl TryFrom<Written> for LocalMark {
     type Error = String;
 
-    fn try_from(text: Text) -> Result<Self, String> {
-        match text {
-            Text::Number(bits) => bits.to_string().parse(),
-            Text::Truth(false) => Ok(Self::OFF),
-            Text::Truth(true) => "true".parse(),
-            Text::Text(text) => text.parse(),
+    fn try_from(written: Written) -> Result<Self, String> {
+        match written {
+            Written::Number(bits) => bits.to_string().parse(),
+            Written::Truth(false) => Ok(Self::OFF),
+            Written::Truth(true) => "true".parse(),
+            Written::Word(text) => text.parse(),
         }
     }
 }
