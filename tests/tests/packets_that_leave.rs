@@ -6,19 +6,21 @@
 )]
 
 use egress_common::{DropReason, counter::PassKind, gateway::Settings};
-use egress_tests::machine;
-use egress_tests::packets::{
-    Action, Counts, Input, Lab, Slot,
-    build::{
-        Frame, L3,
-        flag::{ACK, SYN},
-        proto::{TCP, UDP},
-        segment, udp,
+use egress_tests::{
+    machine,
+    packets::{
+        Action, Counts, Input, Lab, Slot,
+        build::{
+            Frame, L3,
+            flag::{ACK, SYN},
+            proto::{TCP, UDP},
+            segment, udp,
+        },
+        places::{Family, V4, V6},
+        seed::{OTHER, POD, STEERED, UPLINK, world},
+        talk::{datagram, talk},
+        with_lab,
     },
-    places::{Family, V4, V6},
-    seed::{OTHER, POD, STEERED, UPLINK, world},
-    talk::{datagram, talk},
-    with_lab,
 };
 use egress_userspace::{kernel::Program, state::Local};
 
