@@ -98,7 +98,7 @@ impl<'a> Packet<'a> {
     pub(crate) fn load_from_ip<T: Copy>(&self, offset: u32) -> Option<T> {
         let mut place = MaybeUninit::<T>::uninit();
         let into = place.as_mut_ptr().cast();
-        let length = size_of::<T>() as u32;
+        let length = u32::try_from(size_of::<T>()).ok()?;
         // SAFETY: `place` has room for a `T`.
         let loaded = unsafe {
             bpf_skb_load_bytes_relative(self.skb().cast(), offset, into, length, BPF_HDR_START_NET)
