@@ -82,7 +82,13 @@ pub struct Settings {
     pub source_quota: u32,
     /// Seconds without a packet after which a connection ends, by [`crate::nat::NatState`].
     pub timeouts: [u32; crate::nat::NatState::COUNT],
-    /// Always zero.
-    pub pad: u32,
+    /// The one bit of the mark of packets that are let through because their destination is the cluster's own; zero
+    /// marks nothing.
+    pub local_mark: u32,
 }
 map_type!(Settings, size = 96, align = 4);
+
+/// The value of `LOCALS4` and `LOCALS6`: a prefix of the cluster, or of nobody's to steer.
+pub const LOCAL_CLUSTER: u32 = 1;
+/// The same of an address that this node has itself: its own NAT may hide anybody behind it.
+pub const LOCAL_NODE: u32 = 2;

@@ -51,6 +51,12 @@ names! {
     OWN_FLOWS,
     /// Array of one: what the whole node is told.
     SETTINGS,
+    /// LPM trie: IPv4 prefix that is local whatever a policy says → whether it is this node's own.
+    LOCALS4,
+    /// LPM trie: the same of IPv6.
+    LOCALS6,
+    /// Hash: interface of a steered pod → one of the pod's slots.
+    INTERFACES,
     /// Hash: gateway and family → index into `EGRESS`.
     GATEWAYS,
     /// Hash: egress address → index into `EGRESS`.
@@ -95,6 +101,9 @@ pub const FILLED: &[&str] = &[
     POD_NOTES,
     POD_FACTS,
     SETTINGS,
+    LOCALS4,
+    LOCALS6,
+    INTERFACES,
     GATEWAYS,
     EGRESS_ADDRS,
     EGRESS,

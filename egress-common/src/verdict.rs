@@ -107,6 +107,12 @@ impl Verdict {
         }
     }
 
+    /// Whether the decision is `Local`.
+    #[inline(always)]
+    pub const fn is_local(&self) -> bool {
+        self.kind == LOCAL
+    }
+
     /// The decision, or nothing where no verdict was ever written.
     #[inline(always)]
     pub const fn decode(&self) -> Option<Decision> {

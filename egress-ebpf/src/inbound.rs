@@ -14,7 +14,7 @@ use egress_common::{
 };
 
 use crate::{
-    classify, fragments, own,
+    classify, fragments, locals, own,
     packet::Packet,
     parse::{Fragment, Ip, load_within, protocol},
     pods, verdicts,
@@ -57,7 +57,7 @@ pub(crate) const fn opens(flags: u8) -> bool {
 pub(crate) fn arrived(packet: &Packet<'_>, ip: &Ip) {
     if let Some(slot) = pods::slot_at(packet.ifindex(), ip.destination)
         && (ip.protocol != protocol::UDP || names_ports(slot))
-        && !is_from_cluster(slot, ip)
+        && (!is_from_cluster(slot, ip) || is_hidden_by_node(packet, ip))
         && open(packet, ip, slot)
     {
         pods::note_inbound(slot);
@@ -94,6 +94,13 @@ fn keep(packet: &Packet<'_>, ip: &Ip, slot: u32) -> bool {
 fn is_from_cluster(slot: u32, ip: &Ip) -> bool {
     let class = classify::class(ip.family, &ip.source);
     pods::state(slot).is_some_and(|state| verdicts::is_cluster(state, class))
+}
+
+/// Whether the node itself may have put its own address in the place of the far end's: its NAT takes that back, and
+/// the answer leaves. What a socket of the node's sends nobody received, and is nobody else's.
+#[inline(always)]
+fn is_hidden_by_node(packet: &Packet<'_>, ip: &Ip) -> bool {
+    packet.received_by() != 0 && locals::mark() != 0 && locals::is_node(&ip.source)
 }
 
 /// Opens, or keeps open, the connection of a packet to a pod, and says whether it did.
@@ -155,17 +162,28 @@ fn open(packet: &Packet<'_>, ip: &Ip, slot: u32) -> bool {
 /// Whether a pod's packet, which the policy would steer or has no gateway for, answers a connection that came in.
 #[inline(always)]
 pub(crate) fn is_reply(packet: &Packet<'_>, ip: &Ip, slot: u32) -> bool {
+    concerns(packet, ip, slot) && judge(packet, ip, slot)
+}
+
+/// Whether a pod's packet for the cluster answers a connection that came in by an address of the node's own.
+#[inline(always)]
+pub(crate) fn is_reply_by_node(packet: &Packet<'_>, ip: &Ip, slot: u32) -> bool {
+    concerns(packet, ip, slot) && locals::is_node(&ip.destination) && judge(packet, ip, slot)
+}
+
+/// Whether a packet opens a connection, or is of a pod that has something to do with others'.
+#[inline(always)]
+fn concerns(packet: &Packet<'_>, ip: &Ip, slot: u32) -> bool {
     let later = matches!(ip.fragment, Fragment::Later(_));
-    let concerns = pods::has_inbound(slot)
+    pods::has_inbound(slot)
         || match ip.protocol {
             protocol::TCP => !later && packet.byte(ip.l4 + TCP_FLAGS).is_some_and(opens),
             protocol::UDP => !later && names_ports(slot),
             _ => false,
-        };
-    concerns && judge(packet, ip, slot)
+        }
 }
 
-/// What [`is_reply`] says, of a packet that opens a connection or of a pod that has something to do with others'.
+/// What [`is_reply`] says, of a packet that [`concerns`] it.
 #[inline(never)]
 fn judge(packet: &Packet<'_>, ip: &Ip, slot: u32) -> bool {
     if let Fragment::Later(id) = ip.fragment {

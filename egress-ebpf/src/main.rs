@@ -30,6 +30,7 @@ mod from_pod;
 mod from_uplink;
 mod inbound;
 mod lines;
+mod locals;
 mod log;
 mod mss;
 mod nat;
@@ -42,6 +43,7 @@ mod probe;
 mod replies;
 mod settings;
 mod to_pod;
+mod to_uplink;
 mod verdicts;
 mod verifier;
 
@@ -58,7 +60,7 @@ use egress_common::{
 
 use crate::{
     counters::Shape, from_gateway::Arrival, from_overlay::Emergence, from_pod::Departure,
-    from_uplink::Return, packet::Packet,
+    from_uplink::Return, packet::Packet, to_uplink::Leaving,
 };
 
 /// Ingress of a pod's host-side interface: what the pod sends out.
@@ -203,6 +205,19 @@ pub fn egress_from_uplink(ctx: TcContext) -> i32 {
             shape,
         } => {
             refused(&packet, gateway, reason, shape);
+            TC_ACT_SHOT
+        }
+    }
+}
+
+/// Egress of an interface that leads out of the cluster: what leaves the node.
+#[classifier]
+pub fn egress_to_uplink(ctx: TcContext) -> i32 {
+    let packet = Packet::new(&ctx);
+    match to_uplink::handle(&packet) {
+        Leaving::Passed => TC_ACT_UNSPEC,
+        Leaving::Dropped { policy, shape } => {
+            dropped(&packet, policy, DropReason::LocalLeftCluster, shape);
             TC_ACT_SHOT
         }
     }

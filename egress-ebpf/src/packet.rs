@@ -5,11 +5,13 @@ use core::{ffi::c_void, mem::MaybeUninit};
 use aya_ebpf::{
     bindings::{
         __sk_buff, BPF_F_RECOMPUTE_CSUM, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX,
-        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1,
+        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_hdr_start_off::BPF_HDR_START_NET, bpf_redir_neigh,
+        bpf_redir_neigh__bindgen_ty_1,
     },
     helpers::{
         bpf_clone_redirect, bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_skb_change_tail,
-        bpf_skb_get_tunnel_key, bpf_skb_load_bytes, bpf_skb_set_tunnel_key, bpf_skb_vlan_pop,
+        bpf_skb_get_tunnel_key, bpf_skb_load_bytes, bpf_skb_load_bytes_relative,
+        bpf_skb_set_tunnel_key, bpf_skb_vlan_pop,
     },
     programs::TcContext,
 };
@@ -80,6 +82,29 @@ impl<'a> Packet<'a> {
     pub(crate) fn ifindex(&self) -> u32 {
         // SAFETY: the kernel passes a valid context; the verifier turns this into a checked read.
         unsafe { (*self.skb()).ifindex }
+    }
+
+    /// The device that the packet was received by: of what goes out after it came in; zero if nobody received it.
+    #[inline(always)]
+    pub(crate) fn received_by(&self) -> u32 {
+        // SAFETY: as in `ifindex`.
+        unsafe { (*self.skb()).ingress_ifindex }
+    }
+
+    /// The bytes at `offset` from the IP header on as a `T`, which must be plain bytes; nothing when the packet ends before.
+    ///
+    /// Where the IP header starts is what the kernel says: only of what leaves it is that certain.
+    #[inline(always)]
+    pub(crate) fn load_from_ip<T: Copy>(&self, offset: u32) -> Option<T> {
+        let mut place = MaybeUninit::<T>::uninit();
+        let into = place.as_mut_ptr().cast();
+        let length = u32::try_from(size_of::<T>()).ok()?;
+        // SAFETY: `place` has room for a `T`.
+        let loaded = unsafe {
+            bpf_skb_load_bytes_relative(self.skb().cast(), offset, into, length, BPF_HDR_START_NET)
+        };
+        // SAFETY: all of it was written, and any bytes are a `T`.
+        (loaded == 0).then(|| unsafe { place.assume_init() })
     }
 
     /// The ethertype in host byte order; 802.3 lengths appear as `ETH_P_802_2`.

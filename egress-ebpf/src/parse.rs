@@ -43,16 +43,16 @@ pub(crate) mod protocol {
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct Ipv4Header {
-    version_ihl: u8,
+    pub(crate) version_ihl: u8,
     tos: u8,
-    total_length: WireU16,
+    pub(crate) total_length: WireU16,
     id: WireU16,
     flags_offset: WireU16,
     ttl: u8,
-    protocol: u8,
+    pub(crate) protocol: u8,
     checksum: WireU16,
-    source: [u8; 4],
-    destination: [u8; 4],
+    pub(crate) source: [u8; 4],
+    pub(crate) destination: [u8; 4],
 }
 
 /// An IPv6 header up to its addresses (RFC 8200, 3), which are read straight to where they belong: a

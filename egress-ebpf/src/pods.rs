@@ -30,6 +30,9 @@ static POD_STATE: Array<PodState, { capacity::PODS as usize }, MMAPABLE> = Array
 static POD_PLACES: HashMap<Addr, PodPlace, { capacity::PODS as usize }> = HashMap::new();
 
 #[btf_map]
+static INTERFACES: HashMap<u32, u32, { capacity::PODS as usize }> = HashMap::new();
+
+#[btf_map]
 static POD_NOTES: Array<PodNote, { capacity::PODS as usize }> = Array::new();
 
 #[btf_map]
@@ -83,6 +86,13 @@ pub(crate) fn slot_at(ifindex: u32, addr: Addr) -> Option<u32> {
     let key = PodKey { ifindex, addr };
     // SAFETY: as in `identify`.
     unsafe { PODS.get(&key) }.copied()
+}
+
+/// A slot of the steered pod whose interface this is.
+#[inline(always)]
+pub(crate) fn slot_behind(ifindex: u32) -> Option<u32> {
+    // SAFETY: a word, copied at once; the slot is given to another pod only after a grace period.
+    unsafe { INTERFACES.get(&ifindex) }.copied()
 }
 
 /// Whether a steered pod has this address on this interface.

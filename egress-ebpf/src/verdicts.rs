@@ -15,20 +15,25 @@ static VERDICTS: Array<Verdict, { capacity::VERDICTS as usize }> = Array::new();
 #[btf_map]
 static MEMBERS: Array<Member, { capacity::MEMBERS as usize }> = Array::new();
 
-/// The verdict for a pod and a class; nothing where the maps contradict each other.
+/// The number of a class in a pod's row; nothing where the maps contradict each other.
 #[inline(always)]
-pub(crate) fn verdict(pod: PodState, class: Option<u32>) -> Option<&'static Verdict> {
-    let number = match class {
-        Some(class) => lines::cell(pod.row(), class)?,
-        None => NUMBER_UNMATCHED,
-    };
+pub(crate) fn number(pod: PodState, class: Option<u32>) -> Option<u16> {
+    match class {
+        Some(class) => lines::cell(pod.row(), class),
+        None => Some(NUMBER_UNMATCHED),
+    }
+}
+
+/// The verdict for a number of a pod's row; nothing where the maps contradict each other.
+#[inline(always)]
+pub(crate) fn verdict(pod: PodState, number: u16) -> Option<&'static Verdict> {
     VERDICTS.get(pod.rule_base().wrapping_add(u32::from(number)))
 }
 
 /// Whether a class is the cluster's own for a pod, and no rule's.
 #[inline(always)]
 pub(crate) fn is_cluster(pod: PodState, class: Option<u32>) -> bool {
-    class.and_then(|class| lines::cell(pod.row(), class)) == Some(NUMBER_CLUSTER)
+    number(pod, class) == Some(NUMBER_CLUSTER)
 }
 
 /// The member with this id; nothing where none was ever written.

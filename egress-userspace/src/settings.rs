@@ -1,5 +1,6 @@
 //! Settings of the agent: flags over the configuration file over defaults.
 
+mod mark;
 mod nat;
 mod overlay;
 mod probes;
@@ -25,6 +26,7 @@ use crate::{
 };
 
 pub use self::{
+    mark::LocalMark,
     nat::{NatOptions, NatTimeout, PortRange},
     overlay::{OVERLAY_DEVICE, OVERLAY_PORT, OVERLAY_VNI, OverlayOptions},
     probes::{Milliseconds, ProbeOptions},
@@ -193,6 +195,10 @@ pub struct Flags {
     /// and *, such as 'cali*'; may be given several times
     #[arg(long, value_name = "PATTERN", num_args = 1..)]
     pub hold_interfaces: Vec<String>,
+    /// One bit of the packets' mark, for what is let through as the cluster's own: an address to which something
+    /// translates such a packet outside the cluster is not reached; or off [default: 0x1000]
+    #[arg(long, value_name = "BIT")]
+    pub mark: Option<LocalMark>,
     /// Let the programs log each packet that they drop: for debugging, not for production
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub debug_log: Option<bool>,
@@ -221,6 +227,8 @@ pub struct Settings {
     pub probes: ProbeOptions,
     /// Interfaces that are closed until their pods' verdicts are in the kernel.
     pub hold_interfaces: Vec<Pattern>,
+    /// The mark of what is let through as the cluster's own.
+    pub mark: LocalMark,
 }
 
 impl Flags {
@@ -269,6 +277,7 @@ impl Flags {
             drain_timeout: self.drain_timeout.or(config.drain_timeout),
             next_hop_probe: self.next_hop_probe.or(config.next_hop_probe),
             hold_interfaces: either(self.hold_interfaces, config.hold_interfaces),
+            mark: self.mark.or(config.mark),
             debug_log: self.debug_log.or(config.debug_log),
         }
     }
@@ -361,6 +370,7 @@ impl Flags {
             nat,
             probes,
             hold_interfaces,
+            mark: self.mark.unwrap_or_default(),
         })
     }
 }

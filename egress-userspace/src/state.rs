@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr, num::NonZeroU32, sync::Arc};
 use egress_common::{
     Addr, DropReason, Family,
     cells::CELLS_PER_LINE,
-    gateway::GatewayId,
+    gateway::{GatewayId, LOCAL_CLUSTER, LOCAL_NODE},
     keys::PodKey,
     maps::capacity,
     overlay::Tag,
@@ -53,6 +53,28 @@ pub struct Translation {
     pub nodes: BTreeMap<String, OtherNode>,
     /// The node's own addresses for the ICMP messages that it sends, at most one of each family.
     pub own: Vec<IpAddr>,
+    /// Prefixes that are local whatever a policy says, where pods are steered.
+    pub locals: BTreeMap<IpNet, Local>,
+}
+
+/// Why a prefix is local whatever a policy says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Local {
+    /// It is the cluster's own, or nobody's to steer.
+    Cluster,
+    /// It is an address of this node, whose own NAT may hide anybody behind it.
+    Node,
+}
+
+impl Local {
+    /// The map value.
+    #[must_use]
+    pub const fn value(self) -> u32 {
+        match self {
+            Self::Cluster => LOCAL_CLUSTER,
+            Self::Node => LOCAL_NODE,
+        }
+    }
 }
 
 /// An egress address that this node owns.

@@ -15,6 +15,8 @@ mod packets_from_pods;
 mod packets_inbound;
 #[path = "../tests/packets_of_flows.rs"]
 mod packets_of_flows;
+#[path = "../tests/packets_that_leave.rs"]
+mod packets_that_leave;
 #[path = "../tests/packets_through_nat.rs"]
 mod packets_through_nat;
 #[path = "../tests/packets_through_nat_headers.rs"]

@@ -27,8 +27,9 @@ use crate::{
 };
 
 /// What has to be there before the first packet leaves: it receives replies, or what pods of other nodes
-/// send, or sees connections come in.
-const RECEIVING: [Program; 4] = [
+/// send, or sees connections come in, or what should not have left.
+const RECEIVING: [Program; 5] = [
+    Program::ToUplink,
     Program::FromGateway,
     Program::FromUplink,
     Program::FromOverlay,
@@ -217,6 +218,15 @@ impl Kernel {
     /// Pins again what something else has unpinned, and says how many those were.
     pub(super) fn restore_pins(&mut self) -> anyhow::Result<usize> {
         self.datapath.restore_pins()
+    }
+
+    /// The interfaces where this run has attached a program.
+    pub(super) fn interfaces_of(&self, program: Program) -> BTreeSet<u32> {
+        let attached = self.datapath.attachments.attached().iter();
+        attached
+            .filter(|(other, _)| *other == program)
+            .map(|(_, ifindex)| *ifindex)
+            .collect()
     }
 
     /// Whether a program is attached to an interface, be it one of an earlier run that is still at work.

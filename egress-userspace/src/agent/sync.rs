@@ -314,11 +314,17 @@ impl Agent {
             &Outside {
                 uplinks: uplinks.links,
                 overlay: self.named_overlay(overlay),
+                marks: self.settings.mark.is_on(),
+                guarded: self.kernel.interfaces_of(Program::ToUplink),
             },
         );
         let vni = self.overlay.options().map(|(_, vni)| vni);
-        let settings =
-            translation::settings(&desired.translation, overlay.zip(vni), &self.settings.nat);
+        let settings = translation::settings(
+            &desired.translation,
+            overlay.zip(vni),
+            &self.settings.nat,
+            self.settings.mark.bit(),
+        );
         // Where the datapath does not know an egress address, or sees nothing of its uplink, whatever listens on
         // all addresses of the node would answer on it: it is off before the maps forget it, which they do not
         // while it is on, and on after the program of its uplink.

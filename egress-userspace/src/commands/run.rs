@@ -1,6 +1,6 @@
 //! `egress run`: the agent, or a look at what it would do.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{collections::BTreeSet, path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 use clap::Args;
@@ -91,6 +91,8 @@ async fn dry_run(settings: &Settings) -> anyhow::Result<bool> {
     let outside = agent::OutsideLinks {
         uplinks: view.uplinks(&settings.resolve.uplinks).links,
         overlay: overlay.map(|(index, link)| (*index, link.name.clone())),
+        marks: settings.mark.is_on(),
+        guarded: BTreeSet::new(),
     };
     for hook in agent::wanted_hooks(&resolved, &desired, &view, &outside) {
         println!(

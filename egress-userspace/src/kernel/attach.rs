@@ -32,14 +32,14 @@ const fn priority(program: Program) -> u16 {
         Program::FromUplink => 2,
         Program::FromPod => 3,
         // Alone on their hooks, among our own.
-        Program::FromOverlay | Program::ToPod => 1,
+        Program::FromOverlay | Program::ToPod | Program::ToUplink => 1,
     }
 }
 
 /// Whether a program sees what its interface sends, or what it receives.
 const fn direction(program: Program) -> TcAttachType {
     match program {
-        Program::ToPod => TcAttachType::Egress,
+        Program::ToPod | Program::ToUplink => TcAttachType::Egress,
         Program::FromPod | Program::FromGateway | Program::FromOverlay | Program::FromUplink => {
             TcAttachType::Ingress
         }
@@ -64,6 +64,7 @@ const fn handle(program: Program) -> TcHandle {
         Program::ToPod => TcHandle::new(0, 0x6569),
         Program::FromOverlay => TcHandle::new(0, 0x656a),
         Program::FromUplink => TcHandle::new(0, 0x656b),
+        Program::ToUplink => TcHandle::new(0, 0x656c),
     }
 }
 

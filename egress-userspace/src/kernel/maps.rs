@@ -269,10 +269,10 @@ pub(super) fn absent_is_fine(result: Result<(), MapError>) -> anyhow::Result<()>
     }
 }
 
-fn key4(net: &Ipv4Net) -> Key<[u8; 4]> {
+pub(super) fn key4(net: &Ipv4Net) -> Key<[u8; 4]> {
     Key::new(net.prefix_len().into(), net.network().octets())
 }
 
-fn key6(net: &Ipv6Net) -> Key<[u8; 16]> {
+pub(super) fn key6(net: &Ipv6Net) -> Key<[u8; 16]> {
     Key::new(net.prefix_len().into(), net.network().octets())
 }

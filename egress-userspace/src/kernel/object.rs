@@ -22,6 +22,8 @@ pub enum Program {
     FromOverlay,
     /// Ingress of an uplink.
     FromUplink,
+    /// Egress of an interface that leads out of the cluster.
+    ToUplink,
 }
 
 impl Program {
@@ -32,6 +34,7 @@ impl Program {
         Self::ToPod,
         Self::FromOverlay,
         Self::FromUplink,
+        Self::ToUplink,
     ];
 
     /// Its name in the object, in the kernel and in metrics.
@@ -43,6 +46,7 @@ impl Program {
             Self::ToPod => "egress_to_pod",
             Self::FromOverlay => "egress_from_overlay",
             Self::FromUplink => "egress_from_uplink",
+            Self::ToUplink => "egress_to_uplink",
         }
     }
 }

@@ -7,7 +7,7 @@ use aya::maps::{Array, HashMap, MapData};
 use egress_common::{
     Addr,
     keys::PodKey,
-    maps::{POD_FACTS, POD_NOTES, POD_PLACES},
+    maps::{INTERFACES, POD_FACTS, POD_NOTES, POD_PLACES},
     pod::{PodFacts, PodNote, PodPlace},
 };
 
@@ -22,6 +22,7 @@ pub(super) struct PodMaps {
     places: HashMap<MapData, Addr, PodPlace>,
     notes: Array<MapData, PodNote>,
     facts: Array<MapData, PodFacts>,
+    interfaces: HashMap<MapData, u32, u32>,
     /// `PODS` by address: while a pod moves, its address is on two interfaces.
     known: BTreeMap<(Addr, u32), u32>,
     /// `POD_FACTS` as far as it was read or written.
@@ -34,6 +35,7 @@ impl PodMaps {
             places: open(paths, POD_PLACES)?.try_into()?,
             notes: open(paths, POD_NOTES)?.try_into()?,
             facts: open(paths, POD_FACTS)?.try_into()?,
+            interfaces: open(paths, INTERFACES)?.try_into()?,
             known: BTreeMap::new(),
             written: BTreeMap::new(),
         })
@@ -61,7 +63,27 @@ impl PodMaps {
             .collect();
         missing
             .into_iter()
-            .try_for_each(|addr| self.place_again(addr))
+            .try_for_each(|addr| self.place_again(addr))?;
+        self.repair_interfaces()
+    }
+
+    fn repair_interfaces(&mut self) -> anyhow::Result<()> {
+        let read: Result<BTreeMap<u32, u32>, _> = self.interfaces.iter().collect();
+        let there = read.with_context(|| format!("cannot read {INTERFACES}"))?;
+        let mut wanted: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+        for ((_, ifindex), slot) in &self.known {
+            wanted.entry(*ifindex).or_default().push(*slot);
+        }
+        for ifindex in there.keys().filter(|ifindex| !wanted.contains_key(ifindex)) {
+            self.forget_interface(*ifindex)?;
+        }
+        for (ifindex, slots) in &wanted {
+            let fits = there.get(ifindex).is_some_and(|slot| slots.contains(slot));
+            if let (false, Some(slot)) = (fits, slots.first()) {
+                self.know_interface(*ifindex, *slot)?;
+            }
+        }
+        Ok(())
     }
 
     /// Prepares a slot for a pod that nobody can find yet.
@@ -74,13 +96,37 @@ impl PodMaps {
     /// Says where a pod is that can be found now.
     pub(super) fn inserted(&mut self, key: PodKey, slot: u32) -> anyhow::Result<()> {
         self.known.insert((key.addr, key.ifindex), slot);
-        self.place(key.addr, key.ifindex, slot)
+        self.place(key.addr, key.ifindex, slot)?;
+        self.know_interface(key.ifindex, slot)
     }
 
     /// Forgets where a pod is that cannot be found any more.
     pub(super) fn removed(&mut self, key: &PodKey) -> anyhow::Result<()> {
         self.known.remove(&(key.addr, key.ifindex));
-        self.place_again(key.addr)
+        self.place_again(key.addr)?;
+        // All slots of an interface are one pod's, and say the same.
+        let left = self
+            .known
+            .iter()
+            .find(|((_, ifindex), _)| *ifindex == key.ifindex)
+            .map(|(_, slot)| *slot);
+        match left {
+            Some(slot) => self.know_interface(key.ifindex, slot),
+            None => self.forget_interface(key.ifindex),
+        }
+    }
+
+    fn know_interface(&mut self, ifindex: u32, slot: u32) -> anyhow::Result<()> {
+        self.interfaces.insert(ifindex, slot, 0).with_context(|| {
+            format!(
+                "cannot insert {ifindex} into {INTERFACES}: raise --max-pods if the map is full"
+            )
+        })
+    }
+
+    fn forget_interface(&mut self, ifindex: u32) -> anyhow::Result<()> {
+        absent_is_fine(self.interfaces.remove(&ifindex))
+            .with_context(|| format!("cannot remove {ifindex} from {INTERFACES}"))
     }
 
     /// Writes the facts of a slot unless they are there.

@@ -5,17 +5,18 @@ use std::{collections::BTreeMap, fmt::Display};
 use anyhow::Context;
 use aya::{
     Pod,
-    maps::{Array, HashMap, MapData},
+    maps::{Array, HashMap, LpmTrie, MapData, MapInfo},
 };
 use egress_common::{
     Addr,
     gateway::{Egress, GatewayKey, Settings},
-    maps::{EGRESS, EGRESS_ADDRS, GATEWAYS, NODE_STATE, NODES, SETTINGS},
+    maps::{EGRESS, EGRESS_ADDRS, GATEWAYS, LOCALS4, LOCALS6, NODE_STATE, NODES, SETTINGS},
     overlay::NodeState,
 };
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{
-    maps::{absent_is_fine, open},
+    maps::{absent_is_fine, key4, key6, open},
     paths::Paths,
 };
 use crate::translation::{Change, Limits, State};
@@ -28,6 +29,10 @@ pub(super) struct TranslationMaps {
     egress: Array<MapData, Egress>,
     nodes: HashMap<MapData, Addr, u32>,
     node_state: Array<MapData, NodeState>,
+    locals4: LpmTrie<MapData, [u8; 4], u32>,
+    locals6: LpmTrie<MapData, [u8; 16], u32>,
+    /// Prefixes of one family that there is room for.
+    room: u32,
 }
 
 impl TranslationMaps {
@@ -39,6 +44,9 @@ impl TranslationMaps {
             egress: open(paths, EGRESS)?.try_into()?,
             nodes: open(paths, NODES)?.try_into()?,
             node_state: open(paths, NODE_STATE)?.try_into()?,
+            locals4: open(paths, LOCALS4)?.try_into()?,
+            locals6: open(paths, LOCALS6)?.try_into()?,
+            room: MapInfo::from_pin(paths.map(LOCALS4))?.max_entries(),
         })
     }
 
@@ -51,7 +59,23 @@ impl TranslationMaps {
             egress: written(&self.egress, EGRESS)?,
             nodes: all(&self.nodes, NODES)?,
             node_state: written(&self.node_state, NODE_STATE)?,
+            locals: self.locals()?,
         })
+    }
+
+    fn locals(&self) -> anyhow::Result<BTreeMap<IpNet, u32>> {
+        let mut locals = BTreeMap::new();
+        for entry in self.locals4.iter() {
+            let (key, why) = entry.with_context(|| format!("cannot read {LOCALS4}"))?;
+            let net = Ipv4Net::new(key.data().into(), u8::try_from(key.prefix_len())?)?;
+            locals.insert(IpNet::V4(net), why);
+        }
+        for entry in self.locals6.iter() {
+            let (key, why) = entry.with_context(|| format!("cannot read {LOCALS6}"))?;
+            let net = Ipv6Net::new(key.data().into(), u8::try_from(key.prefix_len())?)?;
+            locals.insert(IpNet::V6(net), why);
+        }
+        Ok(locals)
     }
 
     /// How much fits.
@@ -59,6 +83,7 @@ impl TranslationMaps {
         Limits {
             egress: self.egress.len(),
             nodes: self.node_state.len(),
+            locals: self.room,
         }
     }
 
@@ -91,6 +116,18 @@ impl TranslationMaps {
             Change::RemoveAddress { address } => {
                 absent_is_fine(self.addresses.remove(address)).with_context(|| stuck(EGRESS_ADDRS))
             }
+            Change::InsertLocal { prefix, why } => match prefix {
+                IpNet::V4(net) => self.locals4.insert(&key4(net), why, 0),
+                IpNet::V6(net) => self.locals6.insert(&key6(net), why, 0),
+            }
+            .with_context(|| {
+                format!("cannot make {prefix} local: raise --max-prefixes if the map is full")
+            }),
+            Change::RemoveLocal { prefix } => absent_is_fine(match prefix {
+                IpNet::V4(net) => self.locals4.remove(&key4(net)),
+                IpNet::V6(net) => self.locals6.remove(&key6(net)),
+            })
+            .with_context(|| format!("cannot make {prefix} local no more")),
             Change::Grace => Ok(()),
         }
     }

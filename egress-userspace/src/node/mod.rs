@@ -5,6 +5,7 @@
 mod announce;
 mod assign;
 mod assumed;
+mod beyond;
 mod index;
 mod link_layer;
 mod netlink;
@@ -56,6 +57,8 @@ pub struct NodeView {
     pub addresses: Vec<(u32, IpNet)>,
     /// Unicast routes of the main table.
     pub routes: Vec<Route>,
+    /// Devices and destinations of the unicast routes of all other tables, but those to a host that is on-link.
+    pub ruled: BTreeSet<(u32, IpNet)>,
     /// Neighbours with a known MAC on bridges: those of other devices tell nobody's interface.
     pub neighbours: Vec<Neighbour>,
     /// Forwarding entries of bridges: MAC → port.
@@ -110,6 +113,14 @@ pub struct Route {
     pub metric: u32,
     /// Largest IP packet in bytes, where the route says less than its device.
     pub mtu: Option<u32>,
+}
+
+impl Route {
+    /// Whether it leads to one host, which is on-link: a pod, or a container of somebody else's.
+    #[must_use]
+    pub fn is_host_on_link(&self) -> bool {
+        self.gateway.is_none() && self.destination.prefix_len() == self.destination.max_prefix_len()
+    }
 }
 
 /// A neighbour entry with a MAC.

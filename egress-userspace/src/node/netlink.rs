@@ -43,6 +43,8 @@ impl Drop for Netlink {
     }
 }
 
+/// `RT_TABLE_LOCAL` of `linux/rtnetlink.h`.
+const RT_TABLE_LOCAL: u32 = 255;
 /// How long a reading may take before something is wrong.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often a dump that the kernel calls inconsistent is begun again.
@@ -125,7 +127,13 @@ impl Netlink {
                     Some(routes(m))
                 })
                 .await?;
-            view.routes.extend(routes.into_iter().flatten());
+            for (table, route) in routes.into_iter().flatten() {
+                if table == u32::from(RouteHeader::RT_TABLE_MAIN) {
+                    view.routes.push(route);
+                } else if !route.is_host_on_link() {
+                    view.ruled.insert((route.ifindex, route.destination));
+                }
+            }
         }
         self.read_neighbours(&mut view).await?;
         Ok(view)
@@ -276,12 +284,12 @@ fn own_address(message: RouteNetlinkMessage) -> Option<(u32, IpNet)> {
     Some((message.header.index, net))
 }
 
-/// The route's paths, unless it is of another table, of another kind or a cached exception.
+/// The route's table and paths, unless it is of the node's own addresses, of another kind or a cached exception.
 #[expect(
     clippy::wildcard_enum_match_arm,
     reason = "of a route's attributes seven matter"
 )]
-fn routes(message: RouteNetlinkMessage) -> Vec<Route> {
+fn routes(message: RouteNetlinkMessage) -> Vec<(u32, Route)> {
     let RouteNetlinkMessage::NewRoute(message) = message else {
         return Vec::new();
     };
@@ -315,18 +323,21 @@ fn routes(message: RouteNetlinkMessage) -> Vec<Route> {
     let Ok(destination) = IpNet::new(destination, header.destination_prefix_length) else {
         return Vec::new();
     };
-    if table != u32::from(RouteHeader::RT_TABLE_MAIN)
+    if table == RT_TABLE_LOCAL
         || header.kind != RouteType::Unicast
         || header.flags.contains(RouteFlags::Cloned)
     {
         return Vec::new();
     }
-    let path = |gateway, ifindex| Route {
-        destination,
-        gateway,
-        ifindex,
-        metric,
-        mtu,
+    let path = |gateway, ifindex| {
+        let route = Route {
+            destination,
+            gateway,
+            ifindex,
+            metric,
+            mtu,
+        };
+        (table, route)
     };
     paths
         .iter()

@@ -15,6 +15,7 @@ use super::{Assigned, Settings};
 use crate::{
     model::{Model, Phase},
     node::NodeView,
+    state::Local,
 };
 
 /// Every cluster prefix. Pods' addresses that a known prefix covers are left out, since pods come and go; nodes'
@@ -49,6 +50,23 @@ pub(super) fn prefixes(
     prefixes.extend(nodes.copied().map(IpNet::from));
     prefixes.extend(own(node, assigned));
     prefixes
+}
+
+/// Why each of these prefixes is local: an address of this node's own is more than the cluster's.
+pub(super) fn locals(
+    prefixes: &BTreeSet<IpNet>,
+    node: &NodeView,
+    assigned: &Assigned,
+) -> BTreeMap<IpNet, Local> {
+    let own: BTreeSet<IpNet> = own(node, assigned).collect();
+    let why = |net: &IpNet| {
+        if own.contains(net) {
+            Local::Node
+        } else {
+            Local::Cluster
+        }
+    };
+    prefixes.iter().map(|net| (*net, why(net))).collect()
 }
 
 /// Addresses of this node's interfaces but those that we assigned, and the broadcast addresses of their subnets.

@@ -162,6 +162,7 @@ impl<'a> Owned<'a> {
             own: self.own(),
             nodes: self.nodes.others(),
             addresses: self.addresses,
+            ..Translation::default()
         }
     }
 

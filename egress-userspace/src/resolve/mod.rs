@@ -144,6 +144,9 @@ pub fn resolve(
         &mut planner,
         &mut resolved,
     );
+    if !resolved.pods.is_empty() {
+        resolved.translation.locals = cluster::locals(&resolved.cluster_prefixes, node, assigned);
+    }
     resolved.warnings.append(&mut planner.warnings);
     resolved.gateways = gateways.statuses();
     resolved

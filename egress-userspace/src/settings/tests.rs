@@ -87,6 +87,27 @@ fn interfaces_to_hold_are_patterns() {
 }
 
 #[test]
+fn a_mark_is_one_bit_or_none() {
+    assert_eq!(settings("").mark.bit(), 0x1000);
+    for (text, bit) in [
+        ("0x20", 0x20),
+        ("64", 64),
+        ("0x80000000", 1 << 31),
+        ("off", 0),
+    ] {
+        assert_eq!(
+            settings(&format!("--mark {text}")).mark.bit(),
+            bit,
+            "{text}"
+        );
+        let file = config(&format!("resources: [/a]\nmark: {text}\n"));
+        let settings = Flags::default().settings(Some(file.path())).unwrap();
+        assert_eq!(settings.mark.bit(), bit, "mark: {text}");
+        assert_eq!(settings.mark.to_string().parse(), Ok(settings.mark));
+    }
+}
+
+#[test]
 fn no_resources_is_an_error() {
     assert!(Flags::default().settings(None).is_err());
 }
@@ -205,6 +226,10 @@ fn flags_that_cannot_be_followed_are_refused() {
             "--probe-timeout",
         ),
         ("--next-hop-probe tcp", "possible values: arp, icmp, off"),
+        ("--mark 0", "0 bits"),
+        ("--mark 0x30", "2 bits"),
+        ("--mark on", "one bit of 32"),
+        ("--mark 0x100000000", "one bit of 32"),
         ("--max-flows 0", "--max-flows"),
         ("--max-inbound 0", "--max-inbound"),
     ] {
@@ -214,7 +239,7 @@ fn flags_that_cannot_be_followed_are_refused() {
         };
         assert!(error.contains(part), "{line}: {part:?} is not in {error:?}");
     }
-    for text in ["nat-port-range: 6-5", "nat-timeout: [sctp=5]"] {
+    for text in ["nat-port-range: 6-5", "nat-timeout: [sctp=5]", "mark: 3"] {
         let file = config(&format!("resources: [/a]\n{text}\n"));
         let refused = Flags::default().settings(Some(file.path())).unwrap_err();
         let error = format!("{refused:#}");

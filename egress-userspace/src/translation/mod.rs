@@ -21,6 +21,7 @@ use egress_common::{
     gateway::{Egress, GatewayKey, Settings},
     overlay::NodeState,
 };
+use ipnet::IpNet;
 
 pub use self::{
     plan::{Plan, PlanError, plan},
@@ -42,6 +43,8 @@ pub struct State {
     pub nodes: BTreeMap<Addr, u32>,
     /// `NODE_STATE`, where it was ever written.
     pub node_state: BTreeMap<u32, NodeState>,
+    /// `LOCALS4` and `LOCALS6`.
+    pub locals: BTreeMap<IpNet, u32>,
 }
 
 /// How much the maps hold.
@@ -51,6 +54,8 @@ pub struct Limits {
     pub egress: u32,
     /// Other nodes, and their addresses.
     pub nodes: u32,
+    /// Prefixes of one family that are local whatever a policy says.
+    pub locals: u32,
 }
 
 /// One step of a plan; each can be carried out twice.
@@ -108,6 +113,18 @@ pub enum Change {
         /// The address.
         address: Addr,
     },
+    /// Makes a prefix local whatever a policy says, or tells why it is.
+    InsertLocal {
+        /// The prefix.
+        prefix: IpNet,
+        /// Why it is.
+        why: u32,
+    },
+    /// Makes it local no more.
+    RemoveLocal {
+        /// The prefix.
+        prefix: IpNet,
+    },
     /// Waits until no packet in flight holds an index that it read before.
     Grace,
 }
@@ -140,6 +157,12 @@ impl State {
             }
             Change::RemoveNode { address } => {
                 self.nodes.remove(address);
+            }
+            Change::InsertLocal { prefix, why } => {
+                self.locals.insert(*prefix, *why);
+            }
+            Change::RemoveLocal { prefix } => {
+                self.locals.remove(prefix);
             }
             Change::Grace => {}
         }

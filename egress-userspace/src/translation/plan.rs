@@ -7,6 +7,7 @@ use egress_common::{
     gateway::{EGRESS_ALLOW_LOCAL, EGRESS_DOWN, EGRESS_SHARED, Egress, GatewayKey, Settings},
     overlay::NodeState,
 };
+use ipnet::IpNet;
 
 use super::{Change, Limits, State, ids};
 use crate::{
@@ -72,6 +73,8 @@ pub fn plan(
         changes: Vec::new(),
         limits,
     };
+    // Before the settings may have packets marked.
+    planner.add_locals(wanted)?;
     if state.settings != *settings {
         planner.step(Change::WriteSettings(Box::new(*settings)));
     }
@@ -79,6 +82,7 @@ pub fn plan(
     let egress_keys = planner.add_egress(wanted, &counters)?;
     let additions = std::mem::take(&mut planner.changes);
     planner.remove(&node_keys, &egress_keys);
+    planner.remove_locals(wanted);
     // An index that a key was turned away from is as free as one whose key is gone.
     let (before, now) = (used(state), used(&planner.now));
     if !before.0.is_subset(&now.0) || !before.1.is_subset(&now.1) {
@@ -127,6 +131,28 @@ impl Planner<'_> {
     fn step(&mut self, change: Change) {
         self.now.apply(&change);
         self.changes.push(change);
+    }
+
+    fn add_locals(&mut self, wanted: &Translation) -> Result<(), PlanError> {
+        for (prefix, why) in &wanted.locals {
+            let (prefix, why) = (*prefix, why.value());
+            if self.now.locals.get(&prefix) != Some(&why) {
+                self.step(Change::InsertLocal { prefix, why });
+            }
+        }
+        let v4 = |prefix: &&IpNet| matches!(prefix, IpNet::V4(_));
+        let of_v4 = self.now.locals.keys().filter(v4).count();
+        let most = of_v4.max(self.now.locals.len() - of_v4);
+        self.room("prefixes of the cluster", most, self.limits.locals)
+    }
+
+    fn remove_locals(&mut self, wanted: &Translation) {
+        let there: Vec<IpNet> = self.now.locals.keys().copied().collect();
+        for prefix in there {
+            if !wanted.locals.contains_key(&prefix) {
+                self.step(Change::RemoveLocal { prefix });
+            }
+        }
     }
 
     fn add_nodes(

@@ -6,12 +6,13 @@ use egress_common::{Addr, gateway::Settings};
 
 use crate::{settings::NatOptions, state::Translation};
 
-/// The content of `SETTINGS`; `overlay` is the device's index and the network's identifier.
+/// The content of `SETTINGS`; `overlay` is the device's index and the network's identifier, `local_mark` one bit or none.
 #[must_use]
 pub fn settings(
     translation: &Translation,
     overlay: Option<(u32, u32)>,
     nat: &NatOptions,
+    local_mark: u32,
 ) -> Settings {
     let own = |family: fn(&IpAddr) -> bool| {
         let address = translation.own.iter().copied().find(family);
@@ -25,6 +26,6 @@ pub fn settings(
         vni,
         source_quota: nat.source_quota,
         timeouts: nat.timeouts,
-        pad: 0,
+        local_mark,
     }
 }

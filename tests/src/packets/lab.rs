@@ -31,7 +31,8 @@ use egress_userspace::{
     diff::{self, Plan},
     kernel::{Capacities, CounterMaps, Datapath, LoadOptions, Paths, Program},
     resolve::Resolved,
-    state::{KernelState, Limits, Names},
+    state::{KernelState, Limits, Local, Names},
+    translation,
 };
 use nix::{
     sched::{CloneFlags, unshare},
@@ -44,7 +45,7 @@ use super::{
     build::{HOST_MAC, hex},
     counts::{self, Counts, Slot},
     pinned::open,
-    seed::{OTHER, POD, UPLINK},
+    seed::{OTHER, POD, UPLINK, net},
 };
 
 /// Small maps, so that all of every counter map can be read after every packet.
@@ -90,6 +91,8 @@ pub struct Input {
     pub gso: (u32, u32),
     /// The mark that it carries.
     pub mark: u32,
+    /// The interface that it was received by, where it is on its way out; zero if nobody received it.
+    pub received_by: u32,
 }
 
 impl Input {
@@ -102,6 +105,7 @@ impl Input {
             frame: frame.to_vec(),
             gso: (0, 0),
             mark: 0,
+            received_by: 0,
         }
     }
 
@@ -344,6 +348,7 @@ impl Lab {
         let mut context = [0_u8; CONTEXT];
         for (offset, value) in [
             (MARK, input.mark),
+            (RECEIVED_BY, input.received_by),
             (IFINDEX, input.ifindex),
             (GSO_SIZE, input.gso.0),
             (GSO_SEGS, input.gso.1),
@@ -397,6 +402,26 @@ impl Lab {
             counts.iter().sum()
         };
         Answer::ALL.iter().map(sent).collect()
+    }
+
+    /// Makes prefixes local whatever a policy says.
+    pub fn make_local(&mut self, locals: &[(&str, Local)]) {
+        for (prefix, why) in locals {
+            let change = translation::Change::InsertLocal {
+                prefix: net(prefix),
+                why: why.value(),
+            };
+            self.datapath.maps.translate(&change).unwrap();
+        }
+    }
+
+    /// Whether the kernel's test-run can say where a packet that leaves was received: since 5.19 (kernel commit
+    /// b238290b96f7).
+    pub fn tells_receivers(&mut self) -> bool {
+        let mut input = Input::from_pod(&[0; 64]);
+        input.program = Program::ToUplink;
+        input.received_by = POD;
+        self.run(&input).is_ok()
     }
 
     /// What the node is told.
@@ -459,6 +484,7 @@ fn same(a: &KernelState, b: &KernelState) -> bool {
 
 /// Offsets within `struct __sk_buff`, and its length (`linux/bpf.h`).
 pub(crate) const MARK: usize = 8;
+const RECEIVED_BY: usize = 36;
 pub(crate) const IFINDEX: usize = 40;
 pub(crate) const GSO_SEGS: usize = 164;
 pub(crate) const GSO_SIZE: usize = 176;

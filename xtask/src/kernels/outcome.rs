@@ -7,12 +7,13 @@ use anyhow::{Context as _, Result};
 /// The steps of a machine.
 const STEPS: [&str; 2] = ["packets", "end-to-end"];
 /// The programs, in the order of the table's columns.
-const PROGRAMS: [&str; 6] = [
+const PROGRAMS: [&str; 7] = [
     "egress_from_pod",
     "egress_to_pod",
     "egress_from_gateway",
     "egress_from_overlay",
     "egress_from_uplink",
+    "egress_to_uplink",
     "egress_nat_sweep",
 ];
 /// What is around the README's table.

@@ -61,6 +61,7 @@ fn translating(addresses: u32, nodes: u32, each: u32) -> Resolved {
                 .collect(),
             nodes: (0..nodes).map(|n| (format!("n{n}"), node(n))).collect(),
             own: vec![ip(192, 7)],
+            ..Translation::default()
         },
         ..Resolved::default()
     }

@@ -24,7 +24,7 @@ use crate::{
     },
     node::{Link, Route},
     selector::Selector,
-    state::{EgressAddress, Holder},
+    state::{EgressAddress, Holder, Local},
 };
 
 /// What `resolve` is given.

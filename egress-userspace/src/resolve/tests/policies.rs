@@ -205,6 +205,31 @@ fn max_next_hops_is_chosen_after_usability_and_preference() {
 }
 
 #[test]
+fn where_pods_are_steered_it_is_known_why_a_prefix_is_local() {
+    let mut world = World::new();
+    world.model.cluster_prefixes = [net("192.0.2.0/24")].into();
+    world.assigned = [ip("203.0.113.10")].into();
+    world.node.addresses.push((2, net("203.0.113.10/32")));
+    world.policy("p", vec![rule(None, None)]);
+    world.pod("apps/b", 3);
+    assert!(world.resolve().translation.locals.is_empty());
+    world.steered("apps/a", 2, "p");
+    let resolved = world.resolve();
+    let locals = &resolved.translation.locals;
+    assert!(locals.keys().eq(&resolved.cluster_prefixes));
+    for (prefix, why) in [
+        ("192.0.2.0/24", Some(Local::Cluster)),
+        ("192.0.2.10/32", Some(Local::Node)),
+        ("2001:db8::10/128", Some(Local::Node)),
+        ("10.0.0.3/32", Some(Local::Cluster)),
+        ("224.0.0.0/4", Some(Local::Cluster)),
+        ("203.0.113.10/32", None),
+    ] {
+        assert_eq!(locals.get(&net(prefix)).copied(), why, "{prefix}");
+    }
+}
+
+#[test]
 fn cluster_prefixes_are_what_the_cluster_owns() {
     let mut world = World::new();
     world.model.cluster_prefixes = [net("10.96.0.0/12")].into();

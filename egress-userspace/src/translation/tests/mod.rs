@@ -11,7 +11,8 @@ use std::{
 use egress_common::{
     Addr, Family,
     gateway::{
-        EGRESS_ALLOW_LOCAL, EGRESS_DOWN, EGRESS_SHARED, Egress, GatewayId, GatewayKey, Settings,
+        EGRESS_ALLOW_LOCAL, EGRESS_DOWN, EGRESS_SHARED, Egress, GatewayId, GatewayKey,
+        LOCAL_CLUSTER, LOCAL_NODE, Settings,
     },
     overlay::Tag,
 };
@@ -20,12 +21,13 @@ use super::{Change, Limits, Plan, State, plan};
 use crate::{
     model::ObjectName,
     settings::NatOptions,
-    state::{EgressAddress, Holder, Names, OtherNode, Translation},
+    state::{EgressAddress, Holder, Local, Names, OtherNode, Translation},
 };
 
 const LIMITS: Limits = Limits {
     egress: 8,
     nodes: 10,
+    locals: 8,
 };
 
 fn ip(text: &str) -> IpAddr {
@@ -71,8 +73,60 @@ fn wanted(addresses: &[(&str, EgressAddress)], nodes: &[(&str, OtherNode)]) -> T
             .iter()
             .map(|(name, node)| ((*name).to_owned(), node.clone()))
             .collect(),
-        own: Vec::new(),
+        ..Translation::default()
     }
+}
+
+#[test]
+fn prefixes_are_local_before_policies_change_and_until_they_have() {
+    let with = |locals: &[(&str, Local)]| Translation {
+        locals: locals
+            .iter()
+            .map(|(prefix, why)| (prefix.parse().unwrap(), *why))
+            .collect(),
+        ..Translation::default()
+    };
+    let mut kernel = Kernel::default();
+    kernel.bring_to(&with(&[
+        ("10.96.0.0/12", Local::Cluster),
+        ("fd00::1/128", Local::Cluster),
+    ]));
+    let after = with(&[
+        ("fd00::1/128", Local::Node),
+        ("192.0.2.0/24", Local::Cluster),
+    ]);
+    let plan = kernel.plan(&after);
+    let insert = |prefix: &str, why| Change::InsertLocal {
+        prefix: prefix.parse().unwrap(),
+        why,
+    };
+    assert_eq!(
+        plan.additions,
+        [
+            insert("192.0.2.0/24", LOCAL_CLUSTER),
+            insert("fd00::1/128", LOCAL_NODE)
+        ]
+    );
+    let prefix = "10.96.0.0/12".parse().unwrap();
+    assert_eq!(plan.removals, [Change::RemoveLocal { prefix }]);
+    kernel.bring_to(&after);
+    assert_eq!(kernel.plan(&after).changes(), 0);
+    let many = (0..9).map(|n| (format!("10.{n}.0.0/16").parse().unwrap(), Local::Cluster));
+    let many = Translation {
+        locals: many.collect(),
+        ..Translation::default()
+    };
+    let settings = kernel.state.settings;
+    let refused = plan_for(&kernel, &many, &settings).unwrap_err();
+    assert_eq!(refused.room, LIMITS.locals);
+}
+
+fn plan_for(
+    kernel: &Kernel,
+    wanted: &Translation,
+    settings: &Settings,
+) -> Result<Plan, super::PlanError> {
+    plan(&kernel.state, &kernel.names, wanted, settings, &LIMITS)
 }
 
 /// Maps with what they say, and the names beside them.
@@ -84,7 +138,7 @@ struct Kernel {
 
 impl Kernel {
     fn plan(&self, wanted: &Translation) -> Plan {
-        let settings = super::settings(wanted, Some((9, 4097)), &NatOptions::default());
+        let settings = super::settings(wanted, Some((9, 4097)), &NatOptions::default(), 0x1000);
         plan(&self.state, &self.names, wanted, &settings, &LIMITS).unwrap()
     }
 
@@ -180,15 +234,16 @@ fn settings_carry_own_addresses_and_the_overlay() {
         ..NatOptions::default()
     };
     let mut translation = wanted(&[], &[]);
-    let without = super::settings(&translation, None, &nat);
+    let without = super::settings(&translation, None, &nat, 0);
     assert_eq!(without.node4, Addr::default());
     assert_eq!((without.overlay_ifindex, without.vni), (0, 0));
     assert_eq!((without.source_quota, without.timeouts), (17, nat.timeouts));
     translation.own = vec![ip("2001:db8::1"), ip("192.0.2.1")];
-    let with = super::settings(&translation, Some((5, 4097)), &nat);
+    let with = super::settings(&translation, Some((5, 4097)), &nat, 0x20);
     assert_eq!(with.node4, addr("192.0.2.1"));
     assert_eq!(with.node6, addr("2001:db8::1"));
     assert_eq!((with.overlay_ifindex, with.vni), (5, 4097));
+    assert_eq!((without.local_mark, with.local_mark), (0, 0x20));
 }
 
 #[test]

@@ -34,7 +34,7 @@ fn translations() -> impl Strategy<Value = Translation> {
                     (format!("n{name}"), self::node(&addresses, mtu))
                 })
                 .collect(),
-            own: Vec::new(),
+            ..Translation::default()
         }
     })
 }

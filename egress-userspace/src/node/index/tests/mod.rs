@@ -156,5 +156,6 @@ fn node() -> NodeView {
             forwarding(PORT, 4),
             forwarding(PORT2, 4),
         ],
+        ..NodeView::default()
     }
 }
