@@ -118,7 +118,9 @@ fn egress_addresses(longest: Duration) -> Result<()> {
         }
         stage.wait_until_ready()?;
 
-        traffic.end(&server, |address| BLUE.like(address))?;
+        let end = traffic.end(&server, |address| BLUE.like(address));
+        let drops = NODES.map(|node| Ok::<_, anyhow::Error>(stage.metrics(node)?.all_dropped()));
+        end.with_context(|| format!("dropped on {NODES:?}: {drops:?}"))?;
         wait::until("what left is what was counted", || {
             let out = [("gateway", BLUE.name), ("direction", "out")];
             let translated = stage

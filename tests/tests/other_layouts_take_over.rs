@@ -259,6 +259,8 @@ fn nothing_is_switched_before_the_resources_can_be_read() -> Result<()> {
     let [other, _] = versions(&stage.setup)?;
     stage.agent.take().context("no agent")?.terminate()?;
     stage.resources.write("pods.yaml", "{")?;
+    // Nor does it have what was read there before.
+    fs::remove_dir_all(stage.setup.state_dir().join("objects"))?;
     for _ in 0..2 {
         let mut agent = other.spawn()?;
         wait::until("the agent refuses to forget", || {
