@@ -176,6 +176,7 @@ mod tests {
             addresses: Vec::new(),
             policy: "p".to_owned(),
             fate: Fate::Drop(DropReason::PolicyMissing),
+            network_policies: Vec::new(),
             udp_ports: Vec::new(),
         };
         Resolved {

@@ -2,7 +2,7 @@
 
 use std::{
     cell::RefCell,
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::Write as _,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -101,7 +101,7 @@ pub(super) fn check_on(model: &Model, settings: &resolve::Settings) -> Option<(R
     let view = NodeView::assumed(model, "egress.vxlan");
     let to_node = || {
         let (held, assigned) = (resolve::Held::new(), resolve::Assigned::new());
-        resolve(model, &view, settings, &held, &assigned)
+        resolve(model, &view, settings, &held, &assigned, &BTreeMap::new())
     };
     let resolved = to_node();
     assert!(resolved == to_node(), "resolving is not deterministic");

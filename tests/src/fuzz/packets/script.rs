@@ -158,7 +158,7 @@ impl<'a> Script<'a> {
                 Program::FromPod | Program::ToPod if head[0] & 0x80 != 0 => world::OVERLAY,
                 Program::FromPod | Program::ToPod => world::PODS,
                 Program::FromOverlay => world::OVERLAY,
-                Program::FromGateway | Program::FromUplink => UPLINK,
+                Program::FromGateway | Program::FromUplink | Program::ToUplink => UPLINK,
             },
             frame: bytes,
             gso,

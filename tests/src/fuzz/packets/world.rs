@@ -12,7 +12,7 @@ use egress_common::{
 use egress_userspace::{
     gateway_id::gateway_id,
     model::ObjectName,
-    resolve::{Action, Fate, Resolved, UsableGateway, Way},
+    resolve::{Action, Fate, Resolved, Standing, UsableGateway, Way},
 };
 
 use crate::packets::{
@@ -179,6 +179,7 @@ fn usable(name: &str, id: GatewayId, ways: Vec<Way>) -> UsableGateway {
         name: ObjectName::new("edge", name),
         id,
         weight: std::num::NonZeroU32::MIN,
+        standing: Standing::Serving,
         ways,
     }
 }

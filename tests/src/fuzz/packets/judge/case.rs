@@ -5,7 +5,9 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use egress_common::{DropReason, Mac, counter::Answer, gateway::Settings, overlay::FrameKind};
+use egress_common::{
+    DropReason, Mac, counter::Answer, gateway::Settings, overlay::FrameKind, probe,
+};
 use egress_userspace::{
     explain::{Outcome as Verdict, explain},
     kernel::Program,
@@ -354,8 +356,19 @@ impl Case<'_> {
             frame: self.step.frame.clone(),
             gso: self.step.gso,
             mark: 0,
+            received_by: 0,
         };
         answered(&input, answer, told, node)
+    }
+
+    /// Whether the frame is a probe, or the answer to one: a node's, or one that could be a stranger's.
+    pub(super) fn is_probe(&self) -> bool {
+        let frame = &self.step.frame;
+        let source = frame.get(6..12).and_then(<[u8]>::first_chunk).copied();
+        let kind = source.and_then(|mac| FrameKind::from_mac(Mac(mac)));
+        let is_kind = matches!(kind, Some(FrameKind::Probe(_) | FrameKind::ProbeReply(_)));
+        let named = frame.get(12..14) == Some(&probe::ETHERTYPE.to_be_bytes());
+        is_kind && (named || self.sender().is_some())
     }
 
     /// The node that has sent the frame, and what the frame is.

@@ -92,6 +92,7 @@ impl Story {
             Program::FromGateway => self.judge_from_gateway(&case),
             Program::FromOverlay => self.judge_from_overlay(&case),
             Program::FromUplink => self.judge_from_uplink(&case),
+            Program::ToUplink => case.fail("no script runs it"),
         }
         if outcome.seen.action == Action::Redirect && case.answer().is_none() {
             self.last.frame.clone_from(&outcome.seen.frame);
@@ -331,6 +332,8 @@ impl Story {
     fn judge_from_overlay(&mut self, case: &Case<'_>) {
         match case.outcome.seen.action {
             Action::Pass => case.fail("the kernel gets what came out of the overlay"),
+            // Probes are no packets of anybody's, and what they get is answered by counting nothing.
+            Action::Drop if case.is_probe() => case.ensure_nothing_counted(),
             Action::Drop => {
                 case.dropped();
             }
@@ -338,6 +341,20 @@ impl Story {
                 let Some((node, kind)) = case.sender() else {
                     case.fail("no node of ours has sent it")
                 };
+                if let FrameKind::Probe(gateway) = kind {
+                    case.ensure(
+                        world::gateway_of(gateway).is_some(),
+                        "a gateway of nobody is vouched for",
+                    );
+                    let reply = FrameKind::ProbeReply(gateway).to_mac().0;
+                    case.ensure_macs(node.state.send.0, reply);
+                    case.ensure_nothing_counted();
+                    case.ensure(
+                        case.outcome.seen.frame[12..] == case.step.frame[12..],
+                        "the answer is not what was asked",
+                    );
+                    return;
+                }
                 if let Some(answer) = case.answer() {
                     let reason = case.dropped();
                     case.ensure(is_told(answer, reason), "an answer that is none to that");
@@ -346,6 +363,9 @@ impl Story {
                             (case.bench.settings(), FrameKind::Back(gateway))
                         }
                         FrameKind::Back(gateway) => (Settings::default(), FrameKind::Out(gateway)),
+                        FrameKind::Probe(_) | FrameKind::ProbeReply(_) => {
+                            case.fail("a probe is told something")
+                        }
                     };
                     case.ensure_macs(node.state.send.0, back.to_mac().0);
                     let told = case.answered(answer, &speaker);
@@ -367,6 +387,9 @@ impl Story {
                             case.fail("what is delivered cannot be read")
                         };
                         case.ensure_delivered(before, &self.shown);
+                    }
+                    FrameKind::Probe(_) | FrameKind::ProbeReply(_) => {
+                        case.fail("it goes on as if it were a packet")
                     }
                 }
             }
