@@ -86,6 +86,8 @@ reasons! {
     PodUnknown = 22,
     /// The uplink of the egress address has no route to where the packet goes.
     NoRoute = 23,
+    /// No room to record the connection: its place in the table is full of connections of others.
+    FlowsExhausted = 24,
 }
 
 impl DropReason {

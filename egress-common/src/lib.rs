@@ -15,6 +15,7 @@ pub mod maps;
 pub mod nat;
 pub mod overlay;
 pub mod pod;
+pub mod table;
 pub mod verdict;
 
 pub use addr::{Addr, Family, Mac, WireU16};

@@ -40,6 +40,7 @@ mod parse;
 mod pods;
 mod replies;
 mod settings;
+mod table;
 mod to_pod;
 mod verdicts;
 mod verifier;

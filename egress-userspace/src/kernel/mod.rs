@@ -22,6 +22,7 @@ mod reader;
 mod segments;
 mod slots;
 mod syscall;
+mod tables;
 mod translation;
 
 pub use attach::{AttachMode, Attachments, Hook};
@@ -33,3 +34,4 @@ pub use object::{NAT_SWEEP, OBJECT, Program, ebpf_object};
 pub use paths::Paths;
 pub use pins::detach_all;
 pub use reader::CounterReader;
+pub use tables::FlowTable;
