@@ -3,6 +3,11 @@
 //! A flow's bucket and its print are said by its hash. Who comes to a full bucket takes the place of what has
 //! ended, of its own, or of a source that has more than its share there, and else gets none.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "words are cut to halves, a bucket's length fits a byte"
+)]
+
 use crate::{
     addr::{Addr, Mac, WireU16},
     gateway::GatewayId,
@@ -89,10 +94,8 @@ pub mod life {
     pub const TCP: u32 = 7440;
     /// TCP that is opened or closed (as `nf_conntrack` has it).
     pub const HALF_TCP: u32 = 120;
-    /// All else that is in use.
-    pub const SETTLED: u32 = FLOW_SECONDS;
-    /// All else of which one packet was seen.
-    pub const NEW: u32 = 30;
+    /// All else.
+    pub const OTHER: u32 = FLOW_SECONDS;
     /// What is remembered for fragments: no receiver waits longer (RFC 8200, 4.5; Linux: 30 seconds for IPv4),
     /// and the number may be that of another datagram next.
     pub const FRAGMENTS: u32 = 60;
@@ -103,8 +106,7 @@ pub mod life {
         match (is_tcp, matches!(state, State::Settled)) {
             (true, true) => TCP,
             (true, false) => HALF_TCP,
-            (false, true) => SETTLED,
-            (false, false) => NEW,
+            (false, _) => OTHER,
         }
     }
 }
@@ -301,7 +303,6 @@ fn halves(word: u32) -> (WireU16, WireU16) {
     (WireU16([a, b]), WireU16([c, d]))
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "it was made of a byte")]
 const fn low(word: u32) -> u8 {
     word as u8
 }

@@ -44,7 +44,9 @@ pub(crate) fn remember(key: &ReplyKey) -> bool {
             return !OwnFlow::is_alive(known, now);
         }
         if !OwnFlow::is_alive(known, now) {
-            free.set(index as u32);
+            if free.get() == NONE {
+                free.set(index as u32);
+            }
         } else if flow.is_of_pod(known) && (of_pod.get() == NONE || flow.is_any(known)) {
             of_pod.set(index as u32);
         }

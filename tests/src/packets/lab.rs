@@ -56,8 +56,8 @@ const CAPACITIES: Capacities = Capacities {
     replies: 32_768,
     fragments: 256,
     nat_connections: 4096,
-    inbound: 1024,
-    flows: 1024,
+    inbound: 4096,
+    flows: 8192,
 };
 
 /// Room for a frame: what the kernel takes is less than a page.

@@ -9,7 +9,7 @@ use egress_common::{
     WireU16,
     keys::{PodKey, ReplyKey, ReplyPath},
     pod::{Choice, FlowKey, OwnFlow, OwnFlows, PodFacts, PodNote, UdpPorts},
-    table::State,
+    table::{self, State},
 };
 
 use super::{CAPACITIES, Lab};
@@ -29,6 +29,12 @@ impl Lab {
                 (key, ReplyPath::from_words(&record.value))
             })
             .collect()
+    }
+
+    /// How many buckets the table of recorded connections has.
+    #[must_use]
+    pub fn reply_buckets(&self) -> u32 {
+        table::buckets(CAPACITIES.replies)
     }
 
     /// How many datagrams are remembered for their fragments: from pods, and of replies.
@@ -132,6 +138,19 @@ impl Lab {
                 }
             }
             self.own_flows.set(flow.bucket, known, 0).unwrap();
+        }
+    }
+
+    /// Lets so many seconds pass for everything that is remembered, but for the flows that pods started.
+    pub fn idle(&mut self, seconds: u32) {
+        for table in [
+            &mut self.replies,
+            &mut self.fragments,
+            &mut self.reply_fragments,
+            &mut self.flows,
+            &mut self.inbound,
+        ] {
+            table.age(seconds);
         }
     }
 
