@@ -3,9 +3,16 @@
 //! Not LRU maps, which forget whatever is old, whoever's it is. What a packet of a pod, or of anybody outside, can
 //! make is bounded bucket by bucket (`egress_common::table`): a source that fills a bucket gives its own up.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "indices of eight, states of a byte, and seconds of a century"
+)]
+
+mod bucket;
+
 use aya_ebpf::{
     btf_maps::{Array, PerCpuArray},
-    helpers::{bpf_jiffies64, bpf_ktime_get_ns, bpf_spin_lock, bpf_spin_unlock},
+    helpers::{bpf_jiffies64, bpf_ktime_get_ns},
     macros::btf_map,
 };
 use egress_common::{
@@ -15,6 +22,7 @@ use egress_common::{
     table::{self, Bucket, KEY_WORDS, Key, State, VALUE_WORDS, Value, WAYS, life},
 };
 
+use self::bucket::{is_key, lock, owner_at, print, record, set_print, state, unlock, until, value};
 use crate::{
     packet::Packet,
     parse::{Ip, protocol},
@@ -39,7 +47,7 @@ const TCP_FLAGS: u32 = 13;
 /// Nanoseconds of a second.
 const SECOND: u64 = 1_000_000_000;
 
-/// A bucket takes up to seven entries of others before it is full for who comes last.
+/// The last index of a bucket, as a mask.
 const _: () = assert!(WAYS == 8, "a mask of seven stays within a bucket");
 const LAST: u32 = 7;
 /// Entries of one source from which on it gives one to another source: of those that are not settled, and of others.
@@ -454,48 +462,12 @@ fn is_same(a: u32, b: u32) -> u64 {
     (u64::from(a ^ b).wrapping_sub(1)) >> 63
 }
 
-/// Whether the entry's key is this one.
-#[inline(always)]
-fn is_key(bucket: *mut Bucket, index: usize, key: &Key) -> bool {
-    let wanted = key.as_ptr();
-    let key = record(bucket, index).cast::<u32>();
-    for pair in 0..KEY_WORDS / 2 {
-        // SAFETY: aligned words of 64 bits within an array's element and a `Look`. Read one by one, since all of a key
-        // at once would lie on the stack.
-        let differs = unsafe {
-            core::ptr::read_volatile(key.cast::<u64>().add(pair))
-                != core::ptr::read_volatile(wanted.cast::<u64>().add(pair))
-        };
-        if differs {
-            return false;
-        }
-    }
-    // SAFETY: likewise, the word that is left.
-    unsafe {
-        core::ptr::read_volatile(key.add(KEY_WORDS - 1))
-            == core::ptr::read_volatile(wanted.add(KEY_WORDS - 1))
-    }
-}
-
-/// An entry, which starts with its key.
-#[inline(always)]
-fn record(bucket: *mut Bucket, index: usize) -> *mut table::Record {
-    // SAFETY: within an array's element: callers' indices are below the length.
-    unsafe {
-        (&raw mut (*bucket).records)
-            .cast::<table::Record>()
-            .add(index)
-    }
-}
-
 /// Writes all of an entry but its print.
 #[inline(always)]
 fn fill(bucket: *mut Bucket, index: usize, look: &Look, owner: u32) {
     // SAFETY: within an array's element, whose lock is held; callers' indices are below its length.
     unsafe {
-        let record = (&raw mut (*bucket).records)
-            .cast::<table::Record>()
-            .add(index);
+        let record = record(bucket, index);
         let key = (&raw mut (*record).key).cast::<u32>();
         for word in 0..KEY_WORDS {
             core::ptr::write_volatile(key.add(word), read(&look.key[word]));
@@ -547,57 +519,4 @@ fn write(place: &mut u32, word: u32) {
 fn read(word: &u32) -> u32 {
     // SAFETY: a reference.
     unsafe { core::ptr::read_volatile(word) }
-}
-
-#[inline(always)]
-fn print(bucket: *mut Bucket, index: usize) -> u32 {
-    // SAFETY: an aligned word within an array's element; so in those that follow.
-    unsafe { core::ptr::read_volatile((&raw const (*bucket).prints).cast::<u32>().add(index)) }
-}
-
-#[inline(always)]
-fn set_print(bucket: *mut Bucket, index: usize, print: u32) {
-    // SAFETY: as in `print`.
-    unsafe {
-        core::ptr::write_volatile((&raw mut (*bucket).prints).cast::<u32>().add(index), print);
-    }
-}
-
-#[inline(always)]
-fn until(bucket: *mut Bucket, index: usize) -> u32 {
-    // SAFETY: as in `print`.
-    unsafe { core::ptr::read_volatile((&raw const (*bucket).untils).cast::<u32>().add(index)) }
-}
-
-#[inline(always)]
-fn owner_at(bucket: *mut Bucket, index: usize) -> u32 {
-    // SAFETY: as in `print`.
-    unsafe { core::ptr::read_volatile((&raw const (*bucket).owners).cast::<u32>().add(index)) }
-}
-
-#[inline(always)]
-fn state(bucket: *mut Bucket, index: usize) -> u8 {
-    // SAFETY: a byte within an array's element.
-    unsafe { core::ptr::read_volatile((&raw const (*bucket).states).cast::<u8>().add(index)) }
-}
-
-#[inline(always)]
-fn value(bucket: *mut Bucket, index: usize, word: usize) -> u32 {
-    // SAFETY: as in `print`.
-    unsafe {
-        let words = (&raw const (*record(bucket, index)).value).cast::<u32>();
-        core::ptr::read_volatile(words.add(word))
-    }
-}
-
-#[inline(always)]
-fn lock(bucket: *mut Bucket) {
-    // SAFETY: the lock of an array's element, which is let go in the same function.
-    unsafe { bpf_spin_lock((&raw mut (*bucket).lock).cast()) };
-}
-
-#[inline(always)]
-fn unlock(bucket: *mut Bucket) {
-    // SAFETY: as in `lock`.
-    unsafe { bpf_spin_unlock((&raw mut (*bucket).lock).cast()) };
 }
