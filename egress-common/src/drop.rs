@@ -86,6 +86,8 @@ reasons! {
     PodUnknown = 22,
     /// The uplink of the egress address has no route to where the packet goes.
     NoRoute = 23,
+    /// No room to record the connection: its place in the table is full of connections of others.
+    FlowsExhausted = 24,
     /// Let through as the cluster's own, and something translated its destination to one that is not.
     LocalLeftCluster = 25,
     /// An egress network policy selects the pod, and would not see the packet: it is redirected before the forward chain.

@@ -49,20 +49,3 @@ pub struct ReplyPath {
     pub via: u32,
 }
 map_type!(ReplyPath, size = 20, align = 4);
-
-/// The fragments of one datagram (RFC 791, 3.2; RFC 8200, 4.5).
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct FragmentKey {
-    /// Source address.
-    pub source: Addr,
-    /// Destination address.
-    pub destination: Addr,
-    /// Identification: 16 bits for IPv4, 32 for IPv6, as the wire's bytes.
-    pub id: u32,
-    /// IP protocol number of an IPv4 datagram; zero for IPv6, which tells datagrams apart without it.
-    pub protocol: u8,
-    /// Always zero.
-    pub pad: [u8; 3],
-}
-map_type!(FragmentKey, size = 40, align = 4);

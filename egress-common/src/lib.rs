@@ -16,6 +16,7 @@ pub mod nat;
 pub mod overlay;
 pub mod pod;
 pub mod probe;
+pub mod table;
 pub mod verdict;
 
 pub use addr::{Addr, Family, Mac, WireU16};

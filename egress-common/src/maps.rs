@@ -25,11 +25,11 @@ names! {
     VERDICTS,
     /// Array: member → its way out.
     MEMBERS,
-    /// LRU hash: recorded connection → where its replies go.
+    /// Array: buckets of recorded connections → where their replies go.
     REPLIES,
-    /// LRU hash: fragments of a datagram from a pod → the member that its first fragment used.
+    /// Array: buckets of datagrams in fragments from pods → the member that the first fragment used.
     FRAGMENTS,
-    /// LRU hash: fragments of a reply → where they go.
+    /// Array: buckets of replies in fragments → where they go.
     REPLY_FRAGMENTS,
     /// Per-CPU array: packets and bytes per member.
     MEMBER_COUNTS,
@@ -43,9 +43,9 @@ names! {
     POD_NOTES,
     /// Array: slot → what userspace says of a pod beside its policy.
     POD_FACTS,
-    /// LRU hash: flow → the member that it uses of its group.
+    /// Array: buckets of flows → the member that each uses of its group.
     FLOWS,
-    /// LRU hash: connection that came in to a pod → how far it got.
+    /// Array: buckets of connections that came in to pods; each entry's state says how far it got.
     INBOUND,
     /// Array: buckets of the flows that pods started themselves, by hash.
     OWN_FLOWS,
@@ -73,7 +73,7 @@ names! {
     NAT_BACK,
     /// Hash: source address → how many connections it has.
     NAT_SOURCES,
-    /// LRU hash: fragments of a translated datagram → what their first was translated to.
+    /// Array: buckets of translated datagrams in fragments → what the first was translated to.
     NAT_FRAGMENTS,
     /// Per-CPU array: translated packets and bytes per gateway and direction.
     GATEWAY_COUNTS,
@@ -119,7 +119,23 @@ pub const fn layout(name: &str) -> u32 {
     if cfg!(feature = "other-layout") && same(name, MEMBERS) {
         return 2;
     }
-    1
+    // Raised whenever it changes.
+    if same(name, OWN_FLOWS) || is_table(name) {
+        2
+    } else {
+        1
+    }
+}
+
+const fn is_table(name: &str) -> bool {
+    let mut at = 0;
+    while at < TABLES.len() {
+        if same(name, TABLES[at].0) {
+            return true;
+        }
+        at += 1;
+    }
+    false
 }
 
 const fn same(a: &str, b: &str) -> bool {
@@ -137,6 +153,17 @@ const fn same(a: &str, b: &str) -> bool {
     true
 }
 
+/// The tables of flows: arrays of [`crate::table::Bucket`]s, with the constant that tells the programs how many
+/// there are.
+pub const TABLES: &[(&str, &str)] = &[
+    (REPLIES, "REPLIES_BUCKETS"),
+    (FRAGMENTS, "FRAGMENTS_BUCKETS"),
+    (REPLY_FRAGMENTS, "FRAGMENTS_BUCKETS"),
+    (NAT_FRAGMENTS, "FRAGMENTS_BUCKETS"),
+    (FLOWS, "FLOWS_BUCKETS"),
+    (INBOUND, "INBOUND_BUCKETS"),
+];
+
 /// Capacities of the maps, in entries, before flags change them.
 pub mod capacity {
     /// Source pods, an entry for each address.
@@ -149,13 +176,13 @@ pub mod capacity {
     pub const MEMBERS: u32 = 16_384;
     /// Policies that are counted.
     pub const POLICIES: u32 = 2048;
-    /// Recorded connections.
-    pub const REPLIES: u32 = 65_536;
+    /// Recorded connections: 9.75 MiB.
+    pub const REPLIES: u32 = 131_072;
     /// Datagrams in fragments.
     pub const FRAGMENTS: u32 = 8192;
-    /// Flows that stay on their gateway.
-    pub const FLOWS: u32 = 65_536;
-    /// Connections that came in to pods.
+    /// Flows that stay on their gateway: 9.75 MiB.
+    pub const FLOWS: u32 = 131_072;
+    /// Connections that came in to pods: 4.9 MiB.
     pub const INBOUND: u32 = 65_536;
     /// Buckets of flows that pods started: 8 MiB. No flag changes it, since it says which bucket is a flow's.
     pub const OWN_FLOWS: u32 = 131_072;

@@ -169,22 +169,3 @@ pub struct NatBack {
     pub pad: [u8; 5],
 }
 map_type!(NatBack, size = 40, align = 8);
-
-/// What later fragments are told of their first: the value of `NAT_FRAGMENTS`, under addresses as on the wire.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NatFragment {
-    /// The address that is put in place of the pod's or the egress address.
-    pub address: Addr,
-    /// Of replies, the node that the pod is on.
-    pub origin: u32,
-    /// When the first was seen, in seconds of `CLOCK_MONOTONIC`.
-    pub second: u32,
-}
-map_type!(NatFragment, size = 24, align = 4);
-
-impl NatFragment {
-    /// How many seconds later fragments are told for: no receiver waits longer (RFC 8200, 4.5; Linux: 30
-    /// seconds for IPv4), and the number may be that of another pod's datagram next.
-    pub const SECONDS: u32 = 60;
-}

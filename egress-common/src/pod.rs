@@ -7,6 +7,7 @@ use crate::{
     keys::ReplyKey,
     map_type,
     maps::capacity,
+    table,
 };
 
 /// Where a steered address is: the value of `POD_PLACES`.
@@ -78,17 +79,6 @@ impl UdpPorts {
     pub const MAX: usize = 15;
 }
 
-/// A connection that came in to a pod: the value of `INBOUND`, under the key of a recorded reply.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Inbound {
-    /// When a packet opened it last, in nanoseconds of `CLOCK_MONOTONIC`: a SYN, or any packet of UDP.
-    pub last_seen: u64,
-    /// Whether the pod has answered: a TCP connection is open from its SYN with ACK on.
-    pub answered: u64,
-}
-map_type!(Inbound, size = 16, align = 8);
-
 /// How many seconds a flow of UDP, or the attempt to open a TCP connection, lives on without a packet.
 ///
 /// Longer than any stack waits before it repeats a SYN (Linux: `TCP_RTO_MAX`, 120 s), and than a NAT
@@ -97,20 +87,21 @@ pub const FLOW_SECONDS: u32 = 180;
 
 /// Flows that pods started themselves, of one bucket: an element of `OWN_FLOWS`, one cache line.
 ///
-/// A bucket that is too small says so instead of forgetting: whoever asks is told that any flow of it may be
-/// a pod's own, until the last one that was pushed out would have ended.
+/// A bucket that is too small for a pod's flows says so instead of forgetting: one word then stands for all
+/// flows of that pod there, for as long as any of them may live.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OwnFlows {
-    /// [`OwnFlow::word`]s, each read and written at once; zero where there is none.
+    /// [`OwnFlow::word`]s and [`OwnFlow::any`]s, each read and written at once; zero where there is none.
     pub flows: [u64; OwnFlows::FLOWS],
-    /// When a flow was last pushed out before its time, in seconds of `CLOCK_MONOTONIC`; zero is never.
+    /// When a flow had no place because as many pods had flows here, in seconds of `CLOCK_MONOTONIC`: then all
+    /// flows count as a pod's own. Zero is never.
     pub crowded: u64,
 }
 map_type!(OwnFlows, size = 64, align = 8);
 
 impl OwnFlows {
-    /// Flows that a bucket has room for.
+    /// Words of a bucket.
     pub const FLOWS: usize = 7;
 }
 
@@ -119,8 +110,14 @@ impl OwnFlows {
 pub struct OwnFlow {
     /// Index into `OWN_FLOWS`.
     pub bucket: u32,
-    print: u32,
+    /// The pod in the upper half, and the flow beside it; the lower three bytes are zero.
+    print: u64,
 }
+
+/// The pod's 16 bits of a word, its flow's 24, and the second's 24.
+const OF_POD: u64 = 0xffff << 48;
+const OF_FLOW: u64 = 0x00ff_ffff << 24;
+const OF_SECOND: u64 = 0x00ff_ffff;
 
 impl OwnFlow {
     /// The flow whose replies have this key.
@@ -136,32 +133,63 @@ impl OwnFlow {
         let hash = flow.hash();
         let [a, b] = key.pod_port.0;
         let [c, d] = key.remote_port.0;
+        let print = hash ^ u32::from_ne_bytes([a, b, c, d]);
+        // Nothing but the word for all flows has no print.
+        let print = (print as u64) << 24 & OF_FLOW | 1 << 24;
         Self {
             bucket: hash % capacity::OWN_FLOWS,
-            print: hash ^ u32::from_ne_bytes([a, b, c, d]),
+            print: (table::owner(&key.pod.words()) as u64) << 48 | print,
         }
     }
 
-    /// What stands in the bucket for the flow when it was last used at `second`, which is not zero.
+    /// What stands in the bucket for the flow when it was last used at `second`.
     #[inline(always)]
     pub const fn word(self, second: u32) -> u64 {
-        ((self.print as u64) << 32) | second as u64
+        self.print | second as u64 & OF_SECOND
+    }
+
+    /// What stands in the bucket for all flows of its pod that have no word of their own.
+    #[inline(always)]
+    pub const fn any(self, second: u32) -> u64 {
+        self.print & OF_POD | second as u64 & OF_SECOND
     }
 
     /// Whether the word is this flow's.
     #[inline(always)]
     pub const fn is(self, word: u64) -> bool {
-        word != 0 && word >> 32 == self.print as u64
+        word & !OF_SECOND == self.print
     }
 
-    /// Whether what the word stands for lives at `now`, in seconds; so for `OwnFlows::crowded`.
+    /// Whether the word is of the flow's pod.
     #[inline(always)]
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "the lower half is the second"
-    )]
+    pub const fn is_of_pod(self, word: u64) -> bool {
+        word != 0 && (word ^ self.print) & OF_POD == 0
+    }
+
+    /// Whether the word stands for all flows of the flow's pod.
+    #[inline(always)]
+    pub const fn is_any(self, word: u64) -> bool {
+        word != 0 && word & !OF_SECOND == self.print & OF_POD
+    }
+
+    /// Whether what the word stands for, or `OwnFlows::crowded`, lives at `now`, in seconds.
+    ///
+    /// The second is one of 194 days.
+    #[inline(always)]
     pub const fn is_alive(word: u64, now: u32) -> bool {
-        word != 0 && now.wrapping_sub(word as u32) < FLOW_SECONDS
+        word != 0 && (now as u64).wrapping_sub(word) & OF_SECOND < FLOW_SECONDS as u64
+    }
+
+    /// Whether two words are of flows of one pod.
+    #[inline(always)]
+    pub const fn are_of_one_pod(a: u64, b: u64) -> bool {
+        (a ^ b) & OF_POD == 0
+    }
+
+    /// What stands for all flows of the word's pod that have no word of their own.
+    #[inline(always)]
+    pub const fn any_beside(word: u64, second: u32) -> u64 {
+        word & OF_POD | second as u64 & OF_SECOND
     }
 }
 

@@ -1,27 +1,33 @@
 //! Which member of a group a flow uses: the one that it started on, as long as the group has it.
 
 use aya_ebpf::{
-    btf_maps::{LruHashMap, PerCpuArray},
+    btf_maps::{Array, PerCpuArray},
     macros::btf_map,
 };
 use egress_common::{
-    DropReason, WireU16,
+    DropReason,
     cells::SLOTS,
     flow::Flow,
     maps::capacity,
     pod::{Choice, FlowKey},
+    table::{Bucket, buckets},
 };
 
 use crate::{
     fragments, lines,
     packet::Packet,
     parse::{self, Fragment, Ip, Quoted, TransportKind},
+    table::{self, Payer},
     verdicts,
     verifier::Forgotten,
 };
 
 #[btf_map]
-static FLOWS: LruHashMap<FlowKey, Choice, { capacity::FLOWS as usize }> = LruHashMap::new();
+static FLOWS: Array<Bucket, { buckets(capacity::FLOWS) as usize }> = Array::new();
+
+/// How many buckets there are, told by the loader.
+#[unsafe(no_mangle)]
+static FLOWS_BUCKETS: u32 = buckets(capacity::FLOWS);
 
 /// What would not fit the stack, of which a chain of calls has 512 bytes.
 ///
@@ -64,45 +70,46 @@ pub(crate) fn member(packet: &Packet<'_>, ip: &Ip, group: &Group) -> Result<u32,
 /// A function of its own, which fills a place of the caller's, for the reasons that `parse::headers` has.
 #[inline(never)]
 fn choose(packet: &Packet<'_>, ip: &Ip, group: &Group, number: &mut u32) -> Result<(), DropReason> {
-    let place = CHOOSING.get_ptr_mut(0).ok_or(DropReason::StateMissing)?;
-    // SAFETY: this CPU's own element, which is used nowhere else.
-    let Choosing { key, quoted } = unsafe { &mut *place };
-    *key = FlowKey {
-        source: ip.source,
-        destination: ip.destination,
-        source_port: WireU16([0, 0]),
-        destination_port: WireU16([0, 0]),
-        ifindex: packet.ifindex(),
-        protocol: ip.protocol,
-        pad: [0; 3],
-    };
-    let mut is_error = Forgotten::new(0);
-    let known = match ip.fragment {
-        Fragment::Later(id) => fragments::choice(ip, id),
-        Fragment::Whole | Fragment::First(_) => {
-            let transport = parse::transport(packet, ip.protocol, ip.l4, ip.end())?;
-            key.source_port = transport.source_port;
-            key.destination_port = transport.destination_port;
-            if transport.kind == TransportKind::IcmpError {
-                is_error.set(1);
-                follow_quoted(packet, ip, key, quoted);
-            }
-            // SAFETY: plain bytes, copied at once; of an entry that is evicted and reused meanwhile, only a
-            // member that the group has is used.
-            unsafe { FLOWS.get(&*key) }.copied()
-        }
-    };
-    let known = known.unwrap_or(Choice::PASSED);
-    *number = find(group, &known);
-    if let Fragment::Later(_) = ip.fragment {
+    if let Fragment::Later(id) = ip.fragment {
+        let known = fragments::choice(ip, id).unwrap_or(Choice::PASSED);
+        *number = find(group, &known);
         return if *number == NOWHERE {
             Err(DropReason::FragmentUnknown)
         } else {
             Ok(())
         };
     }
+    let place = CHOOSING.get_ptr_mut(0).ok_or(DropReason::StateMissing)?;
+    // SAFETY: this CPU's own element, which is used nowhere else.
+    let Choosing { key, quoted } = unsafe { &mut *place };
+    let transport = parse::transport(packet, ip.protocol, ip.l4, ip.end())?;
+    *key = FlowKey {
+        source: ip.source,
+        destination: ip.destination,
+        source_port: transport.source_port,
+        destination_port: transport.destination_port,
+        ifindex: packet.ifindex(),
+        protocol: ip.protocol,
+        pad: [0; 3],
+    };
+    let mut is_error = Forgotten::new(0);
+    if transport.kind == TransportKind::IcmpError {
+        is_error.set(1);
+        follow_quoted(packet, ip, key, quoted);
+    }
+    let look = table::look().ok_or(DropReason::StateMissing)?;
+    look.set_flow(key);
+    let bucket = look
+        .bucket(&FLOWS, &FLOWS_BUCKETS)
+        .ok_or(DropReason::StateMissing)?;
+    let found = table::find(bucket, look);
+    let mut known = Choice::PASSED;
+    if found {
+        look.get(&mut known);
+    }
+    *number = find(group, &known);
     if *number == NOWHERE {
-        // A flow that a full table forgot is placed by its hash again.
+        // A flow that is not known, or had no room, is placed by its hash.
         *number = by_hash(group, key).ok_or(DropReason::StateMissing)?;
     }
     let choice = Choice {
@@ -110,8 +117,11 @@ fn choose(packet: &Packet<'_>, ip: &Ip, group: &Group, number: &mut u32) -> Resu
             .ok_or(DropReason::StateMissing)?,
         number: *number,
     };
-    if known != choice && is_error.get() == 0 {
-        let _ = FLOWS.insert(&*key, &choice, 0);
+    if is_error.get() == 0 {
+        look.put(&choice, found);
+        look.flags = table::flags(packet, ip);
+        // Without room it goes on without.
+        table::note(bucket, look, Payer::First);
     }
     if let Fragment::First(id) = ip.fragment {
         fragments::remember(ip, id, &choice);

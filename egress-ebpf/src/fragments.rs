@@ -1,27 +1,31 @@
 //! What later fragments have to be told of their first.
 
-use aya_ebpf::{btf_maps::LruHashMap, macros::btf_map};
+use aya_ebpf::{btf_maps::Array, macros::btf_map};
 use egress_common::{
     Family,
-    keys::{FragmentKey, ReplyPath},
+    keys::ReplyPath,
     maps::capacity,
     pod::Choice,
+    table::{Bucket, State, buckets, life},
 };
 
 use crate::{
     packet::{L3, Packet},
     parse::Ip,
+    table::{self, Look, Payer, Words},
 };
 
 /// From a pod: the member that the first fragment used, or that it was passed.
 #[btf_map]
-static FRAGMENTS: LruHashMap<FragmentKey, Choice, { capacity::FRAGMENTS as usize }> =
-    LruHashMap::new();
+static FRAGMENTS: Array<Bucket, { buckets(capacity::FRAGMENTS) as usize }> = Array::new();
 
 /// To a pod: where the first fragment went.
 #[btf_map]
-static REPLY_FRAGMENTS: LruHashMap<FragmentKey, ReplyPath, { capacity::FRAGMENTS as usize }> =
-    LruHashMap::new();
+static REPLY_FRAGMENTS: Array<Bucket, { buckets(capacity::FRAGMENTS) as usize }> = Array::new();
+
+/// How many buckets each table of fragments has, told by the loader.
+#[unsafe(no_mangle)]
+pub(crate) static FRAGMENTS_BUCKETS: u32 = buckets(capacity::FRAGMENTS);
 
 /// Where the fields with "more fragments" lie: in an IPv4 header, and in a fragment header of eight bytes.
 const IPV4_FLAGS: u32 = 6;
@@ -35,22 +39,47 @@ const IPV6_MORE: u8 = 0x01;
 /// A function of its own, for the sake of its callers' stack.
 #[inline(never)]
 pub(crate) fn remember(ip: &Ip, id: u32, choice: &Choice) {
-    // A full table makes room by forgetting the oldest; what fails here is dropped as unknown later.
-    let _ = FRAGMENTS.insert(&key(ip, id), choice, 0);
+    let Some(look) = look(ip, id) else {
+        return;
+    };
+    if let Some(bucket) = look.bucket(&FRAGMENTS, &FRAGMENTS_BUCKETS) {
+        enter(bucket, look, choice, Payer::First);
+    }
 }
 
 /// What became of the first fragment of this datagram from a pod.
 #[inline(always)]
 pub(crate) fn choice(ip: &Ip, id: u32) -> Option<Choice> {
-    // SAFETY: plain bytes, copied at once; of an entry that is evicted and reused meanwhile, only a member
-    // that the packet's own group has is ever used.
-    unsafe { FRAGMENTS.get(&key(ip, id)) }.copied()
+    let mut choice = Choice::PASSED;
+    recall(ip, id, &mut choice).then_some(choice)
+}
+
+#[inline(never)]
+fn recall(ip: &Ip, id: u32, choice: &mut Choice) -> bool {
+    let Some(look) = look(ip, id) else {
+        return false;
+    };
+    let Some(bucket) = look.bucket(&FRAGMENTS, &FRAGMENTS_BUCKETS) else {
+        return false;
+    };
+    let known = table::find(bucket, look) && look.is_alive();
+    if known {
+        look.get(choice);
+    }
+    known
 }
 
 /// Forgets the datagram.
-#[inline(always)]
+#[inline(never)]
 pub(crate) fn forget(ip: &Ip, id: u32) {
-    let _ = FRAGMENTS.remove(&key(ip, id));
+    let Some(look) = look(ip, id) else {
+        return;
+    };
+    if let Some(bucket) = look.bucket(&FRAGMENTS, &FRAGMENTS_BUCKETS)
+        && table::find(bucket, look)
+    {
+        table::remove(bucket, look);
+    }
 }
 
 /// Whether no fragment of the datagram comes after this later one, if they come in order.
@@ -65,31 +94,46 @@ pub(crate) fn is_last(packet: &Packet<'_>, ip: &Ip) -> bool {
 }
 
 /// Remembers where a first fragment of a reply went.
-#[inline(always)]
+#[inline(never)]
 pub(crate) fn remember_path(ip: &Ip, id: u32, path: &ReplyPath) {
-    let _ = REPLY_FRAGMENTS.insert(&key(ip, id), path, 0);
-}
-
-/// Where the first fragment of this reply went.
-#[inline(always)]
-pub(crate) fn path(ip: &Ip, id: u32) -> Option<ReplyPath> {
-    // SAFETY: plain bytes, copied at once.
-    unsafe { REPLY_FRAGMENTS.get(&key(ip, id)) }.copied()
-}
-
-#[inline(always)]
-fn key(ip: &Ip, id: u32) -> FragmentKey {
-    // RFC 791 tells datagrams apart by protocol too, RFC 8200 does not: there a later fragment may name
-    // an extension header where the first has been read beyond it.
-    let protocol = match ip.family {
-        Family::V4 => ip.protocol,
-        Family::V6 => 0,
+    let Some(look) = look(ip, id) else {
+        return;
     };
-    FragmentKey {
-        source: ip.source,
-        destination: ip.destination,
-        id,
-        protocol,
-        pad: [0; 3],
+    if let Some(bucket) = look.bucket(&REPLY_FRAGMENTS, &FRAGMENTS_BUCKETS) {
+        // Charged to the pod, since anybody may be the sender.
+        enter(bucket, look, path, Payer::Second);
     }
+}
+
+/// Fills in where the first fragment of this reply went, and says whether it is known.
+#[inline(never)]
+pub(crate) fn recall_path(ip: &Ip, id: u32, path: &mut ReplyPath) -> bool {
+    let Some(look) = look(ip, id) else {
+        return false;
+    };
+    let Some(bucket) = look.bucket(&REPLY_FRAGMENTS, &FRAGMENTS_BUCKETS) else {
+        return false;
+    };
+    let known = table::find(bucket, look) && look.is_alive();
+    if known {
+        look.get(path);
+    }
+    known
+}
+
+/// Where there is no room, later fragments are dropped as unknown.
+#[inline(always)]
+fn enter<T: Words>(bucket: *mut Bucket, look: &mut Look, value: &T, payer: Payer) {
+    look.put(value, false);
+    look.state = State::New as u32;
+    look.until = look.now.wrapping_add(life::FRAGMENTS);
+    table::enter(bucket, look, payer);
+}
+
+/// This CPU's place for a look-up, with the datagram's key.
+#[inline(always)]
+fn look(ip: &Ip, id: u32) -> Option<&'static mut Look> {
+    let look = table::look()?;
+    look.set_fragment(ip, id);
+    Some(look)
 }

@@ -1,6 +1,6 @@
 //! What becomes of a packet that arrives where a gateway is: replies of recorded connections go to their pod.
 
-use egress_common::{DropReason, counter::Answer, keys::ReplyPath};
+use egress_common::{DropReason, Mac, counter::Answer, keys::ReplyPath};
 
 use crate::{
     answer::{self, Speaker},
@@ -38,9 +38,15 @@ pub(crate) fn handle(packet: &Packet<'_>) -> Arrival {
     if parse::frame_beside_tag(packet, &mut ip) != Ok(Frame::Ip) {
         return Arrival::NotOurs;
     }
-    let Some(path) = path(packet, &ip) else {
-        return Arrival::NotOurs;
+    let mut path = ReplyPath {
+        ifindex: 0,
+        pod_mac: Mac([0; 6]),
+        host_mac: Mac([0; 6]),
+        via: 0,
     };
+    if !find(packet, &ip, &mut path) {
+        return Arrival::NotOurs;
+    }
     // Neither another gateway's neighbours nor a record that outlived its pod reach into a pod.
     let pod = pods::slot_at(path.ifindex, ip.destination).filter(|_| path.via == packet.ifindex());
     let Some(slot) = pod else {
@@ -72,14 +78,17 @@ fn refused(packet: &Packet<'_>, ip: &Ip, reason: DropReason, mtu: u32, shape: Sh
     Arrival::Dropped { reason, shape }
 }
 
+/// Fills in where the packet goes, and says whether that is known.
 #[inline(always)]
-fn path(packet: &Packet<'_>, ip: &Ip) -> Option<ReplyPath> {
+fn find(packet: &Packet<'_>, ip: &Ip, path: &mut ReplyPath) -> bool {
     if let Fragment::Later(id) = ip.fragment {
-        return fragments::path(ip, id);
+        return fragments::recall_path(ip, id, path);
     }
-    let path = replies::find(packet, ip)?;
+    if !replies::find(packet, ip, path) {
+        return false;
+    }
     if let Fragment::First(id) = ip.fragment {
-        fragments::remember_path(ip, id, &path);
+        fragments::remember_path(ip, id, path);
     }
-    Some(path)
+    true
 }

@@ -5,31 +5,34 @@
 //! (a SYN from the far end, RFC 9293's simultaneous open, does not change that), and UDP opens nothing but
 //! on ports that the pod names. What is forgotten, here or in `own`, goes by the policy.
 
-use aya_ebpf::{btf_maps::LruHashMap, helpers::bpf_ktime_get_ns, macros::btf_map};
+use aya_ebpf::{btf_maps::Array, macros::btf_map};
 use egress_common::{
     WireU16,
     keys::ReplyKey,
     maps::capacity,
-    pod::{Choice, FLOW_SECONDS, Inbound},
+    pod::{Choice, FLOW_SECONDS},
+    table::{Bucket, State, buckets, life},
 };
 
 use crate::{
     classify, fragments, locals, own,
     packet::Packet,
     parse::{Fragment, Ip, load_within, protocol},
-    pods, verdicts,
+    pods,
+    table::{self, Look, Payer},
+    verdicts,
 };
 
 #[btf_map]
-static INBOUND: LruHashMap<ReplyKey, Inbound, { capacity::INBOUND as usize }> = LruHashMap::new();
+static INBOUND: Array<Bucket, { buckets(capacity::INBOUND) as usize }> = Array::new();
 
-/// Nanoseconds that an entry of UDP, or of TCP without an answer, lives after what opened it.
-const LIFE: u64 = FLOW_SECONDS as u64 * 1_000_000_000;
-/// Nanoseconds between two notes that an entry was used: more would only tear at its cache line.
-const NOTED: u64 = 1_000_000_000;
+/// How many buckets there are, told by the loader.
+#[unsafe(no_mangle)]
+static INBOUND_BUCKETS: u32 = buckets(capacity::INBOUND);
 
 /// Where TCP's flags lie, and the flags (RFC 9293, 3.1).
 const TCP_FLAGS: u32 = 13;
+const FIN: u8 = 0x01;
 const SYN: u8 = 0x02;
 const RST: u8 = 0x04;
 const ACK: u8 = 0x10;
@@ -126,6 +129,10 @@ fn open(packet: &Packet<'_>, ip: &Ip, slot: u32) -> bool {
         _ => return false,
     }
     let key = key_to_pod(ip, source, destination);
+    // What came in and lives is not the pod's own, however crowded it is where that would be known.
+    if refresh(&key) {
+        return true;
+    }
     if own::may_be(&key) {
         // A SYN keeps nothing: the pod may answer it only as long as it repeats its own.
         if ip.protocol == protocol::UDP {
@@ -133,30 +140,62 @@ fn open(packet: &Packet<'_>, ip: &Ip, slot: u32) -> bool {
         }
         return false;
     }
-    // SAFETY: a helper without arguments.
-    let now = unsafe { bpf_ktime_get_ns() };
-    if let Some(entry) = INBOUND.get_ptr_mut(&key) {
-        // SAFETY: an aligned word of an entry. One that is evicted and reused meanwhile is as new as this.
-        unsafe {
-            if now.wrapping_sub((*entry).last_seen) > NOTED {
-                (*entry).last_seen = now;
-            }
-        }
-    } else {
-        let opened = Inbound {
-            last_seen: now,
-            answered: 0,
-        };
-        if INBOUND.insert(&key, &opened, 0).is_err() {
-            return false;
-        }
+    if !enter(&key) {
+        return false;
     }
     // The pod may have started the flow since: whoever comes second, here or in `is_reply`, takes it back.
     if own::may_be(&key) {
-        let _ = INBOUND.remove(&key);
+        forget(&key);
         return false;
     }
     true
+}
+
+/// Says that a packet came in on a connection, if it is one that lives.
+#[inline(never)]
+fn refresh(key: &ReplyKey) -> bool {
+    let Some((bucket, look)) = find(key) else {
+        return false;
+    };
+    // A connection of TCP that the pod has answered is open for as long as it is known.
+    let answered = key.protocol == protocol::TCP && !look.is(State::New);
+    if !answered && !look.is_alive() {
+        return false;
+    }
+    table::touch(bucket, look, FLOW_SECONDS);
+    true
+}
+
+/// Enters the connection that a packet opens, and says whether there is room.
+#[inline(never)]
+fn enter(key: &ReplyKey) -> bool {
+    let Some((bucket, look)) = place(key) else {
+        return false;
+    };
+    look.state = State::New as u32;
+    look.until = look.now.wrapping_add(FLOW_SECONDS);
+    table::enter(bucket, look, Payer::Second)
+}
+
+#[inline(never)]
+fn forget(key: &ReplyKey) {
+    if let Some((bucket, look)) = find(key) {
+        table::remove(bucket, look);
+    }
+}
+
+#[inline(always)]
+fn find(key: &ReplyKey) -> Option<(*mut Bucket, &'static mut Look)> {
+    let (bucket, look) = place(key)?;
+    table::find(bucket, look).then_some((bucket, look))
+}
+
+#[inline(always)]
+fn place(key: &ReplyKey) -> Option<(*mut Bucket, &'static mut Look)> {
+    let look = table::look()?;
+    look.set_reply(key);
+    let bucket = look.bucket(&INBOUND, &INBOUND_BUCKETS)?;
+    Some((bucket, look))
 }
 
 /// Whether a pod's packet, which the policy would steer or has no gateway for, answers a connection that came in.
@@ -217,29 +256,39 @@ fn is_tcp_reply(packet: &Packet<'_>, ip: &Ip) -> bool {
     let key = key(ip, tcp.source, tcp.destination);
     if opens(tcp.flags) {
         own::remember(&key);
-        let _ = INBOUND.remove(&key);
+        forget(&key);
         return false;
     }
-    // SAFETY: copied at once.
-    let Some(entry) = unsafe { INBOUND.get(&key) }.copied() else {
+    let Some((bucket, look)) = find(&key) else {
         return false;
     };
-    if entry.answered != 0 {
-        return true;
+    let answers = tcp.flags & (SYN | ACK | RST) == SYN | ACK;
+    if look.is(State::New) {
+        if !look.is_alive() {
+            return false;
+        }
+        if answers {
+            table::turn(bucket, look, State::Answered as u32, FLOW_SECONDS);
+            return true;
+        }
+        // A port that is closed answers with sequence number zero (RFC 9293, 3.10.7.1); the reset of a
+        // connection, which may be the pod's own, has that connection's.
+        return tcp.flags & (SYN | ACK | RST) == RST | ACK && tcp.sequence == [0; 4];
     }
-    if !is_alive(&entry) {
-        return false;
+    // Nothing but a handshake that was completed is worth more than what anybody can send.
+    let (next, seconds) = if answers {
+        (State::Answered, FLOW_SECONDS)
+    } else if tcp.flags & (FIN | RST) != 0 || look.is(State::Closing) {
+        (State::Closing, life::HALF_TCP)
+    } else {
+        (State::Settled, life::TCP)
+    };
+    if look.is(next) {
+        table::touch(bucket, look, seconds);
+    } else if !(answers && look.is(State::Settled)) {
+        table::turn(bucket, look, next as u32, seconds);
     }
-    if tcp.flags & (SYN | ACK | RST) == SYN | ACK {
-        let answered = Inbound {
-            answered: 1,
-            ..entry
-        };
-        return INBOUND.insert(&key, &answered, 0).is_ok();
-    }
-    // A port that is closed answers with sequence number zero (RFC 9293, 3.10.7.1); the reset of a
-    // connection, which may be the pod's own, has that connection's.
-    tcp.flags & (SYN | ACK | RST) == RST | ACK && tcp.sequence == [0; 4]
+    true
 }
 
 #[inline(always)]
@@ -251,23 +300,20 @@ fn is_udp_reply(packet: &Packet<'_>, ip: &Ip, slot: u32) -> bool {
         return false;
     }
     let key = key(ip, source, destination);
-    // Only what comes in keeps it open: a forged packet opens nothing for longer than its own while.
-    // SAFETY: copied at once.
-    if (unsafe { INBOUND.get(&key) }.copied()).is_some_and(|entry| is_alive(&entry)) {
+    if let Some((bucket, look)) = find(&key)
+        && look.is_alive()
+    {
+        if look.is(State::New) {
+            // Only what comes in keeps it open: a forged packet opens nothing for longer than its own while.
+            let seconds = look.until.wrapping_sub(look.now);
+            table::turn(bucket, look, State::Settled as u32, seconds);
+        }
         return true;
     }
     if own::remember(&key) {
-        let _ = INBOUND.remove(&key);
+        forget(&key);
     }
     false
-}
-
-#[inline(always)]
-fn is_alive(entry: &Inbound) -> bool {
-    // SAFETY: a helper without arguments.
-    let now = unsafe { bpf_ktime_get_ns() };
-    // Another CPU's clock may have been read later.
-    now.saturating_sub(entry.last_seen) < LIFE
 }
 
 #[inline(always)]

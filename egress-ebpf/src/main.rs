@@ -42,6 +42,7 @@ mod pods;
 mod probe;
 mod replies;
 mod settings;
+mod table;
 mod to_pod;
 mod to_uplink;
 mod verdicts;

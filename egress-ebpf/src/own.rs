@@ -1,8 +1,8 @@
 //! Flows that pods started themselves: what seems to open such a one from outside is not believed.
 //!
-//! Not an LRU map: a flood would push out what has to be known, and nobody would be told. A bucket that is
-//! too small takes every flow for a pod's own instead, so that whatever floods it, nothing goes around a
-//! gateway for it.
+//! Not an LRU map: a flood would push out what has to be known, and nobody would be told. Where a bucket is too small
+//! for a pod's flows, one word takes every flow of that pod there for its own instead, so that whatever floods it,
+//! nothing goes around a gateway for it, and other pods' flows are what they were.
 
 #![expect(
     clippy::cast_possible_truncation,
@@ -32,41 +32,70 @@ pub(crate) fn remember(key: &ReplyKey) -> bool {
         return true;
     };
     let now = now();
-    let mut place = Forgotten::new(0);
-    let mut oldest = Forgotten::new(u32::MAX);
+    let mut free = Forgotten::new(NONE);
+    let mut of_pod = Forgotten::new(NONE);
     for index in 0..OwnFlows::FLOWS {
         let known = read(bucket, index);
-        let second = known as u32;
         if flow.is(known) {
-            place.set(index as u32);
             // Written once a second, so that the cache line stays where it is read.
-            if second == now {
-                return false;
+            if known != flow.word(now) {
+                write(bucket, index, flow.word(now));
             }
-            break;
+            return !OwnFlow::is_alive(known, now);
         }
-        if second < oldest.get() {
-            oldest.set(second);
-            place.set(index as u32);
+        if !OwnFlow::is_alive(known, now) {
+            if free.get() == NONE {
+                free.set(index as u32);
+            }
+        } else if flow.is_of_pod(known) && (of_pod.get() == NONE || flow.is_any(known)) {
+            of_pod.set(index as u32);
         }
     }
-    // The mask is for the verifier.
-    let index = place.get() as usize & OwnFlows::FLOWS;
-    let replaced = read(bucket, index);
-    write(bucket, index, flow.word(now));
-    let alive = OwnFlow::is_alive(replaced, now);
-    let known = flow.is(replaced);
-    if alive && !known {
-        // SAFETY: an aligned word of an array element, which is always there.
-        unsafe { core::ptr::write_volatile(&raw mut (*bucket).crowded, now.into()) };
+    if free.get() != NONE {
+        write(
+            bucket,
+            free.get() as usize & OwnFlows::FLOWS,
+            flow.word(now),
+        );
+    } else if of_pod.get() != NONE {
+        // From now on one word stands for that flow, for this one, and for all that have no other.
+        write(
+            bucket,
+            of_pod.get() as usize & OwnFlows::FLOWS,
+            flow.any(now),
+        );
+    } else if !share(bucket, flow.word(now), now) {
+        crowd(bucket, now);
     }
-    !(alive && known)
+    true
+}
+
+/// Makes one word of two of another pod, and puts `word` in the other one's place. Says whether a pod had two.
+#[inline(never)]
+fn share(bucket: *mut OwnFlows, word: u64, now: u32) -> bool {
+    let mut kept = Forgotten::new(NONE);
+    let mut given = Forgotten::new(NONE);
+    for index in 1..OwnFlows::FLOWS {
+        for other in 0..index {
+            if OwnFlow::are_of_one_pod(read(bucket, index), read(bucket, other)) {
+                kept.set(other as u32);
+                given.set(index as u32);
+            }
+        }
+    }
+    if given.get() == NONE {
+        return false;
+    }
+    let kept = kept.get() as usize & OwnFlows::FLOWS;
+    write(bucket, kept, OwnFlow::any_beside(read(bucket, kept), now));
+    write(bucket, given.get() as usize & OwnFlows::FLOWS, word);
+    true
 }
 
 /// Notes that a flow which is remembered is in use, and says whether one was.
 ///
-/// With `certain`, the flow is known to be a pod's own: one that was pushed out keeps its bucket crowded.
-/// What anybody may have sent does not, or it would keep closed what it knocks at.
+/// With `certain`, the flow is known to be a pod's own: one that has no word of its own keeps alive what stands for
+/// it. What anybody may have sent does not, or it would keep closed what it knocks at.
 #[inline(never)]
 pub(crate) fn keep(key: &ReplyKey, certain: bool) -> bool {
     let flow = OwnFlow::new(key);
@@ -74,22 +103,34 @@ pub(crate) fn keep(key: &ReplyKey, certain: bool) -> bool {
         return false;
     };
     let now = now();
+    let mut any = Forgotten::new(NONE);
     for index in 0..OwnFlows::FLOWS {
         let known = read(bucket, index);
         if flow.is(known) {
             let alive = OwnFlow::is_alive(known, now);
-            if alive && known as u32 != now {
+            if alive && known != flow.word(now) {
                 write(bucket, index, flow.word(now));
             }
             return alive;
         }
+        if flow.is_any(known) && OwnFlow::is_alive(known, now) {
+            any.set(index as u32);
+        }
     }
-    // SAFETY: as in `remember`.
-    let crowded = unsafe { core::ptr::read_volatile(&raw const (*bucket).crowded) };
-    let pushed_out = certain && OwnFlow::is_alive(crowded, now);
+    if !certain {
+        return false;
+    }
+    if any.get() != NONE {
+        let index = any.get() as usize & OwnFlows::FLOWS;
+        if read(bucket, index) != flow.any(now) {
+            write(bucket, index, flow.any(now));
+        }
+        return true;
+    }
+    let crowded = crowded(bucket);
+    let pushed_out = OwnFlow::is_alive(crowded, now);
     if pushed_out && crowded != now.into() {
-        // SAFETY: as in `remember`.
-        unsafe { core::ptr::write_volatile(&raw mut (*bucket).crowded, now.into()) };
+        crowd(bucket, now);
     }
     pushed_out
 }
@@ -102,20 +143,20 @@ pub(crate) fn may_be(key: &ReplyKey) -> bool {
         return true;
     };
     let now = now();
-    // SAFETY: as in `remember`.
-    let crowded = unsafe { core::ptr::read_volatile(&raw const (*bucket).crowded) };
-    if OwnFlow::is_alive(crowded, now) {
+    if OwnFlow::is_alive(crowded(bucket), now) {
         return true;
     }
     for index in 0..OwnFlows::FLOWS {
         let known = read(bucket, index);
-        if flow.is(known) {
-            return OwnFlow::is_alive(known, now);
+        if (flow.is(known) || flow.is_any(known)) && OwnFlow::is_alive(known, now) {
+            return true;
         }
     }
     false
 }
 
+/// No index of a bucket.
+const NONE: u32 = OwnFlows::FLOWS as u32;
 const _: () = assert!(
     OwnFlows::FLOWS == 7 && size_of::<OwnFlows>() == 64,
     "a mask of seven stays within a bucket"
@@ -128,6 +169,19 @@ fn now() -> u32 {
     let seconds = unsafe { bpf_ktime_get_ns() } / SECOND;
     // An uptime of 136 years fits.
     (seconds as u32).max(1)
+}
+
+#[inline(always)]
+fn crowded(bucket: *mut OwnFlows) -> u64 {
+    // SAFETY: an aligned word of an array element, which is always there.
+    unsafe { core::ptr::read_volatile(&raw const (*bucket).crowded) }
+}
+
+/// Takes every flow of the bucket for a pod's own, for as long as one may live.
+#[inline(always)]
+fn crowd(bucket: *mut OwnFlows, now: u32) {
+    // SAFETY: as in `crowded`.
+    unsafe { core::ptr::write_volatile(&raw mut (*bucket).crowded, now.into()) };
 }
 
 #[inline(always)]

@@ -1,19 +1,25 @@
 //! Recorded connections: how their replies find the pod where the kernel never saw the first packet.
 
-use aya_ebpf::{btf_maps::LruHashMap, macros::btf_map};
+use aya_ebpf::{btf_maps::Array, macros::btf_map};
 use egress_common::{
-    DropReason, Mac, WireU16,
+    DropReason, WireU16,
     keys::{ReplyKey, ReplyPath},
     maps::capacity,
+    table::{Bucket, buckets},
 };
 
 use crate::{
     packet::Packet,
     parse::{self, Fragment, Ip, Quoted, TransportKind, transport},
+    table::{self, Look, Payer},
 };
 
 #[btf_map]
-static REPLIES: LruHashMap<ReplyKey, ReplyPath, { capacity::REPLIES as usize }> = LruHashMap::new();
+static REPLIES: Array<Bucket, { buckets(capacity::REPLIES) as usize }> = Array::new();
+
+/// How many buckets there are, told by the loader.
+#[unsafe(no_mangle)]
+static REPLIES_BUCKETS: u32 = buckets(capacity::REPLIES);
 
 /// Records the connection of a packet from a pod that leaves by the interface `via`.
 #[inline(always)]
@@ -22,13 +28,12 @@ pub(crate) fn record(packet: &Packet<'_>, ip: &Ip, via: u32) -> Result<(), DropR
     if matches!(ip.fragment, Fragment::Later(_)) {
         return Ok(());
     }
-    let transport = transport(packet, ip.protocol, ip.l4, ip.end())?;
-    match transport.kind {
-        TransportKind::Flow | TransportKind::EchoRequest => {}
+    let look = table::look().ok_or(DropReason::StateMissing)?;
+    match begin(packet, ip, look) {
+        OPENS => {}
         // Answers and errors open nothing that somebody could reply to.
-        TransportKind::EchoReply | TransportKind::IcmpError | TransportKind::IcmpOther => {
-            return Ok(());
-        }
+        NOTHING => return Ok(()),
+        _ => return Err(DropReason::Malformed),
     }
     let (host_mac, pod_mac) = packet.macs().ok_or(DropReason::Malformed)?;
     let path = ReplyPath {
@@ -37,74 +42,123 @@ pub(crate) fn record(packet: &Packet<'_>, ip: &Ip, via: u32) -> Result<(), DropR
         host_mac,
         via,
     };
-    let key = ReplyKey {
+    note(look, &path)
+}
+
+/// Fills in what the connection of a pod's packet is recorded under, if there may be replies. Gives a constant, or
+/// [`BROKEN`].
+#[inline(never)]
+fn begin(packet: &Packet<'_>, ip: &Ip, look: &mut Look) -> u32 {
+    let Ok(transport) = transport(packet, ip.protocol, ip.l4, ip.end()) else {
+        return BROKEN;
+    };
+    match transport.kind {
+        TransportKind::Flow | TransportKind::EchoRequest => {}
+        TransportKind::EchoReply | TransportKind::IcmpError | TransportKind::IcmpOther => {
+            return NOTHING;
+        }
+    }
+    look.set_reply(&ReplyKey {
         remote: ip.destination,
         pod: ip.source,
         remote_port: transport.destination_port,
         pod_port: transport.source_port,
         protocol: ip.protocol,
         pad: [0; 3],
-    };
-    // SAFETY: compared at once; a reused entry differs and is written anew.
-    if unsafe { REPLIES.get(&key) }.is_some_and(|known| *known == path) {
-        return Ok(());
-    }
-    REPLIES
-        .insert(&key, &path, 0)
-        .map_err(|_| DropReason::StateMissing)
+    });
+    look.flags = table::flags(packet, ip);
+    OPENS
 }
 
-/// Where a packet goes if it answers a recorded connection, or is an ICMP error about one.
-#[inline(always)]
-pub(crate) fn find(packet: &Packet<'_>, ip: &Ip) -> Option<ReplyPath> {
-    let mut path = ReplyPath {
-        ifindex: 0,
-        pod_mac: Mac([0; 6]),
-        host_mac: Mac([0; 6]),
-        via: 0,
-    };
-    look_up(packet, ip, &mut path).then_some(path)
-}
-
-/// Fills in the path, and says whether there is one.
-///
-/// A function of its own: the quoted packet and the key would not fit the caller's stack (512 bytes).
-/// It returns a flag, as [`parse::quoted`] does.
+/// Enters the connection, or notes that it is in use.
 #[inline(never)]
-fn look_up(packet: &Packet<'_>, ip: &Ip, path: &mut ReplyPath) -> bool {
-    let Some(key) = key(packet, ip) else {
-        return false;
-    };
-    // SAFETY: plain bytes, copied at once.
-    let Some(known) = (unsafe { REPLIES.get(&key) }) else {
-        return false;
-    };
-    *path = *known;
-    true
+fn note(look: &mut Look, path: &ReplyPath) -> Result<(), DropReason> {
+    let bucket = look
+        .bucket(&REPLIES, &REPLIES_BUCKETS)
+        .ok_or(DropReason::StateMissing)?;
+    let found = table::find(bucket, look);
+    look.put(path, found);
+    if table::note(bucket, look, Payer::Second) {
+        Ok(())
+    } else {
+        Err(DropReason::FlowsExhausted)
+    }
 }
 
-/// What a reply's connection, or that of an error's quoted packet, is recorded under.
-#[inline(always)]
-fn key(packet: &Packet<'_>, ip: &Ip) -> Option<ReplyKey> {
-    let transport = transport(packet, ip.protocol, ip.l4, ip.end()).ok()?;
+/// Fills in where a packet goes if it answers a recorded connection, or is an ICMP error about one, and says whether it
+/// does.
+///
+/// A function of its own: the key would not fit the caller's stack (512 bytes). It returns a flag, as
+/// [`parse::quoted`] does.
+#[inline(never)]
+pub(crate) fn find(packet: &Packet<'_>, ip: &Ip, path: &mut ReplyPath) -> bool {
     let mut key = ReplyKey {
         remote: ip.source,
         pod: ip.destination,
-        remote_port: transport.source_port,
-        pod_port: transport.destination_port,
+        remote_port: WireU16([0, 0]),
+        pod_port: WireU16([0, 0]),
         protocol: ip.protocol,
         pad: [0; 3],
     };
-    match transport.kind {
-        TransportKind::Flow => {}
-        TransportKind::EchoReply => {
-            key.remote_port = WireU16([0, 0]);
-            key.pod_port = transport.source_port;
-        }
-        TransportKind::IcmpError => quoted(packet, ip, &mut key)?,
-        TransportKind::EchoRequest | TransportKind::IcmpOther => return None,
+    match fill(packet, ip, &mut key) {
+        REPLY => recall(&key, path, table::flags(packet, ip)),
+        ERROR => recall(&key, path, QUOTED),
+        _ => false,
     }
-    Some(key)
+}
+
+/// In place of TCP's flags: anybody can quote, so that nothing is noted.
+const QUOTED: u32 = 0x200;
+
+/// Fills in the path of a connection, and says whether there is one. Notes that it was answered by a packet with these
+/// flags of TCP's, or [`table::NOT_TCP`].
+#[inline(never)]
+fn recall(key: &ReplyKey, path: &mut ReplyPath, flags: u32) -> bool {
+    let Some(look) = table::look() else {
+        return false;
+    };
+    look.set_reply(key);
+    look.flags = flags;
+    let Some(bucket) = look.bucket(&REPLIES, &REPLIES_BUCKETS) else {
+        return false;
+    };
+    if !table::find(bucket, look) {
+        return false;
+    }
+    look.get(path);
+    if flags & QUOTED == 0 {
+        table::answered(bucket, look);
+    }
+    true
+}
+
+/// What a packet is: nothing to us, an answer, an error about what it quotes, what may be answered, or cut short.
+const NOTHING: u32 = 0;
+const REPLY: u32 = 1;
+const ERROR: u32 = 2;
+const OPENS: u32 = 3;
+const BROKEN: u32 = 4;
+
+/// Completes what a reply's connection, or that of an error's quoted packet, is recorded under; addresses and protocol
+/// are those of the packet.
+#[inline(never)]
+fn fill(packet: &Packet<'_>, ip: &Ip, key: &mut ReplyKey) -> u32 {
+    let Ok(transport) = transport(packet, ip.protocol, ip.l4, ip.end()) else {
+        return NOTHING;
+    };
+    match transport.kind {
+        TransportKind::Flow => {
+            key.remote_port = transport.source_port;
+            key.pod_port = transport.destination_port;
+            REPLY
+        }
+        TransportKind::EchoReply => {
+            key.pod_port = transport.source_port;
+            REPLY
+        }
+        TransportKind::IcmpError if quoted(packet, ip, key).is_some() => ERROR,
+        TransportKind::IcmpError | TransportKind::EchoRequest | TransportKind::IcmpOther => NOTHING,
+    }
 }
 
 /// Turns the key into that of the connection which an ICMP error quotes.

@@ -131,16 +131,16 @@ pub struct Flags {
     /// Most policies that are counted [default: 2048]
     #[arg(long, value_name = "N")]
     pub max_policies: Option<u32>,
-    /// Connections whose replies are recorded; the least recently used make room [default: 65536]
+    /// Connections whose replies are recorded [default: 131072]
     #[arg(long, value_name = "N")]
     pub max_replies: Option<u32>,
     /// Datagrams whose fragments are remembered [default: 8192]
     #[arg(long, value_name = "N")]
     pub max_fragments: Option<u32>,
-    /// Flows that stay on their gateway; the least recently used make room [default: 65536]
+    /// Flows of groups that stay on their gateway [default: 131072]
     #[arg(long, value_name = "N")]
     pub max_flows: Option<u32>,
-    /// Connections that came in to pods; the least recently used make room [default: 65536]
+    /// Connections that came in to pods [default: 65536]
     #[arg(long, value_name = "N")]
     pub max_inbound: Option<u32>,
     /// Interface that leads to the outside; may be given several times [default: the devices of the default routes]

@@ -3,8 +3,7 @@
 use aya_ebpf::{btf_maps::PerCpuArray, helpers::bpf_ktime_get_ns, macros::btf_map};
 use egress_common::{
     Addr, DropReason, WireU16,
-    keys::FragmentKey,
-    nat::{NatBack, NatBackKey, NatFragment, NatOut, NatOutKey},
+    nat::{NatBack, NatBackKey, NatOut, NatOutKey},
 };
 
 use super::route::Question;
@@ -26,8 +25,7 @@ pub(super) struct Scratch {
     pub(super) back_key: NatBackKey,
     /// The pod's side of a connection whose port a new one asks for.
     pub(super) occupant: NatOutKey,
-    pub(super) fragment_key: FragmentKey,
-    pub(super) fragment: NatFragment,
+    pub(super) fragment: First,
     pub(super) ip: Ip,
     pub(super) upper: Upper,
     pub(super) quote: Quote,
@@ -38,6 +36,16 @@ pub(super) struct Scratch {
     pub(super) route: Question,
     /// Where the packet goes next; unspecified where the kernel is to find out by itself.
     pub(super) next_hop: Addr,
+}
+
+/// What the first fragment of a datagram became.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct First {
+    /// The address that is put in place of the pod's or the egress address.
+    pub(super) address: Addr,
+    /// Of replies, the node that the pod is on; or a constant of `fragments`.
+    pub(super) origin: u32,
 }
 
 /// What the header above IP is to us.

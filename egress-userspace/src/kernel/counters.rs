@@ -1,19 +1,17 @@
 //! The only reader of the counters: sums over CPUs, at the moment of asking.
 
 use anyhow::{Context, anyhow};
-use aya::maps::{HashMap, MapData, MapError, MapInfo, PerCpuArray, PerCpuValues};
+use aya::maps::{MapData, PerCpuArray, PerCpuValues};
 use egress_common::{
     DropReason,
     counter::{Answer, Count, Direction, PassKind, drop_index, gateway_index, pass_index},
-    keys::{FragmentKey, ReplyKey, ReplyPath},
     maps::{
-        ANSWER_COUNTS, DROP_COUNTS, FRAGMENTS, GATEWAY_COUNTS, GATEWAY_DROPS, MEMBER_COUNTS,
-        PASS_COUNTS, REPLIES, REPLY_FRAGMENTS,
+        ANSWER_COUNTS, DROP_COUNTS, GATEWAY_COUNTS, GATEWAY_DROPS, MEMBER_COUNTS, PASS_COUNTS,
+        TABLES,
     },
-    pod::Choice,
 };
 
-use super::{fault, maps::open, paths::Paths};
+use super::{fault, maps::open, paths::Paths, tables::FlowTable};
 
 /// The counter maps.
 pub struct CounterMaps {
@@ -23,25 +21,16 @@ pub struct CounterMaps {
     translated: PerCpuArray<MapData, Count>,
     gateway_drops: PerCpuArray<MapData, Count>,
     answers: PerCpuArray<MapData, u64>,
-    replies: HashMap<MapData, ReplyKey, ReplyPath>,
-    fragments: HashMap<MapData, FragmentKey, Choice>,
-    reply_fragments: HashMap<MapData, FragmentKey, ReplyPath>,
-    capacities: [u64; 3],
+    tables: Vec<FlowTable>,
     cpus: usize,
 }
 
 impl CounterMaps {
     /// Opens the pinned maps.
     pub fn open(paths: &Paths) -> anyhow::Result<Self> {
-        let capacity = |name| -> anyhow::Result<u64> {
-            Ok(MapInfo::from_pin(paths.map(name))?.max_entries().into())
-        };
+        let tables = TABLES.iter().map(|(name, _)| FlowTable::open(paths, name));
         Ok(Self {
-            capacities: [
-                capacity(REPLIES)?,
-                capacity(FRAGMENTS)?,
-                capacity(REPLY_FRAGMENTS)?,
-            ],
+            tables: tables.collect::<anyhow::Result<_>>()?,
             cpus: aya::util::nr_cpus()
                 .map_err(|(what, error)| anyhow!("cannot count the CPUs ({what}): {error}"))?,
             members: open(paths, MEMBER_COUNTS)?.try_into()?,
@@ -50,9 +39,6 @@ impl CounterMaps {
             translated: open(paths, GATEWAY_COUNTS)?.try_into()?,
             gateway_drops: open(paths, GATEWAY_DROPS)?.try_into()?,
             answers: open(paths, ANSWER_COUNTS)?.try_into()?,
-            replies: open(paths, REPLIES)?.try_into()?,
-            fragments: open(paths, FRAGMENTS)?.try_into()?,
-            reply_fragments: open(paths, REPLY_FRAGMENTS)?.try_into()?,
         })
     }
 
@@ -133,33 +119,15 @@ impl CounterMaps {
         Ok(())
     }
 
-    /// How full the tables of flows are: name, entries, capacity.
-    pub fn tables(&self) -> anyhow::Result<[(&'static str, u64, u64); 3]> {
-        let [replies, fragments, reply_fragments] = self.capacities;
-        Ok([
-            (REPLIES, count(self.replies.keys())?, replies),
-            (FRAGMENTS, count(self.fragments.keys())?, fragments),
-            (
-                REPLY_FRAGMENTS,
-                count(self.reply_fragments.keys())?,
-                reply_fragments,
-            ),
-        ])
+    /// How full the tables of flows are: name, entries that have not ended, capacity.
+    pub fn tables(&self) -> anyhow::Result<Vec<(&'static str, u64, u64)>> {
+        let fill = |table: &FlowTable| Ok((table.name(), table.alive()?, table.capacity()));
+        self.tables.iter().map(fill).collect()
     }
 
     fn zeroes(&self) -> anyhow::Result<PerCpuValues<Count>> {
         Ok(vec![Count::default(); self.cpus].try_into()?)
     }
-}
-
-/// Entries of a table that programs add to and evict from meanwhile.
-fn count<K>(keys: impl Iterator<Item = Result<K, MapError>>) -> anyhow::Result<u64> {
-    let mut entries = 0;
-    for key in keys {
-        key?;
-        entries += 1;
-    }
-    Ok(entries)
 }
 
 fn sum(map: &PerCpuArray<MapData, Count>, index: u32) -> anyhow::Result<Count> {

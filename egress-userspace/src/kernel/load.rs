@@ -10,6 +10,7 @@ use egress_common::{
     counter::PASS_KINDS,
     keys::PodKey,
     maps::{self, capacity},
+    table::{self, WAYS},
 };
 use nix::{
     fcntl::Flock,
@@ -78,13 +79,15 @@ impl Default for Capacities {
 }
 
 impl Capacities {
-    /// Entries of each map whose size can be chosen, with the flag that chooses it.
+    /// Elements of each map whose size can be chosen, with the flag that chooses it. Those of tables of flows are
+    /// buckets.
     fn entries(&self) -> anyhow::Result<Vec<(&'static str, &'static str, u32)>> {
         let reasons = self.policies.checked_mul(DropReason::COUNT);
         let kinds = self.policies.checked_mul(PASS_KINDS);
         let (Some(reasons), Some(kinds)) = (reasons, kinds) else {
             bail!("--max-policies {} is too large", self.policies);
         };
+        let fragments = table::buckets(self.fragments);
         Ok(vec![
             (maps::PODS, "--max-pods", self.pods),
             (maps::POD_STATE, "--max-pods", self.pods),
@@ -101,14 +104,14 @@ impl Capacities {
             (maps::MEMBER_COUNTS, "--max-members", self.members),
             (maps::DROP_COUNTS, "--max-policies", reasons),
             (maps::PASS_COUNTS, "--max-policies", kinds),
-            (maps::REPLIES, "--max-replies", self.replies),
-            (maps::FRAGMENTS, "--max-fragments", self.fragments),
-            (maps::REPLY_FRAGMENTS, "--max-fragments", self.fragments),
-            (maps::NAT_FRAGMENTS, "--max-fragments", self.fragments),
+            (maps::REPLIES, "--max-replies", table::buckets(self.replies)),
+            (maps::FRAGMENTS, "--max-fragments", fragments),
+            (maps::REPLY_FRAGMENTS, "--max-fragments", fragments),
+            (maps::NAT_FRAGMENTS, "--max-fragments", fragments),
             (maps::NAT_OUT, "--nat-connections", self.nat_connections),
             (maps::NAT_BACK, "--nat-connections", self.nat_connections),
-            (maps::INBOUND, "--max-inbound", self.inbound),
-            (maps::FLOWS, "--max-flows", self.flows),
+            (maps::INBOUND, "--max-inbound", table::buckets(self.inbound)),
+            (maps::FLOWS, "--max-flows", table::buckets(self.flows)),
         ])
     }
 }
@@ -179,6 +182,9 @@ impl Datapath {
         loader.override_global("LOG", &log, true);
         for (map, _, count) in &entries {
             loader.map_max_entries(map, *count);
+            if let Some((_, constant)) = maps::TABLES.iter().find(|(table, _)| table == map) {
+                loader.override_global(constant, count, true);
+            }
         }
         for map in maps::ALL {
             loader.map_pin_path(map, options.paths.map(map));
@@ -370,14 +376,19 @@ fn check_capacities(paths: &Paths, entries: &[(&str, &str, u32)]) -> anyhow::Res
         if !path.exists() || maps::FILLED.contains(map) {
             continue;
         }
+        let is_table = maps::TABLES.iter().any(|(table, _)| table == map);
+        let ways = if is_table { WAYS } else { 1 };
         let pinned = MapInfo::from_pin(&path)
             .with_context(|| format!("cannot look at the pinned map {}", path.display()))?
-            .max_entries();
+            .max_entries() as usize;
+        let count = *count as usize;
         ensure!(
-            pinned == *count,
-            "the map {map} is in the kernel with {pinned} entries, and {flag} asks for {count}: keep \
+            pinned == count,
+            "the map {map} is in the kernel with {} entries, and {flag} asks for {}: keep \
              the old size, or remove the maps with `egress detach --pin-dir {}` first (traffic is \
              not steered until the next start)",
+            pinned * ways,
+            count * ways,
             paths.root().display()
         );
     }

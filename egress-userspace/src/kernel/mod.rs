@@ -24,6 +24,7 @@ mod reader;
 mod segments;
 mod slots;
 mod syscall;
+mod tables;
 mod translation;
 
 pub use attach::{AttachMode, Attachments, Hook};
@@ -37,3 +38,4 @@ pub use paths::Paths;
 pub use pins::detach_all;
 pub use probes::GatewayProbes;
 pub use reader::CounterReader;
+pub use tables::FlowTable;

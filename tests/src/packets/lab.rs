@@ -16,15 +16,14 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use aya::{
     TestRun, TestRunOptions,
-    maps::{Array, HashMap, MapData, PerCpuArray},
+    maps::{Array, MapData, PerCpuArray},
     programs::{SchedClassifier, TcAttachType, tc},
 };
 use egress_common::{
     counter::Answer,
     gateway::Settings,
-    keys::{FragmentKey, ReplyKey, ReplyPath},
     maps,
-    pod::{Choice, FlowKey, Inbound, OwnFlows, PodFacts, PodNote},
+    pod::{OwnFlows, PodFacts, PodNote},
 };
 use egress_userspace::{
     compile,
@@ -44,7 +43,7 @@ use crate::{client::Wire, machine};
 use super::{
     build::{HOST_MAC, hex},
     counts::{self, Counts, Slot},
-    pinned::open,
+    pinned::{Table, open},
     seed::{OTHER, POD, UPLINK, net},
 };
 
@@ -58,8 +57,8 @@ const CAPACITIES: Capacities = Capacities {
     replies: 32_768,
     fragments: 256,
     nat_connections: 4096,
-    inbound: 1024,
-    flows: 1024,
+    inbound: 4096,
+    flows: 8192,
 };
 
 /// Room for a frame: what the kernel takes is less than a page.
@@ -148,14 +147,14 @@ pub struct Lab {
     paths: Paths,
     datapath: Datapath,
     counters: CounterMaps,
-    replies: HashMap<MapData, ReplyKey, ReplyPath>,
-    fragments: HashMap<MapData, FragmentKey, Choice>,
-    reply_fragments: HashMap<MapData, FragmentKey, ReplyPath>,
+    replies: Table,
+    fragments: Table,
+    reply_fragments: Table,
     settings: Array<MapData, Settings>,
     answers: PerCpuArray<MapData, u64>,
     buckets: Array<MapData, u64>,
-    flows: HashMap<MapData, FlowKey, Choice>,
-    inbound: HashMap<MapData, ReplyKey, Inbound>,
+    flows: Table,
+    inbound: Table,
     own_flows: Array<MapData, OwnFlows>,
     pod_notes: Array<MapData, PodNote>,
     pod_facts: Array<MapData, PodFacts>,
@@ -214,14 +213,14 @@ impl Lab {
         })?;
         Ok(Self {
             counters: CounterMaps::open(&paths)?,
-            replies: open(&paths, maps::REPLIES)?,
-            fragments: open(&paths, maps::FRAGMENTS)?,
-            reply_fragments: open(&paths, maps::REPLY_FRAGMENTS)?,
+            replies: Table::open(&paths, maps::REPLIES)?,
+            fragments: Table::open(&paths, maps::FRAGMENTS)?,
+            reply_fragments: Table::open(&paths, maps::REPLY_FRAGMENTS)?,
             settings: open(&paths, maps::SETTINGS)?,
             answers: open(&paths, maps::ANSWER_COUNTS)?,
             buckets: open(&paths, maps::ANSWER_BUCKETS)?,
-            flows: open(&paths, maps::FLOWS)?,
-            inbound: open(&paths, maps::INBOUND)?,
+            flows: Table::open(&paths, maps::FLOWS)?,
+            inbound: Table::open(&paths, maps::INBOUND)?,
             own_flows: open(&paths, maps::OWN_FLOWS)?,
             pod_notes: open(&paths, maps::POD_NOTES)?,
             pod_facts: open(&paths, maps::POD_FACTS)?,

@@ -13,6 +13,7 @@
 pub mod answer;
 pub mod build;
 mod counts;
+pub mod flood;
 pub(crate) mod lab;
 pub mod narrow;
 pub mod nat;

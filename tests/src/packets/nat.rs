@@ -12,9 +12,8 @@ use egress_common::{
     Addr, DropReason, Family, Mac,
     counter::{Answer, Count, Direction, drop_index, gateway_index},
     gateway::{Egress, GatewayKey, Settings},
-    keys::FragmentKey,
     maps,
-    nat::{NatBack, NatBackKey, NatFragment, NatOut, NatOutKey, NatState},
+    nat::{NatBack, NatBackKey, NatOut, NatOutKey, NatState},
     overlay::NodeState,
     pod::{PodNote, PodPlace, mac_to_word},
     verdict::Member,
@@ -36,7 +35,7 @@ use super::{
     Action, Counts, Input, Lab, Seen, Slot,
     answer::answered,
     build::{Frame, HOST_MAC, L3, POD_MAC, address, hex, proto},
-    pinned::{self, clear},
+    pinned::{self, Table, clear},
     seed::{self, STEERED, UPLINK},
     with_lab,
 };
@@ -107,7 +106,7 @@ pub struct Node<'a> {
     pub backs: HashMap<MapData, NatBackKey, NatBack>,
     /// How many connections each source has.
     pub sources: HashMap<MapData, Addr, i64>,
-    fragments: HashMap<MapData, FragmentKey, NatFragment>,
+    fragments: Table,
     nodes: Array<MapData, NodeState>,
     buckets: Array<MapData, u64>,
     counts: PerCpuArray<MapData, Count>,
@@ -141,7 +140,7 @@ impl<'a> Node<'a> {
             outs: pinned(&paths, maps::NAT_OUT),
             backs: pinned(&paths, maps::NAT_BACK),
             sources: pinned(&paths, maps::NAT_SOURCES),
-            fragments: pinned(&paths, maps::NAT_FRAGMENTS),
+            fragments: Table::open(&paths, maps::NAT_FRAGMENTS).unwrap(),
             nodes: pinned(&paths, maps::NODE_STATE),
             buckets: pinned(&paths, maps::ANSWER_BUCKETS),
             counts: pinned(&paths, maps::GATEWAY_COUNTS),
@@ -170,7 +169,7 @@ impl<'a> Node<'a> {
         clear(&mut self.outs);
         clear(&mut self.backs);
         clear(&mut self.sources);
-        clear(&mut self.fragments);
+        self.fragments.clear();
         self.speak();
         self.set_quota(QUOTA);
         for gateway in [ALPHA, BETA] {

@@ -3,9 +3,65 @@
 use anyhow::{Context, Result};
 use aya::{
     Pod,
-    maps::{HashMap, Map, MapData},
+    maps::{Array, HashMap, Map, MapData},
 };
-use egress_userspace::kernel::Paths;
+use egress_common::table::{Bucket, Record};
+use egress_userspace::kernel::{FlowTable, Paths};
+
+/// A table of flows.
+pub(crate) struct Table {
+    read: FlowTable,
+    write: Array<MapData, Bucket>,
+}
+
+impl Table {
+    /// Opens a table that is pinned.
+    pub(crate) fn open(paths: &Paths, name: &'static str) -> Result<Self> {
+        Ok(Self {
+            read: FlowTable::open(paths, name)?,
+            write: open(paths, name)?,
+        })
+    }
+
+    /// All entries, with their states.
+    pub(super) fn entries(&self) -> Vec<(Record, u8)> {
+        let mut entries = Vec::new();
+        let see = |_, bucket: &Bucket| {
+            let states = bucket.states;
+            entries.extend(bucket.entries().map(|(way, record)| (*record, states[way])));
+        };
+        self.read.for_each(see).unwrap();
+        entries
+    }
+
+    /// Removes all that it has.
+    pub(crate) fn clear(&mut self) {
+        self.change(|bucket| *bucket = Bucket::default());
+    }
+
+    /// Lets so many seconds pass for all that it has.
+    pub(super) fn age(&mut self, seconds: u32) {
+        self.change(|bucket| {
+            for until in &mut bucket.untils {
+                *until = until.saturating_sub(seconds);
+            }
+        });
+    }
+
+    fn change(&mut self, change: impl Fn(&mut Bucket)) {
+        let mut changed = Vec::new();
+        let see = |index, bucket: &Bucket| {
+            if bucket.entries().next().is_some() {
+                changed.push((index, *bucket));
+            }
+        };
+        self.read.for_each(see).unwrap();
+        for (index, mut bucket) in changed {
+            change(&mut bucket);
+            self.write.set(index, bucket, 0).unwrap();
+        }
+    }
+}
 
 /// Opens a map that is pinned, as what it is.
 pub(crate) fn open<T>(paths: &Paths, name: &str) -> Result<T>

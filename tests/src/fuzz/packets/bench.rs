@@ -9,9 +9,8 @@ use egress_common::{
     Addr, DropReason, Family, Mac,
     counter::{Count, Direction, drop_index, gateway_index},
     gateway::{Egress, GatewayKey, Settings},
-    keys::FragmentKey,
     maps,
-    nat::{NatBack, NatBackKey, NatFragment, NatOut, NatOutKey},
+    nat::{NatBack, NatBackKey, NatOut, NatOutKey},
     overlay::NodeState,
     pod::{PodNote, PodPlace, mac_to_word},
 };
@@ -27,7 +26,7 @@ use crate::packets::{
     build::{HOST_MAC, L3, POD_MAC},
     lab::{self, CONTEXT},
     nat::{ALPHA, BETA, Gateway, addr},
-    pinned::{clear, open},
+    pinned::{Table, clear, open},
     seed::UPLINK,
 };
 
@@ -55,7 +54,7 @@ pub(super) struct Bench {
     outs: HashMap<MapData, NatOutKey, NatOut>,
     backs: HashMap<MapData, NatBackKey, NatBack>,
     sources: HashMap<MapData, Addr, i64>,
-    fragments: HashMap<MapData, FragmentKey, NatFragment>,
+    fragments: Table,
     notes: Array<MapData, PodNote>,
     counts: PerCpuArray<MapData, Count>,
     drops: PerCpuArray<MapData, Count>,
@@ -81,7 +80,7 @@ impl Bench {
             outs: open(&paths, maps::NAT_OUT)?,
             backs: open(&paths, maps::NAT_BACK)?,
             sources: open(&paths, maps::NAT_SOURCES)?,
-            fragments: open(&paths, maps::NAT_FRAGMENTS)?,
+            fragments: Table::open(&paths, maps::NAT_FRAGMENTS)?,
             notes: open(&paths, maps::POD_NOTES)?,
             counts: open(&paths, maps::GATEWAY_COUNTS)?,
             drops: open(&paths, maps::GATEWAY_DROPS)?,
@@ -164,7 +163,7 @@ impl Bench {
         clear(&mut self.outs);
         clear(&mut self.backs);
         clear(&mut self.sources);
-        clear(&mut self.fragments);
+        self.fragments.clear();
         let note = PodNote {
             pod_mac: mac_to_word(Mac(POD_MAC)),
             host_mac: mac_to_word(Mac(HOST_MAC)),

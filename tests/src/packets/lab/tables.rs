@@ -9,50 +9,75 @@ use egress_common::{
     WireU16,
     keys::{PodKey, ReplyKey, ReplyPath},
     pod::{Choice, FlowKey, OwnFlow, OwnFlows, PodFacts, PodNote, UdpPorts},
+    table::{self, State},
 };
 
 use super::{CAPACITIES, Lab};
-use crate::packets::{pinned::clear, seed::POD};
+use crate::packets::{build::proto::TCP, seed::POD};
+
+/// The second of a word of `OWN_FLOWS`.
+const OWN_SECOND: u64 = 0x00ff_ffff;
 
 impl Lab {
     /// The recorded connections.
     #[must_use]
     pub fn replies(&self) -> BTreeMap<ReplyKey, ReplyPath> {
-        self.replies.iter().map(|entry| entry.unwrap()).collect()
+        let entries = self.replies.entries().into_iter();
+        entries
+            .map(|(record, _)| {
+                let key = ReplyKey::from_words(&record.key);
+                (key, ReplyPath::from_words(&record.value))
+            })
+            .collect()
+    }
+
+    /// How many buckets the table of recorded connections has.
+    #[must_use]
+    pub fn reply_buckets(&self) -> u32 {
+        table::buckets(CAPACITIES.replies)
     }
 
     /// How many datagrams are remembered for their fragments: from pods, and of replies.
     #[must_use]
     pub fn fragments(&self) -> (usize, usize) {
         (
-            self.fragments.keys().count(),
-            self.reply_fragments.keys().count(),
+            self.fragments.entries().len(),
+            self.reply_fragments.entries().len(),
         )
     }
 
     /// The connections that came in, and whether each is answered.
     #[must_use]
     pub fn inbound(&self) -> BTreeMap<ReplyKey, bool> {
-        let entries = self.inbound.iter().map(|entry| entry.unwrap());
+        let entries = self.inbound.entries().into_iter();
         entries
-            .map(|(key, entry)| (key, entry.answered != 0))
+            .map(|(record, state)| {
+                let key = ReplyKey::from_words(&record.key);
+                (key, state != State::New as u8 && key.protocol == TCP)
+            })
             .collect()
     }
 
     /// The flows that stay on their gateway.
     #[must_use]
     pub fn flows(&self) -> BTreeMap<FlowKey, Choice> {
-        self.flows.iter().map(|entry| entry.unwrap()).collect()
+        let entries = self.flows.entries().into_iter();
+        entries
+            .map(|(record, _)| {
+                let key = FlowKey::from_words(&record.key);
+                (key, Choice::from_words(&record.value))
+            })
+            .collect()
     }
 
     /// Forgets all flows of groups, as a full table would some.
     pub fn forget_flows(&mut self) {
-        clear(&mut self.flows);
+        self.flows.clear();
     }
 
     /// Forgets the connections that came in, as a full table would some.
     pub fn forget_inbound(&mut self) {
-        clear(&mut self.inbound);
+        self.inbound.clear();
     }
 
     /// Names UDP ports on which connections may come in to the pod with this address.
@@ -97,25 +122,35 @@ impl Lab {
     /// Lets so many seconds pass for every connection that came in, and for the flows that pods started, as far
     /// as `own` has them, with their buckets.
     pub fn age(&mut self, seconds: u32, own: &[ReplyKey]) {
-        let nanoseconds = u64::from(seconds) * 1_000_000_000;
-        let keys: Vec<ReplyKey> = self.inbound.keys().map(|key| key.unwrap()).collect();
-        for key in keys {
-            let mut entry = self.inbound.get(&key, 0).unwrap();
-            entry.last_seen = entry.last_seen.saturating_sub(nanoseconds);
-            self.inbound.insert(key, entry, 0).unwrap();
-        }
+        self.inbound.age(seconds);
         let mut aged = BTreeSet::new();
         for key in own {
             let flow = OwnFlow::new(key);
             let mut known = self.own_flows.get(&flow.bucket, 0).unwrap();
-            if aged.insert(flow.bucket) {
+            let first = aged.insert(flow.bucket);
+            if first {
                 known.crowded = known.crowded.saturating_sub(seconds.into());
             }
-            for word in known.flows.iter_mut().filter(|word| flow.is(**word)) {
-                let [second, _] = halves(*word);
-                *word = flow.word(second.wrapping_sub(seconds));
+            for word in &mut known.flows {
+                if flow.is(*word) || first && flow.is_any(*word) {
+                    let second = word.wrapping_sub(seconds.into()) & OWN_SECOND;
+                    *word = *word & !OWN_SECOND | second;
+                }
             }
             self.own_flows.set(flow.bucket, known, 0).unwrap();
+        }
+    }
+
+    /// Lets so many seconds pass for everything that is remembered, but for the flows that pods started.
+    pub fn idle(&mut self, seconds: u32) {
+        for table in [
+            &mut self.replies,
+            &mut self.fragments,
+            &mut self.reply_fragments,
+            &mut self.flows,
+            &mut self.inbound,
+        ] {
+            table.age(seconds);
         }
     }
 
@@ -149,23 +184,14 @@ impl Lab {
 
     /// The same but for how many answers anybody had.
     pub(crate) fn forget_connections(&mut self) {
-        clear(&mut self.replies);
-        clear(&mut self.fragments);
-        clear(&mut self.reply_fragments);
-        clear(&mut self.flows);
-        clear(&mut self.inbound);
+        self.replies.clear();
+        self.fragments.clear();
+        self.reply_fragments.clear();
+        self.flows.clear();
+        self.inbound.clear();
         for slot in 0..CAPACITIES.pods {
             self.pod_notes.set(slot, PodNote::default(), 0).unwrap();
             self.pod_facts.set(slot, PodFacts::default(), 0).unwrap();
         }
     }
-}
-
-/// The lower and the upper half of a word.
-fn halves(word: u64) -> [u32; 2] {
-    let b = word.to_le_bytes();
-    [
-        u32::from_le_bytes([b[0], b[1], b[2], b[3]]),
-        u32::from_le_bytes([b[4], b[5], b[6], b[7]]),
-    ]
 }

@@ -33,11 +33,7 @@ impl Node<'_> {
             back.last_seen = back.last_seen.saturating_sub(age);
             self.backs.insert(key, back, 0).unwrap();
         }
-        let fragments: Vec<_> = self.fragments.iter().map(|entry| entry.unwrap()).collect();
-        for (key, mut first) in fragments {
-            first.second = first.second.wrapping_sub(seconds);
-            self.fragments.insert(key, first, 0).unwrap();
-        }
+        self.fragments.age(seconds);
     }
 
     /// Every connection's pods' side.

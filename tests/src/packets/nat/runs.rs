@@ -10,6 +10,7 @@ use super::Node;
 use crate::packets::{
     Input,
     build::{L3, hex},
+    flood::Varied,
     lab::{CONTEXT, IFINDEX, LARGEST},
 };
 
@@ -62,6 +63,11 @@ impl Node<'_> {
         });
         // What was counted is not asked here.
         self.lab.moved();
+    }
+
+    /// Runs a packet of each of `count` flows through its program.
+    pub fn flood(&mut self, input: &Input, varied: Varied, count: u32) {
+        self.lab.flood(input, varied, count);
     }
 
     /// Nanoseconds that a program takes for a frame, on average.

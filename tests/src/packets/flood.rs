@@ -1,0 +1,58 @@
+//! Floods: a million packets, each of another flow, as fast as the kernel runs a program.
+
+use std::{array, thread};
+
+use aya::{TestRun, TestRunOptions, programs::SchedClassifier};
+
+use super::{
+    Input, Lab,
+    lab::{CONTEXT, IFINDEX},
+};
+
+/// CPUs that a flood comes in by, so that buckets are locked.
+const CPUS: u32 = 2;
+
+/// How a frame is made another flow's: what stands where.
+#[derive(Clone, Copy, Debug)]
+pub struct Varied {
+    /// Where the lower half of the flow's number goes in the frame: a port, an identifier.
+    pub low: usize,
+    /// Where its next byte goes: a part of the far end's address.
+    pub high: usize,
+}
+
+impl Lab {
+    /// Runs a packet of each of `count` flows through its program; nobody looks at what becomes of them.
+    pub fn flood(&mut self, input: &Input, varied: Varied, count: u32) {
+        let program: &SchedClassifier = self
+            .datapath()
+            .ebpf()
+            .program(input.program.name())
+            .unwrap()
+            .try_into()
+            .unwrap();
+        thread::scope(|scope| {
+            for cpu in 0..CPUS {
+                scope.spawn(move || {
+                    let mut context = [0_u8; CONTEXT];
+                    context[IFINDEX..IFINDEX + 4].copy_from_slice(&input.ifindex.to_ne_bytes());
+                    let mut frame = input.frame.clone();
+                    for number in (cpu..count).step_by(CPUS.try_into().unwrap()) {
+                        let [_, high, low @ ..]: [u8; 4] = number.to_be_bytes();
+                        let low: [u8; 2] = array::from_fn(|index| low[index]);
+                        frame[varied.low..varied.low + 2].copy_from_slice(&low);
+                        frame[varied.high] = high;
+                        let options = TestRunOptions {
+                            data_in: Some(&frame),
+                            ctx_in: Some(&context),
+                            ..TestRunOptions::default()
+                        };
+                        program.test_run(options).unwrap();
+                    }
+                });
+            }
+        });
+        // What was counted is not asked here.
+        self.moved();
+    }
+}
