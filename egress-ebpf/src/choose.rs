@@ -1,33 +1,21 @@
 //! Which member of a group a flow uses: the one that it started on, as long as the group has it.
 
-use aya_ebpf::{
-    btf_maps::{Array, PerCpuArray},
-    macros::btf_map,
-};
+use aya_ebpf::{bindings::__sk_buff, btf_maps::PerCpuArray, macros::btf_map, programs::TcContext};
 use egress_common::{
     DropReason,
     cells::SLOTS,
     flow::Flow,
-    maps::capacity,
     pod::{Choice, FlowKey},
-    table::{Bucket, buckets},
 };
 
 use crate::{
     fragments, lines,
     packet::Packet,
     parse::{self, Fragment, Ip, Quoted, TransportKind},
-    table::{self, Payer},
+    table::{self, Payer, Table},
     verdicts,
-    verifier::Forgotten,
+    verifier::{self, Forgotten},
 };
-
-#[btf_map]
-static FLOWS: Array<Bucket, { buckets(capacity::FLOWS) as usize }> = Array::new();
-
-/// How many buckets there are, told by the loader.
-#[unsafe(no_mangle)]
-static FLOWS_BUCKETS: u32 = buckets(capacity::FLOWS);
 
 /// What would not fit the stack, of which a chain of calls has 512 bytes.
 ///
@@ -59,16 +47,43 @@ pub(crate) struct Group {
 
 /// The member that the packet's flow uses.
 #[inline(always)]
-pub(crate) fn member(packet: &Packet<'_>, ip: &Ip, group: &Group) -> Result<u32, DropReason> {
-    let mut number = 0;
-    choose(packet, ip, group, &mut number)?;
-    Ok(group.first_member.wrapping_add(number))
+pub(crate) fn member(packet: &Packet<'_>, group: &Group) -> Result<u32, DropReason> {
+    let Group {
+        lines,
+        first_member,
+        members,
+    } = *group;
+    let number = verifier::outcome(egress_choose(packet.skb(), lines, first_member, members))?;
+    Ok(first_member.wrapping_add(number))
 }
 
-/// Fills in the number of the member within its group.
+/// The number of the member within its group, or why there is none, as [`verifier::outcome`] reads it.
 ///
-/// A function of its own, which fills a place of the caller's, for the reasons that `parse::headers` has.
+/// The verifier looks at it once, for any packet and any group, instead of once for each way that leads here.
+#[unsafe(no_mangle)]
 #[inline(never)]
+extern "C" fn egress_choose(
+    skb: *mut __sk_buff,
+    lines: u32,
+    first_member: u32,
+    members: u32,
+) -> u32 {
+    let group = Group {
+        lines,
+        first_member,
+        members,
+    };
+    let ctx = TcContext::new(skb);
+    let packet = Packet::new(&ctx);
+    let mut number = 0;
+    let chosen = match parse::parsed() {
+        Some(ip) => choose(&packet, ip, &group, &mut number),
+        None => Err(DropReason::StateMissing),
+    };
+    verifier::told(chosen.map(|()| number))
+}
+
+#[inline(always)]
 fn choose(packet: &Packet<'_>, ip: &Ip, group: &Group, number: &mut u32) -> Result<(), DropReason> {
     if let Fragment::Later(id) = ip.fragment {
         let known = fragments::choice(ip, id).unwrap_or(Choice::PASSED);
@@ -99,10 +114,8 @@ fn choose(packet: &Packet<'_>, ip: &Ip, group: &Group, number: &mut u32) -> Resu
     }
     let look = table::look().ok_or(DropReason::StateMissing)?;
     look.set_flow(key);
-    let bucket = look
-        .bucket(&FLOWS, &FLOWS_BUCKETS)
-        .ok_or(DropReason::StateMissing)?;
-    let found = table::find(bucket, look);
+    let bucket = look.bucket(Table::Flows).ok_or(DropReason::StateMissing)?;
+    let found = table::find(look);
     let mut known = Choice::PASSED;
     if found {
         look.get(&mut known);

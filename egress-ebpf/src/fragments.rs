@@ -1,31 +1,17 @@
 //! What later fragments have to be told of their first.
 
-use aya_ebpf::{btf_maps::Array, macros::btf_map};
 use egress_common::{
     Family,
     keys::ReplyPath,
-    maps::capacity,
     pod::Choice,
-    table::{Bucket, State, buckets, life},
+    table::{State, life},
 };
 
 use crate::{
     packet::{L3, Packet},
     parse::Ip,
-    table::{self, Look, Payer, Words},
+    table::{self, Look, Payer, Table, Words},
 };
-
-/// From a pod: the member that the first fragment used, or that it was passed.
-#[btf_map]
-static FRAGMENTS: Array<Bucket, { buckets(capacity::FRAGMENTS) as usize }> = Array::new();
-
-/// To a pod: where the first fragment went.
-#[btf_map]
-static REPLY_FRAGMENTS: Array<Bucket, { buckets(capacity::FRAGMENTS) as usize }> = Array::new();
-
-/// How many buckets each table of fragments has, told by the loader.
-#[unsafe(no_mangle)]
-pub(crate) static FRAGMENTS_BUCKETS: u32 = buckets(capacity::FRAGMENTS);
 
 /// Where the fields with "more fragments" lie: in an IPv4 header, and in a fragment header of eight bytes.
 const IPV4_FLAGS: u32 = 6;
@@ -42,8 +28,8 @@ pub(crate) fn remember(ip: &Ip, id: u32, choice: &Choice) {
     let Some(look) = look(ip, id) else {
         return;
     };
-    if let Some(bucket) = look.bucket(&FRAGMENTS, &FRAGMENTS_BUCKETS) {
-        enter(bucket, look, choice, Payer::First);
+    if look.bucket(Table::Fragments).is_some() {
+        enter(look, choice, Payer::First);
     }
 }
 
@@ -59,10 +45,7 @@ fn recall(ip: &Ip, id: u32, choice: &mut Choice) -> bool {
     let Some(look) = look(ip, id) else {
         return false;
     };
-    let Some(bucket) = look.bucket(&FRAGMENTS, &FRAGMENTS_BUCKETS) else {
-        return false;
-    };
-    let known = table::find(bucket, look) && look.is_alive();
+    let known = look.bucket(Table::Fragments).is_some() && table::find(look) && look.is_alive();
     if known {
         look.get(choice);
     }
@@ -75,8 +58,8 @@ pub(crate) fn forget(ip: &Ip, id: u32) {
     let Some(look) = look(ip, id) else {
         return;
     };
-    if let Some(bucket) = look.bucket(&FRAGMENTS, &FRAGMENTS_BUCKETS)
-        && table::find(bucket, look)
+    if let Some(bucket) = look.bucket(Table::Fragments)
+        && table::find(look)
     {
         table::remove(bucket, look);
     }
@@ -99,9 +82,9 @@ pub(crate) fn remember_path(ip: &Ip, id: u32, path: &ReplyPath) {
     let Some(look) = look(ip, id) else {
         return;
     };
-    if let Some(bucket) = look.bucket(&REPLY_FRAGMENTS, &FRAGMENTS_BUCKETS) {
+    if look.bucket(Table::ReplyFragments).is_some() {
         // Charged to the pod, since anybody may be the sender.
-        enter(bucket, look, path, Payer::Second);
+        enter(look, path, Payer::Second);
     }
 }
 
@@ -111,10 +94,8 @@ pub(crate) fn recall_path(ip: &Ip, id: u32, path: &mut ReplyPath) -> bool {
     let Some(look) = look(ip, id) else {
         return false;
     };
-    let Some(bucket) = look.bucket(&REPLY_FRAGMENTS, &FRAGMENTS_BUCKETS) else {
-        return false;
-    };
-    let known = table::find(bucket, look) && look.is_alive();
+    let known =
+        look.bucket(Table::ReplyFragments).is_some() && table::find(look) && look.is_alive();
     if known {
         look.get(path);
     }
@@ -123,11 +104,11 @@ pub(crate) fn recall_path(ip: &Ip, id: u32, path: &mut ReplyPath) -> bool {
 
 /// Where there is no room, later fragments are dropped as unknown.
 #[inline(always)]
-fn enter<T: Words>(bucket: *mut Bucket, look: &mut Look, value: &T, payer: Payer) {
+fn enter<T: Words>(look: &mut Look, value: &T, payer: Payer) {
     look.put(value, false);
     look.state = State::New as u32;
     look.until = look.now.wrapping_add(life::FRAGMENTS);
-    table::enter(bucket, look, payer);
+    table::enter(look, payer);
 }
 
 /// This CPU's place for a look-up, with the datagram's key.

@@ -133,7 +133,6 @@ fn handle_ip(packet: &Packet<'_>, ip: &Ip) -> Departure {
             members,
         } => choose::member(
             packet,
-            ip,
             &Group {
                 lines,
                 first_member,

@@ -5,30 +5,22 @@
 //! (a SYN from the far end, RFC 9293's simultaneous open, does not change that), and UDP opens nothing but
 //! on ports that the pod names. What is forgotten, here or in `own`, goes by the policy.
 
-use aya_ebpf::{btf_maps::Array, macros::btf_map};
+use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use egress_common::{
     WireU16,
     keys::ReplyKey,
-    maps::capacity,
     pod::{Choice, FLOW_SECONDS},
-    table::{Bucket, State, buckets, life},
+    table::{Bucket, State, life},
 };
 
 use crate::{
     classify, fragments, locals, own,
     packet::Packet,
-    parse::{Fragment, Ip, load_within, protocol},
+    parse::{self, Fragment, Ip, load_within, protocol},
     pods,
-    table::{self, Look, Payer},
+    table::{self, Look, Payer, Table},
     verdicts,
 };
-
-#[btf_map]
-static INBOUND: Array<Bucket, { buckets(capacity::INBOUND) as usize }> = Array::new();
-
-/// How many buckets there are, told by the loader.
-#[unsafe(no_mangle)]
-static INBOUND_BUCKETS: u32 = buckets(capacity::INBOUND);
 
 /// Where TCP's flags lie, and the flags (RFC 9293, 3.1).
 const TCP_FLAGS: u32 = 13;
@@ -169,12 +161,12 @@ fn refresh(key: &ReplyKey) -> bool {
 /// Enters the connection that a packet opens, and says whether there is room.
 #[inline(never)]
 fn enter(key: &ReplyKey) -> bool {
-    let Some((bucket, look)) = place(key) else {
+    let Some((_, look)) = place(key) else {
         return false;
     };
     look.state = State::New as u32;
     look.until = look.now.wrapping_add(FLOW_SECONDS);
-    table::enter(bucket, look, Payer::Second)
+    table::enter(look, Payer::Second)
 }
 
 #[inline(never)]
@@ -187,27 +179,27 @@ fn forget(key: &ReplyKey) {
 #[inline(always)]
 fn find(key: &ReplyKey) -> Option<(*mut Bucket, &'static mut Look)> {
     let (bucket, look) = place(key)?;
-    table::find(bucket, look).then_some((bucket, look))
+    table::find(look).then_some((bucket, look))
 }
 
 #[inline(always)]
 fn place(key: &ReplyKey) -> Option<(*mut Bucket, &'static mut Look)> {
     let look = table::look()?;
     look.set_reply(key);
-    let bucket = look.bucket(&INBOUND, &INBOUND_BUCKETS)?;
+    let bucket = look.bucket(Table::Inbound)?;
     Some((bucket, look))
 }
 
 /// Whether a pod's packet, which the policy would steer or has no gateway for, answers a connection that came in.
 #[inline(always)]
 pub(crate) fn is_reply(packet: &Packet<'_>, ip: &Ip, slot: u32) -> bool {
-    concerns(packet, ip, slot) && judge(packet, ip, slot)
+    concerns(packet, ip, slot) && judge(packet, slot)
 }
 
 /// Whether a pod's packet for the cluster answers a connection that came in by an address of the node's own.
 #[inline(always)]
 pub(crate) fn is_reply_by_node(packet: &Packet<'_>, ip: &Ip, slot: u32) -> bool {
-    concerns(packet, ip, slot) && locals::is_node(&ip.destination) && judge(packet, ip, slot)
+    concerns(packet, ip, slot) && locals::is_node(&ip.destination) && judge(packet, slot)
 }
 
 /// Whether a packet opens a connection, or is of a pod that has something to do with others'.
@@ -223,8 +215,24 @@ fn concerns(packet: &Packet<'_>, ip: &Ip, slot: u32) -> bool {
 }
 
 /// What [`is_reply`] says, of a packet that [`concerns`] it.
+#[inline(always)]
+fn judge(packet: &Packet<'_>, slot: u32) -> bool {
+    egress_is_reply(packet.skb(), slot) != 0
+}
+
+/// Global (`verifier`).
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn judge(packet: &Packet<'_>, ip: &Ip, slot: u32) -> bool {
+extern "C" fn egress_is_reply(skb: *mut __sk_buff, slot: u32) -> u32 {
+    let ctx = TcContext::new(skb);
+    let packet = Packet::new(&ctx);
+    parse::parsed()
+        .is_some_and(|ip| answers(&packet, ip, slot))
+        .into()
+}
+
+#[inline(always)]
+fn answers(packet: &Packet<'_>, ip: &Ip, slot: u32) -> bool {
     if let Fragment::Later(id) = ip.fragment {
         let passed = fragments::choice(ip, id) == Some(Choice::PASSED);
         // Another datagram may have the number next.

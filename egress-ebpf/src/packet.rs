@@ -73,7 +73,7 @@ impl<'a> Packet<'a> {
     }
 
     #[inline(always)]
-    fn skb(&self) -> *mut __sk_buff {
+    pub(crate) fn skb(&self) -> *mut __sk_buff {
         self.ctx.skb.skb
     }
 

@@ -1,25 +1,15 @@
 //! Recorded connections: how their replies find the pod where the kernel never saw the first packet.
 
-use aya_ebpf::{btf_maps::Array, macros::btf_map};
 use egress_common::{
     DropReason, WireU16,
     keys::{ReplyKey, ReplyPath},
-    maps::capacity,
-    table::{Bucket, buckets},
 };
 
 use crate::{
     packet::Packet,
     parse::{self, Fragment, Ip, Quoted, TransportKind, transport},
-    table::{self, Look, Payer},
+    table::{self, Look, Payer, Table},
 };
-
-#[btf_map]
-static REPLIES: Array<Bucket, { buckets(capacity::REPLIES) as usize }> = Array::new();
-
-/// How many buckets there are, told by the loader.
-#[unsafe(no_mangle)]
-static REPLIES_BUCKETS: u32 = buckets(capacity::REPLIES);
 
 /// Records the connection of a packet from a pod that leaves by the interface `via`.
 #[inline(always)]
@@ -74,9 +64,9 @@ fn begin(packet: &Packet<'_>, ip: &Ip, look: &mut Look) -> u32 {
 #[inline(never)]
 fn note(look: &mut Look, path: &ReplyPath) -> Result<(), DropReason> {
     let bucket = look
-        .bucket(&REPLIES, &REPLIES_BUCKETS)
+        .bucket(Table::Replies)
         .ok_or(DropReason::StateMissing)?;
-    let found = table::find(bucket, look);
+    let found = table::find(look);
     look.put(path, found);
     if table::note(bucket, look, Payer::Second) {
         Ok(())
@@ -119,10 +109,10 @@ fn recall(key: &ReplyKey, path: &mut ReplyPath, flags: u32) -> bool {
     };
     look.set_reply(key);
     look.flags = flags;
-    let Some(bucket) = look.bucket(&REPLIES, &REPLIES_BUCKETS) else {
+    let Some(bucket) = look.bucket(Table::Replies) else {
         return false;
     };
-    if !table::find(bucket, look) {
+    if !table::find(look) {
         return false;
     }
     look.get(path);

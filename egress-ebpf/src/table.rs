@@ -9,9 +9,10 @@
 )]
 
 mod bucket;
+mod tables;
 
 use aya_ebpf::{
-    btf_maps::{Array, PerCpuArray},
+    btf_maps::PerCpuArray,
     helpers::{bpf_jiffies64, bpf_ktime_get_ns},
     macros::btf_map,
 };
@@ -22,10 +23,13 @@ use egress_common::{
     table::{self, Bucket, KEY_WORDS, Key, State, VALUE_WORDS, Value, WAYS, life},
 };
 
+pub(crate) use self::tables::Table;
+
 use self::bucket::{is_key, lock, owner_at, print, record, set_print, state, unlock, until, value};
 use crate::{
     packet::Packet,
     parse::{Ip, protocol},
+    verifier::escape,
 };
 
 /// What would not fit the stack, of which a chain of calls has 512 bytes.
@@ -70,6 +74,11 @@ pub(crate) struct Look {
     known: u32,
     print: u32,
     index: u32,
+    /// The [`Table`] by its number, and where in it the bucket is.
+    table: u32,
+    bucket: u32,
+    /// Whose account it is on.
+    owner: u32,
     /// The tick of the kernel's clock at which this CPU last asked for the time.
     tick: u64,
     /// The best place so far for what is entered. Here the verifier loses sight of it, so that all ways through a
@@ -182,17 +191,19 @@ impl Look {
         unsafe { copy(self.value.as_ptr(), (&raw mut *value).cast(), T::WORDS) };
     }
 
-    /// The bucket of the key, in a table of so many.
+    /// The bucket of the key in a table.
     #[inline(always)]
-    pub(crate) fn bucket<const N: usize>(
-        &mut self,
-        table: &'static Array<Bucket, N>,
-        buckets: &'static u32,
-    ) -> Option<*mut Bucket> {
+    pub(crate) fn bucket(&mut self, table: Table) -> Option<*mut Bucket> {
         let hash = prepare(self);
-        // SAFETY: a static of the read-only section, read as the loader left it.
-        let buckets = unsafe { core::ptr::read_volatile(buckets) };
-        table.get_ptr_mut(table::bucket(hash, buckets))
+        self.table = table as u32;
+        self.bucket = table.index(hash);
+        table.bucket(self.bucket)
+    }
+
+    /// The bucket that [`Look::bucket`] gave last, for a function that the verifier looks at by itself.
+    #[inline(always)]
+    fn same_bucket(&self) -> Option<*mut Bucket> {
+        Table::of(read(&self.table))?.bucket(read(&self.bucket))
     }
 
     /// Whether what was found has not ended.
@@ -229,8 +240,26 @@ fn prepare(look: &mut Look) -> u32 {
 /// Finds the entry of the key: fills in value, state and end, and says whether there is one.
 ///
 /// Without the lock: an entry that is being moved is not found, and what is found is of its key.
+#[inline(always)]
+pub(crate) fn find(look: &mut Look) -> bool {
+    escape(look);
+    egress_table_find() != 0
+}
+
+/// Global (`verifier`): so many loops in each of their states would be followed for each place that looks.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) fn find(bucket: *mut Bucket, look: &mut Look) -> bool {
+extern "C" fn egress_table_find() -> u32 {
+    let Some(look) = look() else {
+        return 0;
+    };
+    look.same_bucket()
+        .is_some_and(|bucket| find_in(bucket, look))
+        .into()
+}
+
+#[inline(always)]
+fn find_in(bucket: *mut Bucket, look: &mut Look) -> bool {
     let mut index = 0;
     while index < WAYS {
         if print(bucket, index) == look.print && is_key(bucket, index, &look.key) {
@@ -293,9 +322,28 @@ pub(crate) fn remove(bucket: *mut Bucket, look: &Look) {
 
 /// Enters what `look` says on the account of `payer`, in place of an entry of the same key if there is one, and says
 /// whether there was room.
+#[inline(always)]
+pub(crate) fn enter(look: &mut Look, payer: Payer) -> bool {
+    look.owner = owner(look, payer);
+    escape(look);
+    egress_table_enter() != 0
+}
+
+/// Global, as [`egress_table_find`] is.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) fn enter(bucket: *mut Bucket, look: &mut Look, payer: Payer) -> bool {
-    let owner = owner(look, payer);
+extern "C" fn egress_table_enter() -> u32 {
+    let Some(look) = look() else {
+        return 0;
+    };
+    look.same_bucket()
+        .is_some_and(|bucket| enter_in(bucket, look))
+        .into()
+}
+
+#[inline(always)]
+fn enter_in(bucket: *mut Bucket, look: &mut Look) -> bool {
+    let owner = read(&look.owner);
     look.best = 0;
     lock(bucket);
     free(bucket, look);
@@ -339,7 +387,7 @@ pub(crate) fn note(bucket: *mut Bucket, look: &mut Look, payer: Payer) -> bool {
         let seconds = life::of(flags & NOT_TCP == 0, State::New);
         look.until = look.now.wrapping_add(seconds);
     }
-    enter(bucket, look, payer)
+    enter(look, payer)
 }
 
 /// Says that a packet of the pod's has used the entry that was found.

@@ -1,4 +1,44 @@
 //! What the kernel's verifier needs to come to an end.
+//!
+//! It follows a function of ours once for each state in which it is called, but a *global* one, which has a name that
+//! is exported, only once (kernel commit 51c39bb1d5d1): it takes the context and numbers, and gives a number, of which
+//! the caller then knows nothing. The heavy stages are such functions; what else they need is in maps of this CPU.
+
+use egress_common::DropReason;
+
+/// From here on what a global function gives is a reason, not a number.
+const FAILED: u32 = 1 << 24;
+
+/// What a global function gives for an outcome.
+#[inline(always)]
+pub(crate) fn told(outcome: Result<u32, DropReason>) -> u32 {
+    match outcome {
+        Ok(number) => number,
+        Err(reason) => FAILED | reason as u32,
+    }
+}
+
+/// The outcome that a global function has told of: numbers below 2^24.
+#[inline(always)]
+pub(crate) fn outcome(told: u32) -> Result<u32, DropReason> {
+    if told < FAILED {
+        return Ok(told);
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "reasons are bytes")]
+    let reason = DropReason::from_number(told as u8);
+    Err(reason.unwrap_or(DropReason::StateMissing))
+}
+
+/// Has a place of this CPU's be taken for one that the next call may read and write: it does, by the map that it is in.
+#[inline(always)]
+pub(crate) fn escape<T>(place: &mut T) {
+    let mut place: *mut T = place;
+    // SAFETY: a move of a register to itself.
+    unsafe {
+        core::arch::asm!("{0} = {0}", inout(reg) place, options(nostack));
+    }
+    let _ = place;
+}
 
 /// A place where the verifier loses sight of a number.
 ///

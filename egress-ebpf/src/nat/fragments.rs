@@ -1,21 +1,11 @@
 //! What later fragments of a translated datagram are told of their first.
 
-use aya_ebpf::{btf_maps::Array, macros::btf_map};
-use egress_common::{
-    maps::capacity,
-    table::{Bucket, State, buckets, life},
-};
+use egress_common::table::{State, life};
 
 use super::scratch::{First, Scratch};
-use crate::{
-    fragments::FRAGMENTS_BUCKETS,
-    table::{self, Look, Payer, Words},
-};
+use crate::table::{self, Look, Payer, Table, Words};
 
 /// Under the addresses on the wire before they are translated.
-#[btf_map]
-static NAT_FRAGMENTS: Array<Bucket, { buckets(capacity::FRAGMENTS) as usize }> = Array::new();
-
 // SAFETY: an address and an integer.
 unsafe impl Words for First {
     const WORDS: usize = 5;
@@ -34,9 +24,9 @@ pub(super) fn remember(s: &mut Scratch, id: u32) {
     let Some(look) = look(s, id) else {
         return;
     };
-    let Some(bucket) = look.bucket(&NAT_FRAGMENTS, &FRAGMENTS_BUCKETS) else {
+    if look.bucket(Table::NatFragments).is_none() {
         return;
-    };
+    }
     look.put(&s.fragment, false);
     look.state = State::New as u32;
     look.until = look.now.wrapping_add(life::FRAGMENTS);
@@ -46,7 +36,7 @@ pub(super) fn remember(s: &mut Scratch, id: u32) {
         Payer::Value
     };
     // Where there is no room, later fragments are dropped as unknown.
-    table::enter(bucket, look, payer);
+    table::enter(look, payer);
 }
 
 /// Fills `s.fragment` in with what the first fragment became, and says whether it was seen, and not long ago.
@@ -55,10 +45,7 @@ pub(super) fn recall(s: &mut Scratch, id: u32) -> bool {
     let Some(look) = look(s, id) else {
         return false;
     };
-    let Some(bucket) = look.bucket(&NAT_FRAGMENTS, &FRAGMENTS_BUCKETS) else {
-        return false;
-    };
-    if !table::find(bucket, look) || !look.is_alive() {
+    if look.bucket(Table::NatFragments).is_none() || !table::find(look) || !look.is_alive() {
         return false;
     }
     look.get(&mut s.fragment);

@@ -108,6 +108,14 @@ pub(super) struct Edit {
     pub(super) checksum: u32,
 }
 
+/// The scratch of this CPU as a packet has it, for a function that the verifier looks at by itself.
+#[inline(always)]
+pub(super) fn taken() -> Option<&'static mut Scratch> {
+    let place = NAT_SCRATCH.get_ptr_mut(0)?;
+    // SAFETY: as in `take`; whoever calls such a function has let it escape.
+    Some(unsafe { &mut *place })
+}
+
 /// Takes the scratch of this CPU for a packet.
 #[inline(always)]
 pub(super) fn take(ip: &Ip) -> Result<&'static mut Scratch, DropReason> {

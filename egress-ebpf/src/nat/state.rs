@@ -10,11 +10,16 @@ use egress_common::{
     overlay::ORIGIN_KERNEL,
 };
 
-use super::{follow, scratch::Scratch, upper::tcp};
+use super::{
+    follow,
+    scratch::{self, Scratch},
+    upper::tcp,
+};
 use crate::{
     egress::{copy, same},
     parse::protocol,
     settings,
+    verifier::escape,
 };
 
 #[btf_map]
@@ -249,8 +254,31 @@ pub(super) enum Claim {
 }
 
 /// Takes the port of `s.back_key` for `s.back`, if no live connection has it.
-#[inline(never)]
+#[inline(always)]
 pub(super) fn claim(s: &mut Scratch) -> Claim {
+    escape(s);
+    match egress_nat_claim() {
+        GRANTED => Claim::Granted,
+        FULL => Claim::Full,
+        _ => Claim::Taken,
+    }
+}
+
+const GRANTED: u32 = Claim::Granted as u32;
+const FULL: u32 = Claim::Full as u32;
+
+/// Global (`verifier`): it is asked for one port after the other.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn egress_nat_claim() -> u32 {
+    match scratch::taken() {
+        Some(s) => claim_with(s) as u32,
+        None => FULL,
+    }
+}
+
+#[inline(always)]
+fn claim_with(s: &mut Scratch) -> Claim {
     match NAT_BACK.insert(&s.back_key, &s.back, NOEXIST) {
         Ok(()) => return Claim::Granted,
         Err(EXISTS) => {}

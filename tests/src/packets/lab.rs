@@ -17,7 +17,10 @@ use anyhow::{Context, Result, bail, ensure};
 use aya::{
     TestRun, TestRunOptions,
     maps::{Array, MapData, PerCpuArray},
-    programs::{SchedClassifier, TcAttachType, tc},
+    programs::{
+        SchedClassifier, TcAttachType,
+        tc::{self, SchedClassifierLinkId},
+    },
 };
 use egress_common::{
     counter::Answer,
@@ -163,6 +166,8 @@ pub struct Lab {
     limits: Limits,
     state: KernelState,
     names: Names,
+    /// What is attached to the uplink.
+    connected: Option<(Program, SchedClassifierLinkId)>,
     // Last, so that what is pinned goes when everything else has gone.
     pins: Pins,
 }
@@ -212,6 +217,7 @@ impl Lab {
             debug_log: false,
         })?;
         Ok(Self {
+            connected: None,
             counters: CounterMaps::open(&paths)?,
             replies: Table::open(&paths, maps::REPLIES)?,
             fragments: Table::open(&paths, maps::FRAGMENTS)?,
@@ -308,15 +314,21 @@ impl Lab {
         for name in ["pod", "other", "uplink", "far"] {
             ip(&format!("link set {name} up"))?;
         }
-        tc::qdisc_add_clsact("uplink")?;
-        let program: &mut SchedClassifier = self
-            .datapath
-            .ebpf()
-            .program_mut(program.name())
-            .context("no such program")?
-            .try_into()?;
-        program.attach("uplink", TcAttachType::Ingress)?;
+        match self.connected.take() {
+            // By a test before, where all share one lab.
+            Some((before, link)) => self.program_mut(before)?.detach(link)?,
+            None => tc::qdisc_add_clsact("uplink")?,
+        }
+        let link = self
+            .program_mut(program)?
+            .attach("uplink", TcAttachType::Ingress)?;
+        self.connected = Some((program, link));
         Wire::open_here("far")
+    }
+
+    fn program_mut(&mut self, program: Program) -> Result<&mut SchedClassifier> {
+        let loaded = self.datapath.ebpf().program_mut(program.name());
+        Ok(loaded.context("no such program")?.try_into()?)
     }
 
     /// Has the uplink forward, so that the kernel's routes are asked.
