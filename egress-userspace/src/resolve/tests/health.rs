@@ -36,7 +36,7 @@ fn members(world: &World) -> Vec<(String, Standing)> {
                 .iter()
                 .map(|gateway| (gateway.name.name.clone(), gateway.standing))
                 .collect(),
-            other => panic!("{other:?}"),
+            other @ (Action::Local | Action::Drop(_)) => panic!("{other:?}"),
         },
         Fate::Drop(reason) => panic!("{reason:?}"),
     }
