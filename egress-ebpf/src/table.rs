@@ -9,6 +9,7 @@
 )]
 
 mod bucket;
+mod place;
 mod tables;
 
 use aya_ebpf::{
@@ -25,7 +26,10 @@ use egress_common::{
 
 pub(crate) use self::tables::Table;
 
-use self::bucket::{is_key, lock, owner_at, print, record, set_print, state, unlock, until, value};
+use self::{
+    bucket::{is_key, lock, print, record, rolled, set_print, state, unlock, until, value},
+    place::{best, crowded_out, free},
+};
 use crate::{
     packet::Packet,
     parse::{Ip, protocol},
@@ -54,9 +58,6 @@ const SECOND: u64 = 1_000_000_000;
 /// The last index of a bucket, as a mask.
 const _: () = assert!(WAYS == 8, "a mask of seven stays within a bucket");
 const LAST: u32 = 7;
-/// Entries of one source from which on it gives one to another source: of those that are not settled, and of others.
-const FEW: u64 = 2;
-const HALF: u64 = 4;
 
 /// What is looked for or entered, and what was found.
 #[repr(C, align(8))]
@@ -433,81 +434,6 @@ pub(crate) fn answered(bucket: *mut Bucket, look: &Look) {
         life::of(is_tcp, State::Closing)
     };
     touch(bucket, look, seconds);
-}
-
-/// Looks for an entry of the same key, an empty place, or what ended first.
-#[inline(always)]
-fn free(bucket: *mut Bucket, look: &mut Look) {
-    let mut index = 0;
-    while index < WAYS {
-        let (print, until) = (print(bucket, index), until(bucket, index));
-        if print == look.print && is_key(bucket, index, &look.key) {
-            rank(look, 3 << 40, index);
-        } else if print == 0 {
-            rank(look, 2 << 40, index);
-        } else if until <= look.now {
-            rank(look, (1 << 40) | (u64::from(u32::MAX - until) << 4), index);
-        }
-        index = rolled(index + 1);
-    }
-}
-
-/// Looks for the entry of a full bucket that has to give way to one of `owner`: first what is not settled, of who has
-/// most here; what ends first of these.
-#[inline(always)]
-fn crowded_out(bucket: *mut Bucket, look: &mut Look, owner: u32) {
-    let mut index = 0;
-    while index < WAYS {
-        let whose = owner_at(bucket, index);
-        // Whoever comes is counted with what comes.
-        let own = is_same(whose, owner);
-        let mut count = own;
-        let mut other = 0;
-        while other < WAYS {
-            count += is_same(owner_at(bucket, other), whose);
-            other = rolled(other + 1);
-        }
-        let settled = is_same(u32::from(state(bucket, index)), State::Settled as u32);
-        if own != 0 || count >= FEW + settled * (HALF - FEW) {
-            let age = u64::from(u32::MAX - until(bucket, index));
-            let order = ((1 - settled) << 60) | (count << 48) | (own << 44) | (age << 4) | 8;
-            rank(look, order, index);
-        }
-        index = rolled(index + 1);
-    }
-}
-
-/// Takes the place if its rank is the best so far. Ranks leave their lower three bits to the index.
-#[inline(always)]
-fn rank(look: &mut Look, rank: u64, index: usize) {
-    if rank > best(look) {
-        // SAFETY: a field of our own.
-        unsafe { core::ptr::write_volatile(&raw mut look.best, rank | index as u64) };
-    }
-}
-
-#[inline(always)]
-fn best(look: &Look) -> u64 {
-    // SAFETY: a field of our own.
-    unsafe { core::ptr::read_volatile(&raw const look.best) }
-}
-
-/// The same number, of which the compiler knows nothing: a loop that counts with it is not unrolled, which would take
-/// a stack of its own.
-#[inline(always)]
-fn rolled(index: usize) -> usize {
-    let mut index = index;
-    // SAFETY: a move of a register to itself.
-    unsafe {
-        core::arch::asm!("{0} = {0}", inout(reg) index, options(pure, nomem, nostack));
-    }
-    index
-}
-
-/// One if two words are the same, else zero: a comparison would be two ways to follow for the verifier.
-#[inline(always)]
-fn is_same(a: u32, b: u32) -> u64 {
-    (u64::from(a ^ b).wrapping_sub(1)) >> 63
 }
 
 /// Writes all of an entry but its print.

@@ -130,6 +130,7 @@ fn dump_pinned(args: &Dump) -> anyhow::Result<ExitCode> {
         kernel: &state,
         names: &names,
         reading: &reading,
+        map_use: &reader.map_use()?,
         interfaces: &interfaces,
     };
     dump::dump(&args.args, &maps)

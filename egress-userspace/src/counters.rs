@@ -37,8 +37,6 @@ pub struct Reading {
     pub gateway_drops: Vec<(u32, DropReason, Count)>,
     /// Answers sent to those whose packets could not be sent on, per kind.
     pub answers: Vec<(Answer, u64)>,
-    /// How full the maps are.
-    pub maps: Vec<MapUse>,
 }
 
 /// How full a map is.
@@ -59,6 +57,12 @@ pub trait CounterSource: Send + Sync {
     /// # Errors
     /// When any of them cannot be read: half a reading is none.
     fn read(&self, numbers: &Numbers) -> anyhow::Result<Reading>;
+
+    /// Reads how full the maps are, which takes a look at every place of some.
+    ///
+    /// # Errors
+    /// When that of any map cannot be known.
+    fn map_use(&self) -> anyhow::Result<Vec<MapUse>>;
 }
 
 /// The numbers whose counters are wanted.
@@ -183,10 +187,11 @@ impl Counters {
     /// # Errors
     /// When the kernel's counters cannot be read. There are no series then, rather than stale ones.
     pub fn read(&self) -> anyhow::Result<(Series, Vec<MapUse>)> {
+        let maps = self.source.map_use()?;
         let mut totals = self.totals.lock().unwrap_or_else(PoisonError::into_inner);
         let reading = self.source.read(&totals.numbers())?;
         totals.add(&reading);
-        Ok((totals.series.clone(), reading.maps))
+        Ok((totals.series.clone(), maps))
     }
 }
 

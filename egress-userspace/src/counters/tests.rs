@@ -73,8 +73,11 @@ impl CounterSource for Fake {
                 .map(|((id, reason), count)| (*id, *reason, *count))
                 .collect(),
             answers: kernel.answers.iter().map(|(a, n)| (*a, *n)).collect(),
-            maps: kernel.maps.clone(),
         })
+    }
+
+    fn map_use(&self) -> anyhow::Result<Vec<MapUse>> {
+        Ok(self.kernel.lock().unwrap().maps.clone())
     }
 }
 

@@ -45,21 +45,7 @@ impl CounterReader {
 
 impl CounterSource for CounterReader {
     fn read(&self, numbers: &Numbers) -> anyhow::Result<Reading> {
-        let mut reading = Reading {
-            maps: self
-                .usage
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .clone(),
-            ..Reading::default()
-        };
-        for (name, entries, capacity) in self.maps.tables()? {
-            reading.maps.push(MapUse {
-                name: name.to_owned(),
-                entries,
-                capacity,
-            });
-        }
+        let mut reading = Reading::default();
         for member in &numbers.members {
             reading.members.push((*member, self.maps.member(*member)?));
         }
@@ -89,6 +75,20 @@ impl CounterSource for CounterReader {
             reading.answers.push((answer, self.maps.answered(answer)?));
         }
         Ok(reading)
+    }
+
+    fn map_use(&self) -> anyhow::Result<Vec<MapUse>> {
+        let usage = self.usage.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut maps = usage.clone();
+        drop(usage);
+        for (name, entries, capacity) in self.maps.tables()? {
+            maps.push(MapUse {
+                name: name.to_owned(),
+                entries,
+                capacity,
+            });
+        }
+        Ok(maps)
     }
 }
 

@@ -58,6 +58,8 @@ pub struct Maps<'a> {
     pub names: &'a Names,
     /// The counters.
     pub reading: &'a Reading,
+    /// How full the maps are.
+    pub map_use: &'a [MapUse],
     /// Names of the node's interfaces.
     pub interfaces: &'a BTreeMap<u32, String>,
 }

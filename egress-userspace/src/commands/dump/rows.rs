@@ -184,7 +184,7 @@ impl Maps<'_> {
                 .chain(translated)
                 .chain(refused)
                 .collect(),
-            maps: self.reading.maps.clone(),
+            maps: self.map_use.to_vec(),
         }
     }
 

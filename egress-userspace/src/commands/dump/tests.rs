@@ -16,19 +16,20 @@ fn rendered(what: Option<What>, output: Output) -> anyhow::Result<String> {
             (1, DropReason::NoGateway, count(2, 120)),
         ],
         passes: vec![(1, egress_common::counter::PassKind::Local, count(4, 240))],
-        maps: vec![MapUse {
-            name: "PODS".to_owned(),
-            entries: 2,
-            capacity: 4096,
-        }],
         translated: vec![(5, Direction::Out, count(6, 600))],
         gateway_drops: vec![(6, DropReason::NatNoState, count(7, 420))],
         ..Reading::default()
     };
+    let map_use = [MapUse {
+        name: "PODS".to_owned(),
+        entries: 2,
+        capacity: 4096,
+    }];
     let maps = Maps {
         kernel: &node.kernel,
         names: &node.names,
         reading: &reading,
+        map_use: &map_use,
         interfaces: &node.interfaces,
     };
     let args = DumpArgs {
