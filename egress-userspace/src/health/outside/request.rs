@@ -257,6 +257,14 @@ mod tests {
             host: server.to_string(),
             path: "/a?b".to_owned(),
         };
+        let told = told_of(&url);
+        serving.join().unwrap();
+        let asked = asked.recv().unwrap();
+        (told, asked.replace(&server.to_string(), "SERVER"))
+    }
+
+    /// What comes of one request.
+    fn told_of(url: &Url) -> Result<(), String> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -264,11 +272,9 @@ mod tests {
         let mut told = None;
         runtime.block_on(async {
             let socket = TcpSocket::new_v4().unwrap();
-            get(socket, &url, |result| told = Some(result.map(|_| ()))).await;
+            get(socket, url, |result| told = Some(result.map(|_| ()))).await;
         });
-        serving.join().unwrap();
-        let asked = asked.recv().unwrap();
-        (told.unwrap(), asked.replace(&server.to_string(), "SERVER"))
+        told.unwrap()
     }
 
     #[test]
@@ -347,16 +353,8 @@ mod tests {
             host: server.to_string(),
             path: "/".to_owned(),
         };
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
-        let mut told = None;
-        runtime.block_on(async {
-            let socket = TcpSocket::new_v4().unwrap();
-            get(socket, &url, |result| told = Some(result)).await;
-        });
-        let trouble = told.unwrap().unwrap_err();
+        let told = told_of(&url);
+        let trouble = told.unwrap_err();
         assert!(
             trouble.contains("cannot connect: Connection refused"),
             "{trouble}"
