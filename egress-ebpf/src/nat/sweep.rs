@@ -1,6 +1,6 @@
 //! The sweep: connections that have ended are removed where their numbers are kept right, in the kernel.
 
-use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_ebpf::{bindings::__sk_buff, helpers::bpf_ktime_get_ns, programs::TcContext};
 use egress_common::{
     Addr, WireU16,
     gateway::GatewayId,
@@ -20,14 +20,12 @@ const _: () = assert!(size_of::<NatBackKey>() == KEY as usize);
 /// The frame is made by userspace: behind an Ethernet header up to 32 keys of `NAT_BACK`.
 #[inline(always)]
 pub(crate) fn handle(packet: &Packet<'_>) -> i32 {
-    // SAFETY: a helper without arguments.
-    let now = unsafe { bpf_ktime_get_ns() };
     let mut removed = 0;
     for number in 0..KEYS {
-        match at(packet, L3 + number * KEY, now) {
-            Swept::Removed => removed += 1,
-            Swept::Kept => {}
-            Swept::NoKey => break,
+        match egress_nat_sweep_one(packet.skb(), L3 + number * KEY) {
+            REMOVED => removed += 1,
+            KEPT => {}
+            _ => break,
         }
     }
     removed
@@ -40,9 +38,21 @@ enum Swept {
     NoKey = 2,
 }
 
-/// A function of its own, on a stack of its own: a packet that interrupts it has the scratch.
+const REMOVED: u32 = Swept::Removed as u32;
+const KEPT: u32 = Swept::Kept as u32;
+
+/// Global (`verifier`): it is called for each key. It works on a stack of its own: a packet that interrupts it has
+/// the scratch.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn at(packet: &Packet<'_>, offset: u32, now: u64) -> Swept {
+extern "C" fn egress_nat_sweep_one(skb: *mut __sk_buff, offset: u32) -> u32 {
+    one(&Packet::new(&TcContext::new(skb)), offset) as u32
+}
+
+#[inline(always)]
+fn one(packet: &Packet<'_>, offset: u32) -> Swept {
+    // SAFETY: a helper without arguments.
+    let now = unsafe { bpf_ktime_get_ns() };
     let Some(key) = packet.load::<NatBackKey>(offset) else {
         return Swept::NoKey;
     };
