@@ -235,8 +235,9 @@ fn ipv4(packet: &Packet<'_>, ip: &mut Ip) -> Result<(), DropReason> {
     ip.protocol = header.protocol;
     ip.ttl_neighbour = header.protocol;
     ip.l4 = L3 + header_length;
-    ip.length = total_length(packet, u32::from(header.total_length.get()))?;
-    if ip.length < header_length {
+    let claimed = u32::from(header.total_length.get());
+    ip.length = total_length(packet, claimed)?;
+    if ip.length < header_length || is_no_length(claimed, ip.protocol) {
         return Err(DropReason::Malformed);
     }
     if header_length > 20 {
@@ -309,10 +310,17 @@ fn ipv6(packet: &Packet<'_>, ip: &mut Ip) -> Result<(), DropReason> {
     };
     ip.length = total_length(packet, claimed)?;
     extensions::walk(packet, ip)?;
-    if ip.l4 > ip.end() {
+    if ip.l4 > ip.end() || is_no_length(claimed, ip.protocol) {
         return Err(DropReason::Malformed);
     }
     Ok(())
+}
+
+/// Whether a header claims no length and is not big TCP's: an aggregate's length is the frame's only there, to the
+/// kernel too (commit b1a78b9b9886).
+#[inline(always)]
+const fn is_no_length(claimed: u32, protocol: u8) -> bool {
+    claimed == 0 && protocol != protocol::TCP
 }
 
 /// The length that a header claims, if the frame holds it. Big TCP writes zero into an aggregate's header.

@@ -301,6 +301,13 @@ fn hop_limits_and_sizes() {
             .gso(1000, 3)
             .counted(3, 3000 + 3 * (h + 32)),
             Row::new(
+                "a UDP aggregate without a length, which is big TCP's alone",
+                Frame::ip(f.web, f.red.0, UDP, &udp(40_000, 443, 2500)).without_length(),
+                Drop("", DropReason::Malformed),
+            )
+            .gso(1200, 3)
+            .counted(1, 2500 + h + 8),
+            Row::new(
                 "an aggregate that claims less than it carries: it is cut by what it carries",
                 aggregate(f.narrow.0, &segments(2 * 1400)).with_length(100),
                 Drop(MAIN, DropReason::TooBig),

@@ -31,18 +31,30 @@ pub(super) struct Sight {
 impl Sight {
     /// Reads an IP packet; nothing if it is none, or contradicts itself.
     pub(super) fn of(frame: &[u8]) -> Option<Self> {
+        Self::read(frame, false)
+    }
+
+    /// Reads an IP packet that is to be cut into segments: of TCP it may leave its length out.
+    pub(super) fn of_aggregate(frame: &[u8]) -> Option<Self> {
+        Self::read(frame, true)
+    }
+
+    fn read(frame: &[u8], aggregate: bool) -> Option<Self> {
         match frame.get(12..14)? {
-            [0x08, 0x00] => Self::v4(frame),
-            [0x86, 0xdd] => Self::v6(frame),
+            [0x08, 0x00] => Self::v4(frame, aggregate),
+            [0x86, 0xdd] => Self::v6(frame, aggregate),
             _ => None,
         }
     }
 
-    fn v4(frame: &[u8]) -> Option<Self> {
+    fn v4(frame: &[u8], aggregate: bool) -> Option<Self> {
         let packet = frame.get(L3..)?;
         let header: &[u8; 20] = packet.first_chunk()?;
         let ihl = usize::from(header[0] & 15) * 4;
-        let length = word(packet, 2)?;
+        let length = match word(packet, 2)? {
+            0 if aggregate && header[9] == proto::TCP => packet.len(),
+            claimed => claimed,
+        };
         if header[0] >> 4 != 4 || ihl < 20 || length < ihl || length > packet.len() {
             return None;
         }
@@ -63,10 +75,16 @@ impl Sight {
         })
     }
 
-    fn v6(frame: &[u8]) -> Option<Self> {
+    fn v6(frame: &[u8], aggregate: bool) -> Option<Self> {
         let packet = frame.get(L3..)?;
         let header: &[u8; V6_HEADER] = packet.first_chunk()?;
-        let length = V6_HEADER + word(packet, 4)?;
+        let claimed = word(packet, 4)?;
+        let unclaimed = aggregate && claimed == 0;
+        let length = if unclaimed {
+            packet.len()
+        } else {
+            V6_HEADER + claimed
+        };
         if header[0] >> 4 != 6 || length > packet.len() {
             return None;
         }
@@ -91,7 +109,7 @@ impl Sight {
                 return None;
             }
         }
-        Some(it)
+        (!unclaimed || it.protocol == proto::TCP).then_some(it)
     }
 
     /// The size of the extension header that comes next, if there is one.

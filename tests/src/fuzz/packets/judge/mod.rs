@@ -64,12 +64,17 @@ pub(super) struct Story {
 impl Story {
     /// Panics if this cannot be what becomes of the frame.
     pub(super) fn judge(&mut self, bench: &Bench, step: &Step, outcome: &Outcome) {
+        let read = if step.gso.0 == 0 {
+            Sight::of
+        } else {
+            Sight::of_aggregate
+        };
         let case = Case {
             bench,
             step,
             outcome,
-            before: Sight::of(&step.frame),
-            after: Sight::of(&outcome.seen.frame),
+            before: read(&step.frame),
+            after: read(&outcome.seen.frame),
         };
         case.check_counters();
         let slots: Vec<_> = outcome
