@@ -193,7 +193,12 @@ impl<'a> Planner<'a> {
     }
 }
 
-pub(super) fn take(space: &mut Space, length: u32, what: &'static str, room: u32) -> Result<u32, PlanError> {
+pub(super) fn take(
+    space: &mut Space,
+    length: u32,
+    what: &'static str,
+    room: u32,
+) -> Result<u32, PlanError> {
     space.take(length).ok_or(PlanError { what, room })
 }
 
