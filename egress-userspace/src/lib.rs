@@ -32,3 +32,21 @@ pub mod sources;
 pub mod state;
 pub mod state_dir;
 pub mod translation;
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn every_module_has_its_place_in_the_architecture() {
+        let rows = include_str!("../../ARCHITECTURE.md").lines();
+        let named: Vec<&str> = rows
+            .filter_map(|row| row.strip_prefix("| ")?.split(" | ").next())
+            .flat_map(|cell| cell.split(", "))
+            .filter_map(|word| word.strip_prefix('`')?.strip_suffix('`'))
+            .collect();
+        let modules = include_str!("lib.rs").lines();
+        for module in modules.filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';')) {
+            let places = named.iter().filter(|name| **name == module).count();
+            assert_eq!(places, 1, "{module}");
+        }
+    }
+}

@@ -152,6 +152,17 @@ pub enum VerdictSpec {
     Gateways(Vec<MemberSpec>),
 }
 
+impl VerdictSpec {
+    /// The members that it leads to, if it leads to any.
+    #[must_use]
+    pub fn members(&self) -> &[MemberSpec] {
+        match self {
+            Self::Gateways(members) => members,
+            Self::Unmatched | Self::Local | Self::Drop(_) => &[],
+        }
+    }
+}
+
 /// A member, by name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct MemberSpec {

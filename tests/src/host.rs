@@ -115,6 +115,18 @@ impl Host {
         })
     }
 
+    /// Checks that every interface drops what its routes would not send back by it.
+    pub fn expect_strict_reverse_paths(&self) -> Result<()> {
+        self.enter(|| {
+            for entry in fs::read_dir("/proc/sys/net/ipv4/conf")? {
+                let path = entry?.path().join("rp_filter");
+                let value = fs::read_to_string(&path)?;
+                ensure!(value.trim() == "1", "{} is {value}", path.display());
+            }
+            Ok(())
+        })
+    }
+
     /// The named nftables counters of this host.
     pub fn counters(&self) -> Result<BTreeMap<String, Count>> {
         let listing: Value = serde_json::from_str(&self.run(&["nft", "-j", "list", "counters"])?)?;

@@ -1,5 +1,7 @@
 //! Traffic at a fixed rate of which every packet is accounted for: what was sent has to arrive, and to come back.
 
+mod traffic;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::{ErrorKind, Read, Write},
@@ -15,6 +17,7 @@ use std::{
 use anyhow::{Context, Result, anyhow, ensure};
 use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
 
+pub use self::traffic::Traffic;
 use crate::{Host, server::TcpServer, wait};
 
 /// The port of [`PacedServer`].

@@ -206,6 +206,23 @@ impl Stage {
         Ok(())
     }
 
+    /// Waits until as many packets of pods are counted as gateways saw.
+    pub fn wait_until_counted(&self) -> Result<()> {
+        let what = "what arrived is what was counted";
+        let agree = self.agent()?.wait_for_metrics(what, |metrics| {
+            for (gateway, seen) in self.scene.gateways.iter().zip(self.reached()?) {
+                let counted = metrics.through(gateway.name);
+                ensure!(
+                    seen == counted,
+                    "{} saw {seen}, counted are {counted}",
+                    gateway.name
+                );
+            }
+            Ok(())
+        });
+        agree.map(drop)
+    }
+
     /// What gateways saw of pods: leaks of dropped packets would show here.
     fn reached(&self) -> Result<Vec<u64>> {
         self.scene

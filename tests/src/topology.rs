@@ -285,6 +285,13 @@ impl Scene {
         router(&self.workspace, role)
     }
 
+    /// Has the internet know the way to pods, so that it can call them.
+    pub fn route_internet_to_pods(&self) -> Result<()> {
+        self.internet.ip("route add 10.65.0.0/16 via 203.0.113.254
+             route add fd00:65::/32 via 2001:db8:113::254
+             ")
+    }
+
     /// Adds a gateway to the DMZ.
     pub fn add_gateway(&mut self, name: &'static str) -> Result<&Gateway> {
         let number = u8::try_from(self.gateways.len() + 11)?;

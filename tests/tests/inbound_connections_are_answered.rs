@@ -42,12 +42,7 @@ fn resources(scene: &Scene) -> Result<String> {
 /// A stage whose internet can reach pods, and the server that `web` is.
 fn stage() -> Result<(Stage, Whoami)> {
     let stage = Stage::new(&Shape::default(), resources)?;
-    stage
-        .scene
-        .internet
-        .ip("route add 10.65.0.0/16 via 203.0.113.254
-        route add fd00:65::/32 via 2001:db8:113::254
-        ")?;
+    stage.scene.route_internet_to_pods()?;
     let server = Whoami::start(&stage.pod("web")?.host)?;
     Ok((stage, server))
 }

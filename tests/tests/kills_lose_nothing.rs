@@ -1,25 +1,17 @@
 //! Agents that are killed at random moments, also while they start, cost no packet, no count and no wrong address.
 
-use std::{
-    collections::BTreeSet,
-    net::IpAddr,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{thread, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use egress_tests::{
-    ClusterStage, Host, Stage,
+    ClusterStage, Stage,
     cluster::{BLUE, GATEWAY_NODE},
-    paced::{Paced, PacedServer},
+    paced::{PacedServer, Traffic},
     packets::random::Random,
     topology::ELSEWHERE,
-    wait,
 };
 
 const KILLS: u32 = 20;
-/// Messages a second of each kind of traffic.
-const RATE: u32 = 100;
 /// An agent may live so long before the next kill: shorter than its start now, longer then.
 const SLICE: Duration = Duration::from_millis(900);
 const SOAK: Duration = Duration::from_secs(6);
@@ -67,22 +59,9 @@ fn next_hops(longest: Duration) -> Result<()> {
 
     let gateway = stage.gateway("blue")?;
     traffic.end(&server, |address| gateway.egress_like(address))?;
-    stage
-        .agent()?
-        .wait_for_metrics("what arrived is what was counted", |metrics| {
-            for gateway in &stage.scene.gateways {
-                let seen = gateway.host.counter("from_pods")?.packets;
-                let counted = metrics.through(gateway.name);
-                ensure!(
-                    seen == counted,
-                    "{} saw {seen}, counted are {counted}",
-                    gateway.name
-                );
-            }
-            let dropped = metrics.all_dropped();
-            ensure!(dropped.is_empty(), "{dropped:?}");
-            Ok(())
-        })?;
+    stage.wait_until_counted()?;
+    let dropped = stage.metrics()?.all_dropped();
+    ensure!(dropped.is_empty(), "{dropped:?}");
     assert_eq!(stage.scene.internet.counter("leaked")?.packets, 0);
     assert_eq!(stage.scene.internet.counter("by_node")?.packets, 0);
     Ok(())
@@ -121,73 +100,9 @@ fn egress_addresses(longest: Duration) -> Result<()> {
         let end = traffic.end(&server, |address| BLUE.like(address));
         let drops = NODES.map(|node| Ok::<_, anyhow::Error>(stage.metrics(node)?.all_dropped()));
         end.with_context(|| format!("dropped on {NODES:?}: {drops:?}"))?;
-        wait::until("what left is what was counted", || {
-            let out = [("gateway", BLUE.name), ("direction", "out")];
-            let translated = stage
-                .metrics(GATEWAY_NODE)?
-                .sum("egress_gateway_translated_packets_total", &out);
-            let sent = stage.metrics("worker-1")?.through(BLUE.name);
-            let capture = stage.sniffed()?;
-            let left: u64 = addresses
-                .iter()
-                .map(|address| capture.plain(BLUE.like(*address), *address))
-                .sum();
-            ensure!(
-                sent == translated && translated == left,
-                "worker-1 sent {sent}, {translated} were translated, {left} left"
-            );
-            Ok(())
-        })?;
+        stage.wait_until_counted("worker-1", BLUE, &addresses)?;
         stage.expect_no_drops()
     })
-}
-
-/// Of each family a connection, a flow of datagrams, and datagrams of new flows.
-struct Traffic {
-    began: Instant,
-    streams: Vec<Paced>,
-    datagrams: Vec<Paced>,
-}
-
-impl Traffic {
-    fn start(host: &Host, to: &[IpAddr]) -> Result<Self> {
-        let mut traffic = Self {
-            began: Instant::now(),
-            streams: Vec::new(),
-            datagrams: Vec::new(),
-        };
-        for &address in to {
-            traffic.streams.push(Paced::stream(host, address, RATE)?);
-            let datagrams = &mut traffic.datagrams;
-            datagrams.push(Paced::datagrams(host, address, RATE)?);
-            datagrams.push(Paced::flows(host, address, RATE / 2));
-        }
-        Ok(traffic)
-    }
-
-    /// Ends it: everything came back, and the server saw all of it from one address of each family.
-    fn end(self, server: &PacedServer, from: impl Fn(IpAddr) -> IpAddr) -> Result<()> {
-        let lasted = self.began.elapsed();
-        let mut sent = 0;
-        for paced in self.streams {
-            let tally = paced.end()?;
-            ensure!(tally.sent == tally.back, "of a connection: {tally:?}");
-        }
-        for paced in self.datagrams {
-            let tally = paced.end()?;
-            ensure!(tally.sent == tally.back, "of datagrams: {tally:?}");
-            sent += tally.sent;
-        }
-        let seen = server.datagrams();
-        assert_eq!(seen.values().sum::<u64>(), sent, "{seen:?}");
-        let expected = ELSEWHERE.addresses().map(from).into();
-        assert_eq!(seen.into_keys().collect::<BTreeSet<_>>(), expected);
-        assert_eq!(server.callers(), expected);
-        println!(
-            "{KILLS} kills in {lasted:?}: {sent} datagrams sent, all of them arrived and came back"
-        );
-        Ok(())
-    }
 }
 
 fn pause(random: &mut Random, longest: Duration) {

@@ -1,25 +1,18 @@
 //! A version whose maps have another layout takes over, and gives back: nothing is lost, misrouted or uncounted.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    net::IpAddr,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, fs, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use egress_tests::{
-    ClusterStage, Host, Stage,
+    ClusterStage, Stage,
     agent::Setup,
     cluster::{BLUE, GATEWAY_NODE},
-    paced::{Paced, PacedServer},
+    paced::{PacedServer, Traffic},
     stage::From,
     topology::ELSEWHERE,
     wait,
 };
 
-/// Messages a second of each kind of traffic.
-const RATE: u32 = 100;
 /// Changes of version, there and back.
 const CHANGES: usize = 4;
 /// How long each version is at work at least.
@@ -171,23 +164,7 @@ fn egress_address(slice: Duration) -> Result<()> {
         }
         traffic.go_on(slice)?;
         traffic.end(&server, |address| BLUE.like(address))?;
-        wait::until("what left is what was counted", || {
-            let out = [("gateway", BLUE.name), ("direction", "out")];
-            let translated = stage
-                .metrics(GATEWAY_NODE)?
-                .sum("egress_gateway_translated_packets_total", &out);
-            let sent = stage.metrics("worker-1")?.through(BLUE.name);
-            let capture = stage.sniffed()?;
-            let left: u64 = addresses
-                .iter()
-                .map(|address| capture.plain(BLUE.like(*address), *address))
-                .sum();
-            ensure!(
-                sent == translated && translated == left,
-                "worker-1 sent {sent}, {translated} were translated, {left} left"
-            );
-            Ok(())
-        })?;
+        stage.wait_until_counted("worker-1", BLUE, &addresses)?;
         stage.expect_no_drops()
     })
 }
@@ -300,57 +277,4 @@ fn maps_unpinned_while_the_agent_was_away_are_made_anew() -> Result<()> {
     let dropped = stage.metrics()?.all_dropped();
     ensure!(dropped.is_empty(), "{dropped:?}");
     Ok(())
-}
-
-/// Of each family a connection, a flow of datagrams, and datagrams of new flows.
-struct Traffic {
-    streams: Vec<Paced>,
-    datagrams: Vec<Paced>,
-}
-
-impl Traffic {
-    fn start(host: &Host, to: &[IpAddr]) -> Result<Self> {
-        let mut traffic = Self {
-            streams: Vec::new(),
-            datagrams: Vec::new(),
-        };
-        for &address in to {
-            traffic.streams.push(Paced::stream(host, address, RATE)?);
-            let datagrams = &mut traffic.datagrams;
-            datagrams.push(Paced::datagrams(host, address, RATE)?);
-            datagrams.push(Paced::flows(host, address, RATE / 2));
-        }
-        Ok(traffic)
-    }
-
-    /// Waits until so much time has passed and as much as that was sent came back.
-    fn go_on(&self, time: Duration) -> Result<()> {
-        let began = Instant::now();
-        wait::until_within("time passes", time + wait::PATIENCE, || {
-            ensure!(began.elapsed() >= time);
-            Ok(())
-        })?;
-        self.streams.iter().try_for_each(Paced::settle)
-    }
-
-    /// Ends it: everything came back, and the server saw all of it from one address of each family.
-    fn end(self, server: &PacedServer, from: impl Fn(IpAddr) -> IpAddr) -> Result<()> {
-        let mut sent = 0;
-        for paced in self.streams {
-            let tally = paced.end()?;
-            ensure!(tally.sent == tally.back, "of a connection: {tally:?}");
-        }
-        for paced in self.datagrams {
-            let tally = paced.end()?;
-            ensure!(tally.sent == tally.back, "of datagrams: {tally:?}");
-            sent += tally.sent;
-        }
-        let seen = server.datagrams();
-        assert_eq!(seen.values().sum::<u64>(), sent, "{seen:?}");
-        let expected: BTreeSet<IpAddr> = ELSEWHERE.addresses().map(from).into();
-        assert_eq!(seen.into_keys().collect::<BTreeSet<_>>(), expected);
-        assert_eq!(server.callers(), expected);
-        println!("{sent} datagrams sent, all of them arrived and came back");
-        Ok(())
-    }
 }

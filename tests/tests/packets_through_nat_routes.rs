@@ -1,13 +1,9 @@
 //! What the kernel's routes say of a packet that is to leave by an uplink.
 
 use egress_common::DropReason::NoRoute;
-use egress_tests::packets::{
-    Input,
-    nat::{
-        ALPHA,
-        Fate::{Dropped, Out},
-        Node, V4, V6, datagram, forwarded, in_both, with_node,
-    },
+use egress_tests::packets::nat::{
+    Fate::{Dropped, Out},
+    V6, datagram, forwarded, in_both,
 };
 
 /// A way, what is said to `ip` to have it, and whether a packet takes it.
@@ -90,28 +86,4 @@ fn routes_decide() {
             }
         }
     });
-}
-
-#[test]
-#[ignore = "measures, and asserts nothing"]
-fn nanoseconds() {
-    for p in [&V4, &V6] {
-        with_node(|node| {
-            let packet = datagram((p.pod, 40_000), (p.remote, 53), 64).ttl(255);
-            let packet = Input::from_pod(&packet.bytes);
-            node.own_at(&ALPHA, p.pod, 30, (1024, 65_535), 0);
-            let measure = |node: &mut Node<'_>| {
-                let mut times: Vec<_> = (0..400).map(|_| node.measure(&packet, 200)).collect();
-                times.sort_unstable();
-                times[200]
-            };
-            // An uplink that does not forward is asked no routes.
-            let without = measure(node);
-            node.forward();
-            node.ip("route add 203.0.113.0/24 via 198.51.100.1 dev uplink onlink");
-            node.ip("route add 2001:db8:a::/48 via 2001:db8:b::1 dev uplink onlink");
-            let with = measure(node);
-            println!("{}: {without:?} a packet, {with:?} with a route", p.name);
-        });
-    }
 }

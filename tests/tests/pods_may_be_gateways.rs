@@ -129,7 +129,5 @@ fn make_gateway_pod(stage: &Stage, exit: &Pod) -> Result<()> {
          ",
         exit.v4, exit.v6
     ))?;
-    stage.scene.internet.ip(
-        "route add 10.65.0.0/16 via 203.0.113.254\nroute add fd00:65::/32 via 2001:db8:113::254\n",
-    )
+    stage.scene.route_internet_to_pods()
 }

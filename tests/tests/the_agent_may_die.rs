@@ -57,20 +57,7 @@ fn survives(end: impl Fn(Agent) -> Result<()>) -> Result<()> {
         talk.end()?;
     }
     // What passed while nobody looked was counted too.
-    stage
-        .agent()?
-        .wait_for_metrics("the counters agree with the gateways", |metrics| {
-            for gateway in &stage.scene.gateways {
-                let seen = gateway.host.counter("from_pods")?.packets;
-                let counted = metrics.through(gateway.name);
-                ensure!(
-                    seen == counted,
-                    "{} saw {seen}, counted are {counted}",
-                    gateway.name
-                );
-            }
-            Ok(())
-        })?;
+    stage.wait_until_counted()?;
     assert_eq!(stage.scene.internet.counter("leaked")?.packets, 0);
     Ok(())
 }

@@ -110,14 +110,7 @@ fn an_egress_address_works_only_where_a_node_answers_for_it() -> Result<()> {
 fn every_interface_has_a_strict_reverse_path_filter() -> Result<()> {
     let cluster = Cluster::new()?;
     for host in cluster.hosts() {
-        host.enter(|| {
-            for entry in std::fs::read_dir("/proc/sys/net/ipv4/conf")? {
-                let path = entry?.path().join("rp_filter");
-                let value = std::fs::read_to_string(&path)?;
-                ensure!(value.trim() == "1", "{} is {value}", path.display());
-            }
-            Ok(())
-        })?;
+        host.expect_strict_reverse_paths()?;
     }
     Ok(())
 }

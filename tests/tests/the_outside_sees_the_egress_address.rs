@@ -122,14 +122,7 @@ fn no_interface_relaxes_its_reverse_path_filter() -> Result<()> {
     ClusterStage::usual()?.play(|stage| {
         decide(stage)?;
         for node in &stage.cluster.nodes {
-            node.host.enter(|| {
-                for entry in std::fs::read_dir("/proc/sys/net/ipv4/conf")? {
-                    let path = entry?.path().join("rp_filter");
-                    let value = std::fs::read_to_string(&path)?;
-                    ensure!(value.trim() == "1", "{} is {value}", path.display());
-                }
-                Ok(())
-            })?;
+            node.host.expect_strict_reverse_paths()?;
         }
         Ok(())
     })

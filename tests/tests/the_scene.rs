@@ -70,14 +70,7 @@ fn every_interface_has_a_strict_reverse_path_filter() -> Result<()> {
     let hosts = [&scene.node, &scene.fabric, &scene.internal, &scene.internet].into_iter();
     let gateways = scene.gateways.iter().map(|gateway| &gateway.host);
     for host in hosts.chain(gateways) {
-        host.enter(|| {
-            for entry in std::fs::read_dir("/proc/sys/net/ipv4/conf")? {
-                let path = entry?.path().join("rp_filter");
-                let value = std::fs::read_to_string(&path)?;
-                ensure!(value.trim() == "1", "{} is {value}", path.display());
-            }
-            Ok(())
-        })?;
+        host.expect_strict_reverse_paths()?;
     }
     Ok(())
 }

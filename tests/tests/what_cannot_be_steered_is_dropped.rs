@@ -99,12 +99,7 @@ fn a_network_policy_is_passed_by_only_if_somebody_says_so() -> Result<()> {
             + NETWORK_POLICY)
     })?;
     stage.scene.node.nft(ENFORCEMENT)?;
-    stage
-        .scene
-        .internet
-        .ip("route add 10.65.0.0/16 via 203.0.113.254
-         route add fd00:65::/32 via 2001:db8:113::254
-         ")?;
+    stage.scene.route_internet_to_pods()?;
     let _server = Whoami::start(&stage.pod("web")?.host)?;
     let in_state = |stage: &Stage, wanted: &str| -> Result<()> {
         let metrics = stage.metrics()?;

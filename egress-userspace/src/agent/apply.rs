@@ -1,26 +1,23 @@
 //! Apply: the only writer of live maps, in the order that the plan gives.
 
+mod answers;
+mod load;
+mod names;
+
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use anyhow::{Context, bail};
 use egress_common::{
-    WireU16,
-    gateway::{self, EGRESS_DOWN, GatewayId},
+    WireU16, gateway,
     pod::{PodFacts, UdpPorts},
 };
 
-use super::sweep::Sweeper;
+pub(crate) use self::names::describe;
+use self::names::{Number, fresh, union};
 use crate::{
     counters::Counters,
     diff::{self, Change, Plan},
-    health::OverlayProber,
-    http::ReadMaps,
-    kernel::{
-        CounterMaps, CounterReader, Datapath, GatewayProbes, Hook, Maps, NatMaps, NatSweep,
-        OwnConnections, Paths, Program, ProgramLog, fault,
-    },
-    settings::Settings,
-    snapshot::AttachedProgram,
+    kernel::{CounterMaps, CounterReader, Datapath, Hook, Paths, Program, fault},
     state::{DesiredState, Facts, KernelState, Limits, Names},
     state_dir::StateDir,
     translation,
@@ -63,153 +60,6 @@ struct Earlier {
 }
 
 impl Kernel {
-    /// Loads the datapath, and reads what an earlier run has left in its maps.
-    pub(super) fn load(settings: &Settings, state_dir: StateDir) -> anyhow::Result<Self> {
-        let took_over = settings.load.paths.has_maps();
-        let mut datapath = Datapath::load(&settings.load)?;
-        // The last run may have freed something just before it ended.
-        datapath.maps.grace()?;
-        let state = diff::trace(&datapath.maps).context("cannot read the maps of the last run")?;
-        let translation = datapath.maps.translation()?;
-        let names = state_dir.names();
-        let earlier = datapath.earlier_pods().map(|pods| Earlier {
-            state: Arc::new(KernelState {
-                pods: pods.into_iter().collect(),
-                ..KernelState::default()
-            }),
-            egress: datapath
-                .earlier_egress_addresses()
-                .into_iter()
-                .map(IpAddr::from)
-                .collect(),
-        });
-        if let Some(earlier) = &earlier {
-            tracing::info!(
-                pods = earlier.state.pods.len(),
-                egress_addresses = earlier.egress.len(),
-                "the last run's programs go on with its maps until new ones are filled"
-            );
-        }
-        let anything = !(state.pods.is_empty() && translation.addresses.is_empty())
-            || earlier
-                .as_ref()
-                .is_some_and(|e| !(e.state.pods.is_empty() && e.egress.is_empty()));
-        tracing::debug!(
-            took_over,
-            pods = state.pods.len(),
-            egress_addresses = translation.addresses.len(),
-            "loaded"
-        );
-        Ok(Self {
-            zeroing: CounterMaps::open(&settings.load.paths)?,
-            reader: Arc::new(CounterReader::open(&settings.load.paths)?),
-            datapath,
-            state_dir,
-            paths: settings.load.paths.clone(),
-            limits: settings.limits,
-            took_over: took_over && anything,
-            state: Arc::new(state),
-            translation,
-            names: Arc::new(names),
-            unsure: false,
-            earlier,
-        })
-    }
-
-    /// The counters, going on from where the last run was.
-    pub(super) fn counters(&self) -> Arc<Counters> {
-        let source = Arc::clone(&self.reader);
-        Arc::new(Counters::taking_over(source, &self.names))
-    }
-
-    /// Reads what the live maps say, beside whoever writes them.
-    pub(super) fn reading_maps(&self) -> Arc<ReadMaps> {
-        let paths = self.paths.clone();
-        Arc::new(move || diff::trace(&Maps::open(&paths)?))
-    }
-
-    /// The programs' log, if there is one.
-    pub(super) fn log(&mut self) -> anyhow::Result<Option<ProgramLog>> {
-        self.datapath.log()
-    }
-
-    /// Whoever rids the tables of connections of what has ended.
-    pub(super) fn sweeper(&mut self) -> anyhow::Result<Sweeper> {
-        let program = NatSweep::new(self.datapath.nat_sweep()?)?;
-        Ok(Sweeper::new(NatMaps::open(&self.paths)?, program))
-    }
-
-    /// Whoever asks gateways on other nodes whether they are in order.
-    pub(super) fn prober(&mut self) -> anyhow::Result<OverlayProber> {
-        let program = self.datapath.probe()?;
-        Ok(OverlayProber::new(GatewayProbes::open(
-            &self.paths,
-            program,
-        )?))
-    }
-
-    /// What lets the node's own sockets ask from egress addresses.
-    pub(super) fn own_connections(&self) -> anyhow::Result<OwnConnections> {
-        OwnConnections::open(&self.paths)
-    }
-
-    /// The gateways of this node that nothing got out by when the maps were read.
-    pub(super) fn down_gateways(&self) -> BTreeSet<GatewayId> {
-        let translation = &self.translation;
-        let indexes = translation.gateways.values();
-        indexes
-            .filter_map(|index| translation.egress.get(index))
-            .filter(|egress| egress.flags & EGRESS_DOWN != 0)
-            .map(|egress| egress.gateway)
-            .collect()
-    }
-
-    pub(super) fn attach_mode(&self) -> &'static str {
-        self.datapath.attachments.mode().name()
-    }
-
-    /// Whether an earlier run left pods that are steered or egress addresses, and this one has not changed that yet.
-    pub(super) fn took_over(&self) -> bool {
-        self.took_over
-    }
-
-    pub(super) fn state(&self) -> Arc<KernelState> {
-        Arc::clone(&self.state)
-    }
-
-    /// The pods that are steered now, by this run or by programs of an earlier one.
-    pub(super) fn steered(&self) -> Arc<KernelState> {
-        let earlier = self.earlier.as_ref();
-        Arc::clone(earlier.map_or(&self.state, |earlier| &earlier.state))
-    }
-
-    /// The egress addresses that replies find now, by this run or by programs of an earlier one.
-    pub(super) fn egress_addresses(&self) -> BTreeSet<IpAddr> {
-        if let Some(earlier) = &self.earlier {
-            return earlier.egress.clone();
-        }
-        let addresses = self.translation.addresses.keys();
-        addresses.map(|address| IpAddr::from(*address)).collect()
-    }
-
-    pub(super) fn names(&self) -> Arc<Names> {
-        Arc::clone(&self.names)
-    }
-
-    /// Which of the programs that are wanted are attached.
-    pub(super) fn programs(&self, wanted: &BTreeSet<Hook>) -> Vec<AttachedProgram> {
-        let attached = self.datapath.attachments.attached();
-        wanted
-            .iter()
-            .map(|hook| AttachedProgram {
-                interface: hook.interface.clone(),
-                program: hook.program.name().to_owned(),
-                attached: attached.contains(&(hook.program, hook.ifindex)),
-                mode: self.attach_mode().to_owned(),
-            })
-            .collect()
-    }
-
     /// Makes hooks that something else took away be attached again by the next apply, and counts them.
     pub(super) fn forget_lost_hooks(&mut self) -> anyhow::Result<usize> {
         self.datapath.attachments.forget_lost()
@@ -218,32 +68,6 @@ impl Kernel {
     /// Pins again what something else has unpinned, and says how many those were.
     pub(super) fn restore_pins(&mut self) -> anyhow::Result<usize> {
         self.datapath.restore_pins()
-    }
-
-    /// The interfaces where this run has attached a program.
-    pub(super) fn interfaces_of(&self, program: Program) -> BTreeSet<u32> {
-        let attached = self.datapath.attachments.attached().iter();
-        attached
-            .filter(|(other, _)| *other == program)
-            .map(|(_, ifindex)| *ifindex)
-            .collect()
-    }
-
-    /// Whether a program is attached to an interface, be it one of an earlier run that is still at work.
-    pub(super) fn is_attached(&self, program: Program, ifindex: u32) -> bool {
-        let attached = self.datapath.attachments.attached();
-        attached.contains(&(program, ifindex)) || self.keeps(program, ifindex)
-    }
-
-    /// Whether an earlier run's program stays on an interface until the maps are filled for the new one.
-    fn keeps(&self, program: Program, ifindex: u32) -> bool {
-        self.datapath.is_switching() && self.has_pin(program, ifindex)
-    }
-
-    /// Whether this agent, in this run or an earlier one, has attached a program to an interface.
-    pub(super) fn has_pin(&self, program: Program, ifindex: u32) -> bool {
-        self.paths.link(program, ifindex).exists()
-            || self.paths.clsact_marker(program, ifindex).exists()
     }
 
     /// Attaches a program before there is a desired state; where it is attached already it stays.
@@ -504,88 +328,5 @@ fn more(count: usize) -> String {
         0 => String::new(),
         1 => " (and one more)".to_owned(),
         n => format!(" (and {n} more)"),
-    }
-}
-
-enum Number {
-    Member(u32),
-    Policy(u32),
-    Gateway(u32),
-}
-
-/// Numbers that `after` names and `before` did not.
-fn fresh(before: &Names, after: &Names) -> Vec<Number> {
-    let known: BTreeSet<u32> = before.members.iter().map(|(_, id)| *id).collect();
-    let members = after
-        .members
-        .iter()
-        .map(|(_, id)| *id)
-        .filter(|id| !known.contains(id));
-    let known: BTreeSet<u32> = before.policies.values().copied().collect();
-    let policies = after
-        .policies
-        .values()
-        .copied()
-        .filter(|id| !known.contains(id));
-    let known: BTreeSet<u32> = before.gateways.values().copied().collect();
-    let gateways = after
-        .gateways
-        .values()
-        .copied()
-        .filter(|id| !known.contains(id));
-    members
-        .map(Number::Member)
-        .chain(policies.map(Number::Policy))
-        .chain(gateways.map(Number::Gateway))
-        .collect()
-}
-
-fn union(before: &Names, plans: &Plans) -> Names {
-    let mut both = plans.names.clone();
-    let policy = &plans.policy;
-    both.members.extend(policy.retired_members.iter().cloned());
-    both.members.sort();
-    both.gateways
-        .extend(plans.translation.retired_gateways.iter().cloned());
-    for (policy, id) in &policy.retired_policies {
-        debug_assert!(
-            before.policies.contains_key(policy),
-            "only what was named is retired"
-        );
-        both.policies.insert(policy.clone(), *id);
-    }
-    both
-}
-
-/// A change in a few words, whatever its size.
-pub(crate) fn describe(change: &Change) -> String {
-    match change {
-        Change::WriteLines { first_line, lines } => {
-            format!("write {} lines from {first_line}", lines.len())
-        }
-        Change::WriteMember { id, .. } => format!("write member {id}"),
-        Change::WriteVerdicts { base, verdicts } => {
-            format!("write {} verdicts from {base}", verdicts.len())
-        }
-        Change::InsertPrefix { prefix, class } => format!("publish {prefix} as class {class}"),
-        Change::TurnPod { slot, state } => {
-            format!(
-                "turn slot {slot} to row {} and rules {}",
-                state.row(),
-                state.rule_base()
-            )
-        }
-        Change::InsertPod { key, slot } => format!(
-            "add pod {} on interface {} as slot {slot}",
-            IpAddr::from(key.addr),
-            key.ifindex
-        ),
-        Change::RemovePod { key } => format!(
-            "remove pod {} on interface {}",
-            IpAddr::from(key.addr),
-            key.ifindex
-        ),
-        Change::RemovePrefix { prefix } => format!("withdraw {prefix}"),
-        Change::Grace => "wait for packets in flight".to_owned(),
     }
 }

@@ -117,11 +117,7 @@ fn reply_interfaces(desired: &DesiredState) -> BTreeSet<u32> {
         .profiles
         .iter()
         .flat_map(|profile| &profile.verdicts)
-        .filter_map(|verdict| match verdict {
-            VerdictSpec::Gateways(members) => Some(members),
-            VerdictSpec::Unmatched | VerdictSpec::Local | VerdictSpec::Drop(_) => None,
-        })
-        .flatten()
+        .flat_map(VerdictSpec::members)
         .filter_map(|member| member.way.replies_from())
         .collect()
 }

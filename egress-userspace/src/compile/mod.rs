@@ -436,10 +436,7 @@ fn check_capacities(profiles: &[Profile], limits: &Limits) -> Result<(), Compile
     let groups: BTreeSet<&[MemberSpec]> = blocks
         .iter()
         .flat_map(|(_, verdicts)| *verdicts)
-        .filter_map(|verdict| match verdict {
-            VerdictSpec::Gateways(members) => Some(members.as_slice()),
-            VerdictSpec::Unmatched | VerdictSpec::Local | VerdictSpec::Drop(_) => None,
-        })
+        .map(VerdictSpec::members)
         .collect();
     let members = groups.iter().map(|members| members.len()).sum();
     fits("group members", members, limits.members)

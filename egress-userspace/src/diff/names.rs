@@ -30,11 +30,7 @@ impl<'a> Assigned<'a> {
             .profiles
             .iter()
             .flat_map(|profile| &profile.verdicts)
-            .filter_map(|verdict| match verdict {
-                VerdictSpec::Gateways(members) => Some(members),
-                VerdictSpec::Unmatched | VerdictSpec::Local | VerdictSpec::Drop(_) => None,
-            })
-            .flatten()
+            .flat_map(VerdictSpec::members)
             .map(|member| &member.label)
             .collect();
         let counted = kernel.blocks.values().flatten().map(|v| v.policy);

@@ -1,6 +1,10 @@
 #![expect(clippy::unwrap_used, reason = "a panic fails the test where it is")]
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    time::UNIX_EPOCH,
+};
 
 use egress_common::{
     Addr, DropReason, WireU16,

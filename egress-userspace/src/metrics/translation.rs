@@ -13,7 +13,10 @@ use egress_common::{
 };
 use prometheus_client::{encoding::DescriptorEncoder, metrics::MetricType};
 
-use super::{Scrape, counts, gauge, gauges, write_counter};
+use super::{
+    Scrape,
+    encode::{counts, gauge, gauges, write_counter},
+};
 use crate::{counters::MapUse, gateway_id::gateway_id, model::ObjectName, nat::protocol_name};
 
 impl Scrape {

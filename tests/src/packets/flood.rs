@@ -4,10 +4,7 @@ use std::{array, thread};
 
 use aya::{TestRun, TestRunOptions, programs::SchedClassifier};
 
-use super::{
-    Input, Lab,
-    lab::{CONTEXT, IFINDEX},
-};
+use super::{Input, Lab};
 
 /// CPUs that a flood comes in by, so that buckets are locked.
 const CPUS: u32 = 2;
@@ -34,8 +31,7 @@ impl Lab {
         thread::scope(|scope| {
             for cpu in 0..CPUS {
                 scope.spawn(move || {
-                    let mut context = [0_u8; CONTEXT];
-                    context[IFINDEX..IFINDEX + 4].copy_from_slice(&input.ifindex.to_ne_bytes());
+                    let context = input.context();
                     let mut frame = input.frame.clone();
                     for number in (cpu..count).step_by(CPUS.try_into().unwrap()) {
                         let [_, high, low @ ..]: [u8; 4] = number.to_be_bytes();

@@ -15,7 +15,6 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use aya::{
-    TestRun, TestRunOptions,
     maps::{Array, MapData, PerCpuArray},
     programs::{
         SchedClassifier, TcAttachType,
@@ -44,10 +43,11 @@ use nix::{
 use crate::{client::Wire, machine};
 
 use super::{
-    build::{HOST_MAC, hex},
+    build::HOST_MAC,
     counts::{self, Counts, Slot},
     pinned::{Table, open},
     seed::{OTHER, POD, UPLINK, net},
+    test_run::{Input, Seen, test_run},
 };
 
 /// Small maps, so that all of every counter map can be read after every packet.
@@ -63,87 +63,6 @@ const CAPACITIES: Capacities = Capacities {
     inbound: 4096,
     flows: 8192,
 };
-
-/// Room for a frame: what the kernel takes is less than a page.
-pub(super) const LARGEST: usize = 4096;
-
-/// What a program returned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Action {
-    /// `TC_ACT_UNSPEC`: the kernel goes on with the packet.
-    Pass,
-    /// `TC_ACT_SHOT`.
-    Drop,
-    /// `TC_ACT_REDIRECT`.
-    Redirect,
-    /// Anything else.
-    Other(u32),
-}
-
-/// A packet with what the kernel keeps beside it.
-#[derive(Clone, Debug)]
-pub struct Input {
-    /// Which program sees it.
-    pub program: Program,
-    /// The interface it comes in by.
-    pub ifindex: u32,
-    /// The frame.
-    pub frame: Vec<u8>,
-    /// `gso_size` and `gso_segs`.
-    pub gso: (u32, u32),
-    /// The mark that it carries.
-    pub mark: u32,
-    /// The interface that it was received by, where it is on its way out; zero if nobody received it.
-    pub received_by: u32,
-}
-
-impl Input {
-    /// A frame from a pod.
-    #[must_use]
-    pub fn from_pod(frame: &[u8]) -> Self {
-        Self {
-            program: Program::FromPod,
-            ifindex: POD,
-            frame: frame.to_vec(),
-            gso: (0, 0),
-            mark: 0,
-            received_by: 0,
-        }
-    }
-
-    /// A frame that the node hands to a pod.
-    #[must_use]
-    pub fn to_pod(frame: &[u8]) -> Self {
-        Self {
-            program: Program::ToPod,
-            ..Self::from_pod(frame)
-        }
-    }
-
-    /// The packet for a panic's message.
-    #[must_use]
-    pub fn describe(&self) -> String {
-        format!(
-            "{} on interface {}, gso {:?}, {} bytes: {}",
-            self.program.name(),
-            self.ifindex,
-            self.gso,
-            self.frame.len(),
-            hex(&self.frame)
-        )
-    }
-}
-
-/// What became of a packet.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Seen {
-    /// What the program returned.
-    pub action: Action,
-    /// The frame afterwards.
-    pub frame: Vec<u8>,
-    /// The mark afterwards.
-    pub mark: u32,
-}
 
 /// The programs, and what their maps should say.
 pub struct Lab {
@@ -356,23 +275,13 @@ impl Lab {
 
     /// Runs one packet so often, each time as the run before left it, and tells how long a run took.
     pub fn run_often(&mut self, input: &Input, repeat: u32) -> Result<(Seen, Duration)> {
-        let mut context = [0_u8; CONTEXT];
-        for (offset, value) in [
-            (MARK, input.mark),
-            (RECEIVED_BY, input.received_by),
-            (IFINDEX, input.ifindex),
-            (GSO_SIZE, input.gso.0),
-            (GSO_SEGS, input.gso.1),
-        ] {
-            context[offset..offset + 4].copy_from_slice(&value.to_ne_bytes());
-        }
         let program: &SchedClassifier = self
             .datapath
             .ebpf()
             .program(input.program.name())
             .context("no such program")?
             .try_into()?;
-        test_run(program, &input.frame, &context, repeat)
+        test_run(program, &input.frame, &input.context(), repeat)
     }
 
     /// Removes all pins: what is open stays, and nothing else can be opened any more.
@@ -447,37 +356,6 @@ impl Lab {
     }
 }
 
-/// Runs a frame through a program so often, and tells how long a run took; the context is a `struct __sk_buff`.
-pub(crate) fn test_run(
-    program: &SchedClassifier,
-    frame: &[u8],
-    context: &[u8; CONTEXT],
-    repeat: u32,
-) -> Result<(Seen, Duration)> {
-    let mut out = vec![0; LARGEST];
-    let mut context_out = [0_u8; CONTEXT];
-    let result = program.test_run(TestRunOptions {
-        data_in: Some(frame),
-        data_out: Some(&mut out),
-        ctx_in: Some(context),
-        ctx_out: Some(&mut context_out),
-        repeat,
-        ..TestRunOptions::default()
-    })?;
-    out.truncate(usize::try_from(result.data_size_out)?);
-    let seen = Seen {
-        action: match result.return_value {
-            u32::MAX => Action::Pass,
-            2 => Action::Drop,
-            7 => Action::Redirect,
-            other => Action::Other(other),
-        },
-        frame: out,
-        mark: u32::from_ne_bytes(context_out[MARK..MARK + 4].try_into()?),
-    };
-    Ok((seen, result.duration))
-}
-
 /// Whether two states say the same. How much room a row was given beyond what it needs cannot be read back.
 fn same(a: &KernelState, b: &KernelState) -> bool {
     let cells = |state: &KernelState| -> BTreeMap<u32, _> {
@@ -492,14 +370,6 @@ fn same(a: &KernelState, b: &KernelState) -> bool {
         && a.slot_tables == b.slot_tables
         && cells(a) == cells(b)
 }
-
-/// Offsets within `struct __sk_buff`, and its length (`linux/bpf.h`).
-pub(crate) const MARK: usize = 8;
-const RECEIVED_BY: usize = 36;
-pub(crate) const IFINDEX: usize = 40;
-pub(crate) const GSO_SEGS: usize = 164;
-pub(crate) const GSO_SIZE: usize = 176;
-pub(crate) const CONTEXT: usize = 192;
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 

@@ -1,7 +1,7 @@
 //! Packets through the kernel's test-run of the real programs, and rows that say what becomes of them.
 //!
 //! `build` makes frames, `seed` says what pods and policies there are, `lab` loads the programs in a
-//! network namespace of its own and runs one packet, `counts` reads every counter, and `row` compares;
+//! network namespace of its own, `test_run` says what one run takes and gives, `counts` reads every counter, and `row` compares;
 //! `nat` is a lab that owns egress addresses.
 //! What the test-run cannot show: the device and neighbour of a redirect, and VLAN tags beside a frame.
 #![expect(
@@ -23,8 +23,10 @@ pub mod random;
 mod row;
 pub mod seed;
 pub mod talk;
+pub(crate) mod test_run;
 
 pub(crate) use counts::added;
 pub use counts::{Counts, Slot};
-pub use lab::{Action, Input, Lab, Seen, with_lab};
+pub use lab::{Lab, with_lab};
 pub use row::{Expect, Row, Step, check_all, mutate, run};
+pub use test_run::{Action, Input, Seen};

@@ -1,4 +1,4 @@
-//! What does not fit, and how long large policies take.
+//! What does not fit.
 
 use super::*;
 
@@ -111,59 +111,4 @@ fn a_policy_with_too_many_numbers_is_named() {
             needed: 65_536,
         })
     );
-}
-
-#[test]
-#[ignore = "a measurement, meaningful with --release only: prints seconds"]
-fn how_long_large_policies_take() {
-    let local = |base: u32, count: u32| {
-        let rules = (0..count)
-            .map(|i| {
-                let host = IpNet::from(IpAddr::from((base + i).to_be_bytes()));
-                (Some(host), Action::Local)
-            })
-            .collect();
-        fate(rules)
-    };
-    let node = |policies: u32, prefixes: u32| Resolved {
-        pods: (0..policies)
-            .map(|i| {
-                let mut pod = pod(
-                    1,
-                    &format!("p{i}"),
-                    local(0x0b00_0000 + i * prefixes, prefixes),
-                );
-                pod.0.name = format!("pod{i}");
-                pod.1.ifindex = i;
-                pod
-            })
-            .collect(),
-        ..Resolved::default()
-    };
-    for (policies, prefixes) in [(1000, 100), (1, 1_000_000)] {
-        let resolved = node(policies, prefixes);
-        let start = std::time::Instant::now();
-        let state = compile(&resolved, &Limits::default());
-        let compiled = start.elapsed();
-        assert!(state.is_ok(), "{state:?}");
-        let state = state.unwrap_or_default();
-        let start = std::time::Instant::now();
-        let plan = crate::diff::plan(
-            &crate::state::KernelState::default(),
-            &crate::state::Names::default(),
-            &state,
-            &Limits::default(),
-        );
-        let first = start.elapsed();
-        assert!(plan.is_ok(), "no plan");
-        let Ok(plan) = plan else { return };
-        let start = std::time::Instant::now();
-        let again = crate::diff::plan(&plan.after, &plan.names, &state, &Limits::default());
-        assert_eq!(again.map(|plan| plan.changes.len()), Ok(0));
-        println!(
-            "{policies} policies of {prefixes} prefixes: compile {compiled:?}, first plan {first:?}, \
-             empty plan {:?}",
-            start.elapsed()
-        );
-    }
 }

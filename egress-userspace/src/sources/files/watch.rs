@@ -301,3 +301,6 @@ fn names_reversed(path: &Path) -> Vec<OsString> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests;

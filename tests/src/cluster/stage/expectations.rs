@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::ClusterStage;
+use super::{ClusterStage, GATEWAY_NODE};
 use crate::{
     client::{unanswered, whoami},
     cluster::Egress,
@@ -100,6 +100,28 @@ impl ClusterStage {
                 Ok(())
             })?;
         Ok(())
+    }
+
+    /// Waits until as many packets left for these addresses by an egress address as a pod's node and the gateway's
+    /// have counted.
+    pub fn wait_until_counted(&self, node: &str, egress: Egress, to: &[IpAddr]) -> Result<()> {
+        wait::until("what left is what was counted", || {
+            let out = [("gateway", egress.name), ("direction", "out")];
+            let translated = self
+                .metrics(GATEWAY_NODE)?
+                .sum("egress_gateway_translated_packets_total", &out);
+            let sent = self.metrics(node)?.through(egress.name);
+            let capture = self.sniffed()?;
+            let left: u64 = to
+                .iter()
+                .map(|address| capture.plain(egress.like(*address), *address))
+                .sum();
+            ensure!(
+                sent == translated && translated == left,
+                "{node} sent {sent}, {translated} were translated, {left} left"
+            );
+            Ok(())
+        })
     }
 
     /// Checks that no node has dropped anything.

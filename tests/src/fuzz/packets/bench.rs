@@ -24,10 +24,10 @@ use super::{
 use crate::packets::{
     Action, Counts, Lab, Seen, Slot,
     build::{HOST_MAC, L3, POD_MAC},
-    lab::{self, CONTEXT},
     nat::{ALPHA, BETA, Gateway, addr},
     pinned::{Table, clear, open},
     seed::UPLINK,
+    test_run::{self, CONTEXT},
 };
 
 /// The ports that translated connections are given: few, so that they meet.
@@ -198,13 +198,11 @@ impl Bench {
 
     fn run(&mut self, step: &Step) -> Result<Seen> {
         let mut context = [0; CONTEXT];
-        let mut set = |offset: usize, value: u32| {
-            context[offset..offset + 4].copy_from_slice(&value.to_ne_bytes());
-        };
-        set(lab::MARK, step.mark);
-        set(lab::IFINDEX, step.ifindex);
-        set(lab::GSO_SIZE, step.gso.0);
-        set(lab::GSO_SEGS, step.gso.1);
+        let mut set = |offset, value| test_run::set(&mut context, offset, value);
+        set(test_run::MARK, step.mark);
+        set(test_run::IFINDEX, step.ifindex);
+        set(test_run::GSO_SIZE, step.gso.0);
+        set(test_run::GSO_SEGS, step.gso.1);
         let program = match step.tunnel {
             Some((flags, identifier, address)) => {
                 set(tunnel::FLAGS, flags);
@@ -222,7 +220,7 @@ impl Bench {
                 .context("no such program")?
                 .try_into()?,
         };
-        let (seen, _) = lab::test_run(program, &step.frame, &context, 1)?;
+        let (seen, _) = test_run::test_run(program, &step.frame, &context, 1)?;
         if let Action::Other(returned) = seen.action {
             tunnel::ensure_called(returned)?;
         }

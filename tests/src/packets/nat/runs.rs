@@ -11,7 +11,7 @@ use crate::packets::{
     Input,
     build::{L3, hex},
     flood::Varied,
-    lab::{CONTEXT, IFINDEX, LARGEST},
+    test_run::LARGEST,
 };
 
 impl Node<'_> {
@@ -100,13 +100,11 @@ fn run_once(program: &SchedClassifier, input: &Input) {
 }
 
 fn run_repeatedly(program: &SchedClassifier, input: &Input, repeat: u32) -> Duration {
-    let mut context = [0_u8; CONTEXT];
-    context[IFINDEX..IFINDEX + 4].copy_from_slice(&input.ifindex.to_ne_bytes());
     let mut out = vec![0; LARGEST];
     let options = TestRunOptions {
         data_in: Some(&input.frame),
         data_out: Some(&mut out),
-        ctx_in: Some(&context),
+        ctx_in: Some(&input.context()),
         repeat,
         ..TestRunOptions::default()
     };

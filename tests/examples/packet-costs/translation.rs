@@ -1,10 +1,4 @@
-//! What translation costs, as the kernel's test-run measures it; asked for by `--ignored`.
-
-#![expect(
-    clippy::unwrap_used,
-    clippy::cast_possible_truncation,
-    reason = "a measurement may fail loudly, and random bits have no value to lose"
-)]
+//! What translation costs, with few connections and with many.
 
 use egress_common::{
     Addr,
@@ -92,9 +86,7 @@ fn frames(pod: &str, number: u32) -> (Input, Input) {
     )
 }
 
-#[test]
-#[ignore = "measures, and asserts nothing"]
-fn nanoseconds() {
+pub(crate) fn measure() {
     with_node(|node| {
         let mut random = Random::new();
         println!("instructions verified: {:?}", node.verified());

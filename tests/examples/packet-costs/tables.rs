@@ -1,6 +1,4 @@
-//! What tables of flows cost, as the kernel's test-run measures it; asked for by `--ignored`.
-
-#![expect(clippy::unwrap_used, reason = "a measurement may fail loudly")]
+//! What tables of flows cost, when ten thousand flows are in them.
 
 use egress_tests::packets::{
     Input, Lab,
@@ -15,7 +13,7 @@ const REPEAT: u32 = 200;
 const FLOWS: u16 = 10_000;
 
 /// Nanoseconds of the packets of many flows, their median: of each flow's first, of one alone, and again and again.
-fn measure(lab: &mut Lab, input: impl Fn(u16) -> Input) -> [u128; 3] {
+fn medians(lab: &mut Lab, input: impl Fn(u16) -> Input) -> [u128; 3] {
     [1, 1, REPEAT].map(|repeat| {
         let took = (0..FLOWS).map(|number| lab.run_often(&input(number), repeat).unwrap().1);
         let mut took: Vec<u128> = took.map(|took| took.as_nanos()).collect();
@@ -32,9 +30,7 @@ fn from_gateway(frame: &Frame) -> Input {
     }
 }
 
-#[test]
-#[ignore = "measures, and asserts nothing"]
-fn nanoseconds() {
+pub(crate) fn measure() {
     with_lab(|lab| {
         lab.bring_to(&world());
         for program in Program::ALL {
@@ -58,8 +54,8 @@ fn nanoseconds() {
                 let frame = Frame::ip(remote, pod, UDP, &udp(53, 20_000 + number, 20)).ttl(255);
                 from_gateway(&frame.macs(HOST_MAC, GATEWAY_MAC))
             };
-            let out = measure(lab, out);
-            let back = measure(lab, back);
+            let out = medians(lab, out);
+            let back = medians(lab, back);
             println!("{what}, {FLOWS} flows, ns (first, alone, again): out {out:?}, back {back:?}");
         }
     });
