@@ -74,10 +74,11 @@ struct Explain {
 
 #[derive(Debug, clap::Args)]
 struct Dump {
-    #[command(flatten)]
-    args: DumpArgs,
+    // First: the heading of the connections' arguments is that of all that follow.
     #[command(flatten)]
     places: Places,
+    #[command(flatten)]
+    args: DumpArgs,
 }
 
 impl Cli {

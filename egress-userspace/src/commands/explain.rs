@@ -25,11 +25,11 @@ pub struct ExplainArgs {
     /// The address that its packets go to
     #[arg(long, value_name = "ADDR", value_parser = explain::parse_address)]
     pub dst: IpAddr,
-    /// Explain from these files and directories instead of asking the agent (repeatable)
-    #[arg(long, value_name = "PATH")]
+    /// Explain from these files and directories instead of asking the agent; may be given several times
+    #[arg(long, value_name = "PATH", num_args = 1..)]
     pub resources: Vec<PathBuf>,
-    /// The node to explain for, with --resources
-    #[arg(long, requires = "resources")]
+    /// The node to explain for, with --resources [default: the pod's]
+    #[arg(long, value_name = "NAME", requires = "resources")]
     pub node: Option<String>,
     /// Where the agent listens
     #[arg(long, value_name = "ADDR", default_value = AGENT, conflicts_with = "resources")]
