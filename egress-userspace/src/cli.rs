@@ -173,3 +173,6 @@ fn offline(args: &Explain, paths: &[PathBuf], node: Option<&str>) -> anyhow::Res
         &Faults::new(),
     ))
 }
+
+#[cfg(test)]
+mod tests;
