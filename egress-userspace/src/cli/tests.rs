@@ -101,7 +101,10 @@ fn defaults_are_documented_as_the_help_has_them() {
     let documented = documented();
     let mut wrong = Vec::new();
     for (key, default) in flags() {
-        let told = &documented[&key];
+        // Another test asks for those that are missing.
+        let Some(told) = documented.get(&key) else {
+            continue;
+        };
         let agrees = match &default {
             Some(default) => default == told || told == "as below",
             None => WITHOUT.contains(&told.as_str()),
@@ -231,6 +234,46 @@ fn the_readmes_resources_are_valid() {
 }
 
 #[test]
+fn every_field_is_in_the_readme() {
+    const GATEWAY: &str =
+        "{apiVersion: egress.fastpath/v1alpha1, kind: EgressGateway, metadata: {name: a}, spec: ";
+    const POLICY: &str =
+        "{apiVersion: projectcalico.org/v3, kind: EgressGatewayPolicy, metadata: {name: a}, spec: ";
+    for text in [
+        format!("{GATEWAY} {{another: 1}}}}"),
+        format!("{GATEWAY} {{node: a, egressIPs: [192.0.2.1], probes: {{another: 1}}}}}}"),
+        format!("{POLICY} {{rules: [{{another: 1}}]}}}}"),
+        format!("{POLICY} {{rules: [{{gateway: {{another: 1}}}}]}}}}"),
+    ] {
+        let found = resources::parse(&Source::new("a", text.clone())).diagnostics;
+        let fields = found.iter().find_map(|diagnostic| {
+            let (_, fields) = diagnostic.help.as_deref()?.split_once(" are: ")?;
+            Some(fields.to_owned())
+        });
+        for field in fields
+            .unwrap_or_else(|| panic!("{text}: {found:?}"))
+            .split(", ")
+        {
+            assert!(README.contains(field), "no word of {field}");
+        }
+    }
+}
+
+#[test]
+fn every_annotation_is_in_the_readme() {
+    for kind in ["Namespace", "Pod"] {
+        let text = format!(
+            "{{apiVersion: v1, kind: {kind}, metadata: {{name: a, annotations: {{egress.fastpath/another: b}}}}}}"
+        );
+        let found = resources::parse(&Source::new("a", text)).diagnostics;
+        let (_, names) = found[0].help.as_deref().unwrap().split_once(": ").unwrap();
+        for name in names.split(", ") {
+            assert!(README.contains(name), "no word of {name}");
+        }
+    }
+}
+
+#[test]
 fn the_example_of_a_configuration_is_valid() {
     use std::io::Write as _;
     for text in blocks(FLAGS) {
@@ -256,5 +299,43 @@ fn the_manifest_and_the_unit_start_the_agent() {
     for words in [words, unit.split(' ').collect()] {
         assert!(words.len() > 2, "{words:?}");
         Cli::try_parse_from(&words).unwrap_or_else(|error| panic!("{words:?}: {error}"));
+    }
+}
+
+/// What the README shows of an answer.
+#[test]
+fn explaining_from_files_names_no_numbers() {
+    let examples = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples");
+    for (destination, expected) in [
+        ("192.0.2.80", "default/red via next hop 172.19.0.11 on eth1"),
+        (
+            "198.51.100.80",
+            "default/blue via next hop 172.19.0.12 on the interface that leads there",
+        ),
+    ] {
+        let words = [
+            "egress",
+            "explain",
+            "--pod",
+            "shop/web",
+            "--dst",
+            destination,
+            "--resources",
+            examples,
+        ];
+        let Command::Explain(args) = Cli::try_parse_from(words).unwrap().command else {
+            panic!("{words:?} is another command");
+        };
+        let (resolved, interfaces) = offline(&args, &args.args.resources, None).unwrap();
+        let answer = crate::explain::offline(&resolved, &interfaces, &args.args.pod, args.args.dst);
+        let text = answer.to_string();
+        for part in [expected, "source     10.65.0.10 on an interface of its own"] {
+            assert!(text.contains(part), "no word of {part:?} in\n{text}");
+        }
+        let head = text.lines().next().unwrap();
+        assert!(
+            destination != "192.0.2.80" || README.contains(head),
+            "{head}"
+        );
     }
 }

@@ -1,6 +1,7 @@
 //! `egress explain`: where packets from a pod to an address go, and why.
 
 use std::{
+    collections::BTreeMap,
     net::IpAddr,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -39,8 +40,11 @@ pub struct ExplainArgs {
     pub output: Output,
 }
 
+/// What is resolved without an agent, and the node's interfaces by index.
+pub type Assumed = (Resolved, BTreeMap<u32, String>);
+
 /// Resolves resource files without an agent, for a node or for this one.
-pub type Resolve<'a> = &'a dyn Fn(&[PathBuf], Option<&str>) -> anyhow::Result<Resolved>;
+pub type Resolve<'a> = &'a dyn Fn(&[PathBuf], Option<&str>) -> anyhow::Result<Assumed>;
 
 /// Prints the answer, and fails where kernel and resources differ.
 ///
@@ -58,8 +62,9 @@ pub fn explain(args: &ExplainArgs, resolve: Resolve<'_>) -> anyhow::Result<ExitC
                 .collect();
             format!("explaining from {}", names.join(", "))
         };
-        let resolved = resolve(&args.resources, args.node.as_deref()).with_context(files)?;
-        explain::offline(&resolved, &args.pod, args.dst)
+        let (resolved, interfaces) =
+            resolve(&args.resources, args.node.as_deref()).with_context(files)?;
+        explain::offline(&resolved, &interfaces, &args.pod, args.dst)
     };
     super::print(&args.output.render(&answer, Answer::to_string)?)?;
     Ok(if answer.disagreements.is_empty() {
