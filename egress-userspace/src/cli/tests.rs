@@ -174,10 +174,10 @@ fn pages_name_only_flags_that_there_are() {
         ("CHANGELOG.md", CHANGELOG),
         ("deploy/daemonset.yaml", MANIFEST),
     ] {
-        // Tasks of the repository have flags of their own; what is between comments is written by one.
-        let lines = text
-            .lines()
-            .filter(|line| !line.contains("xtask") && !line.starts_with("test --"));
+        // Tasks of the repository and other programs have flags of their own; what is between comments is written by one.
+        let lines = text.lines().filter(|line| {
+            !line.contains("xtask") && !line.contains("kubectl") && !line.starts_with("test --")
+        });
         for line in lines {
             for (at, _) in line.match_indices("--") {
                 let before = line[..at].chars().next_back();
