@@ -12,7 +12,7 @@ use crate::{
         completion::{CompletionArgs, completion},
         detach::{DetachArgs, detach},
         dump::{self, DumpArgs},
-        explain::{ExplainArgs, explain},
+        explain::{Assumed, ExplainArgs, explain},
         run::{RunArgs, run},
         status::{StatusArgs, status},
         validate::{ValidateArgs, validate},
@@ -23,7 +23,7 @@ use crate::{
     kernel::{CounterReader, Maps},
     node::NodeView,
     overlay_keys::OverlayKeys,
-    resolve::{self, PodGateways, Resolved, resolve},
+    resolve::{self, PodGateways, resolve},
     settings::{OVERLAY_DEVICE, OVERLAY_PORT, OVERLAY_VNI, Places},
     sources::files::Loader,
     state_dir::read_names,
@@ -74,10 +74,11 @@ struct Explain {
 
 #[derive(Debug, clap::Args)]
 struct Dump {
-    #[command(flatten)]
-    args: DumpArgs,
+    // First: the heading of the connections' arguments is that of all that follow.
     #[command(flatten)]
     places: Places,
+    #[command(flatten)]
+    args: DumpArgs,
 }
 
 impl Cli {
@@ -137,7 +138,7 @@ fn dump_pinned(args: &Dump) -> anyhow::Result<ExitCode> {
 }
 
 /// Resolves resources for the explained pod's node, as if that node were in order.
-fn offline(args: &Explain, paths: &[PathBuf], node: Option<&str>) -> anyhow::Result<Resolved> {
+fn offline(args: &Explain, paths: &[PathBuf], node: Option<&str>) -> anyhow::Result<Assumed> {
     let loaded = Loader::new(paths.to_vec()).load();
     for diagnostic in &loaded.diagnostics {
         tracing::warn!("{}", diagnostic.render(false));
@@ -163,12 +164,20 @@ fn offline(args: &Explain, paths: &[PathBuf], node: Option<&str>) -> anyhow::Res
         ..resolve::Settings::default()
     };
     let view = NodeView::assumed(&loaded.model, OVERLAY_DEVICE);
-    Ok(resolve(
+    let resolved = resolve(
         &loaded.model,
         &view,
         &settings,
         &resolve::Held::new(),
         &resolve::Assigned::new(),
         &Faults::new(),
-    ))
+    );
+    let interfaces = view
+        .links
+        .into_iter()
+        .map(|(index, link)| (index, link.name));
+    Ok((resolved, interfaces.collect()))
 }
+
+#[cfg(test)]
+mod tests;

@@ -127,11 +127,20 @@ pub struct Answer {
     pub disagreements: Vec<String>,
 }
 
-/// Explains from resources alone.
+/// Explains from resources alone, for a node with these interfaces.
 #[must_use]
-pub fn offline(resolved: &Resolved, pod: &ObjectName, destination: IpAddr) -> Answer {
+pub fn offline(
+    resolved: &Resolved,
+    interfaces: &BTreeMap<u32, String>,
+    pod: &ObjectName,
+    destination: IpAddr,
+) -> Answer {
+    let mut explanation = explain(resolved, pod, destination);
+    for gateway in &mut explanation.gateways {
+        gateway.device = device(interfaces, gateway.ifindex);
+    }
     Answer {
-        explanation: explain(resolved, pod, destination),
+        explanation,
         kernel: None,
         disagreements: Vec::new(),
     }

@@ -60,6 +60,9 @@ pub fn lint(
             if let Target::Gateways(selector) = &rule.target {
                 let namespaces = users.get(name.as_str());
                 lint_selector(&mut findings, &id, index, model, selector, namespaces);
+                if let Some(destination) = rule.destination {
+                    gateways::lint_family(&mut findings, &id, index, model, selector, destination);
+                }
             }
         }
         lint_defaults(&mut findings, &id, policy);

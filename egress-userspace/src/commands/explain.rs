@@ -1,6 +1,7 @@
 //! `egress explain`: where packets from a pod to an address go, and why.
 
 use std::{
+    collections::BTreeMap,
     net::IpAddr,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -25,11 +26,11 @@ pub struct ExplainArgs {
     /// The address that its packets go to
     #[arg(long, value_name = "ADDR", value_parser = explain::parse_address)]
     pub dst: IpAddr,
-    /// Explain from these files and directories instead of asking the agent (repeatable)
-    #[arg(long, value_name = "PATH")]
+    /// Explain from these files and directories instead of asking the agent; may be given several times
+    #[arg(long, value_name = "PATH", num_args = 1..)]
     pub resources: Vec<PathBuf>,
-    /// The node to explain for, with --resources
-    #[arg(long, requires = "resources")]
+    /// The node to explain for, with --resources [default: the pod's]
+    #[arg(long, value_name = "NAME", requires = "resources")]
     pub node: Option<String>,
     /// Where the agent listens
     #[arg(long, value_name = "ADDR", default_value = AGENT, conflicts_with = "resources")]
@@ -39,8 +40,11 @@ pub struct ExplainArgs {
     pub output: Output,
 }
 
+/// What is resolved without an agent, and the node's interfaces by index.
+pub type Assumed = (Resolved, BTreeMap<u32, String>);
+
 /// Resolves resource files without an agent, for a node or for this one.
-pub type Resolve<'a> = &'a dyn Fn(&[PathBuf], Option<&str>) -> anyhow::Result<Resolved>;
+pub type Resolve<'a> = &'a dyn Fn(&[PathBuf], Option<&str>) -> anyhow::Result<Assumed>;
 
 /// Prints the answer, and fails where kernel and resources differ.
 ///
@@ -58,8 +62,9 @@ pub fn explain(args: &ExplainArgs, resolve: Resolve<'_>) -> anyhow::Result<ExitC
                 .collect();
             format!("explaining from {}", names.join(", "))
         };
-        let resolved = resolve(&args.resources, args.node.as_deref()).with_context(files)?;
-        explain::offline(&resolved, &args.pod, args.dst)
+        let (resolved, interfaces) =
+            resolve(&args.resources, args.node.as_deref()).with_context(files)?;
+        explain::offline(&resolved, &interfaces, &args.pod, args.dst)
     };
     super::print(&args.output.render(&answer, Answer::to_string)?)?;
     Ok(if answer.disagreements.is_empty() {

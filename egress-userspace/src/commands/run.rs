@@ -28,7 +28,7 @@ pub struct RunArgs {
     /// YAML file with the same settings, by the same names; flags win
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Print what would change, and change nothing
+    /// Print what would change, and change nothing; the exit code is 2 if the maps would change, else 0
     #[arg(long)]
     dry_run: bool,
 }

@@ -238,3 +238,49 @@ fn a_missing_path_is_an_error() -> Outcome {
     insta::assert_snapshot!("missing_path", String::from_utf8(out)?);
     Ok(())
 }
+
+/// A policy for a prefix, whose gateways are all that there are.
+fn everything_from(prefix: &str) -> String {
+    format!(
+        "{{apiVersion: projectcalico.org/v3, kind: EgressGatewayPolicy, metadata: {{name: egw-policy}}, spec: {{rules: [\
+         {{destination: {{cidr: \"{prefix}\"}}, gateway: {{namespaceSelector: all(), selector: has(egress)}}}}]}}}}\n"
+    )
+}
+
+#[test]
+fn a_rule_of_a_family_that_no_gateway_has_is_told() -> Outcome {
+    const NAMESPACE: &str = "{apiVersion: v1, kind: Namespace, metadata: {name: shop, annotations: \
+        {egress.projectcalico.org/egressGatewayPolicy: egw-policy}}}\n---\n";
+    let gateway = |name: &str, addresses: &str| {
+        format!(
+            "---\n{{apiVersion: egress.fastpath/v1alpha1, kind: EgressGateway, metadata: {{name: {name}, labels: \
+             {{egress: {name}}}}}, spec: {{nextHops: [{addresses}]}}}}\n"
+        )
+    };
+    let pod = "---\n{apiVersion: v1, kind: Pod, metadata: {name: pod, labels: {egress: pod}}}\n"
+        .to_owned();
+    let v4 = || gateway("four", "192.0.2.1");
+    let v6 = || gateway("six", "\"2001:db8::1\"");
+    let wanting = |family| {
+        Some(format!(
+            "no gateway that it selects has an {family} address"
+        ))
+    };
+    for (prefix, gateways, expected) in [
+        ("2001:db8:2::/48", vec![v4()], wanting("IPv6")),
+        ("198.51.100.0/24", vec![v6()], wanting("IPv4")),
+        ("2001:db8:2::/48", vec![v4(), v6()], None),
+        ("198.51.100.0/24", vec![v4()], None),
+        // Nobody knows which addresses a pod will have.
+        ("2001:db8:2::/48", vec![v4(), pod], None),
+    ] {
+        let text = NAMESPACE.to_owned() + &everything_from(prefix) + &gateways.concat();
+        let (accepted, said) = validate(&[("all.yaml", &text)], ValidateOutput::Text)?;
+        assert!(accepted, "{said}");
+        match expected {
+            Some(words) => assert!(said.contains(&words), "no word of {words:?} in\n{said}"),
+            None => assert!(said.contains("0 warnings"), "{said}"),
+        }
+    }
+    Ok(())
+}

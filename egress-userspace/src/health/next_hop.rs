@@ -40,7 +40,7 @@ pub enum NextHopProbe {
     /// For their hardware address: ARP, or IPv6 neighbour discovery.
     #[default]
     Arp,
-    /// By ICMP or `ICMPv6` echo requests.
+    /// By echo requests.
     Icmp,
     /// Not at all: they count as usable.
     Off,

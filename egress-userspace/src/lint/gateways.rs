@@ -2,9 +2,11 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use super::{Findings, object_id};
+use ipnet::IpNet;
+
+use super::{Findings, namespace_labels, object_id};
 use crate::{
-    model::{EgressAddresses, Exit, Model, ObjectName},
+    model::{EgressAddresses, Exit, GatewaySelector, Labels, Model, ObjectName},
     resources::{Kind, ObjectId},
 };
 
@@ -32,6 +34,56 @@ pub(super) fn lint(findings: &mut Findings<'_>, model: &Model) {
         lint_node(findings, &id, model, egress);
         lint_probes(findings, &id, model, egress);
     }
+}
+
+/// A rule of one family needs a gateway that has an address of it; of pods, nobody knows before they run.
+pub(super) fn lint_family(
+    findings: &mut Findings<'_>,
+    id: &ObjectId,
+    part: usize,
+    model: &Model,
+    selector: &GatewaySelector,
+    destination: IpNet,
+) {
+    let is_v4 = |address: &IpAddr| address.is_ipv4();
+    let wanted = matches!(destination, IpNet::V4(_));
+    let mut found = false;
+    for (namespace, labels, addresses) in exits(model) {
+        let is_searched = || match &selector.namespaces {
+            Some(namespaces) => namespaces.matches(&namespace_labels(model, namespace)),
+            None => true,
+        };
+        if !selector.gateways.matches(labels) || !is_searched() {
+            continue;
+        }
+        if addresses.is_empty() || addresses.iter().any(|address| is_v4(address) == wanted) {
+            return;
+        }
+        found = true;
+    }
+    if found {
+        let family = if wanted { "IPv4" } else { "IPv6" };
+        let message = format!(
+            "rule {destination}: no gateway that it selects has an {family} address: the packets are dropped"
+        );
+        let help = format!("give a gateway an {family} address, or correct the destination");
+        findings.add(id, Some(part), message, &help);
+    }
+}
+
+/// What can be a gateway, with its addresses.
+fn exits(model: &Model) -> impl Iterator<Item = (&str, &Labels, &[IpAddr])> {
+    let pods = model.pods.iter().filter(|(_, pod)| !pod.host_network);
+    let pods = pods.map(|(name, pod)| (&name.namespace, &pod.labels, &pod.addresses));
+    let gateways = model.gateways.iter().map(|(name, gateway)| {
+        let addresses = match &gateway.exit {
+            Exit::NextHops { addresses, .. } => addresses,
+            Exit::Node(egress) => &egress.addresses,
+        };
+        (&name.namespace, &gateway.labels, addresses)
+    });
+    pods.chain(gateways)
+        .map(|(namespace, labels, addresses)| (namespace.as_str(), labels, addresses.as_slice()))
 }
 
 /// Where nobody has an address, nobody takes what answers a probe.

@@ -254,6 +254,53 @@ fn every_metric_is_documented() {
     assert_eq!(reasons, [&DropReason::TooBig; 0]);
 }
 
+/// The names in the first column of the tables below a heading.
+fn first_column<'d>(docs: &'d str, heading: &str) -> Vec<&'d str> {
+    let (_, rest) = docs.split_once(heading).unwrap();
+    let section = rest.split("\n## ").next().unwrap_or(rest);
+    let rows = section.lines().filter_map(|line| line.strip_prefix("| `"));
+    rows.filter_map(|row| Some(row.split_once('`')?.0))
+        .collect()
+}
+
+#[test]
+fn the_pages_name_only_metrics_reasons_and_states_that_there_are() {
+    let docs = include_str!("../../../docs/metrics.md");
+    let text = holding(|| Ok(count(3, 180))).render(Format::Text).unwrap();
+    let types = text
+        .lines()
+        .filter_map(|l| l.strip_prefix("# TYPE ")?.split(' ').next());
+    let mut known: BTreeSet<&str> = types.collect();
+    // A label.
+    known.insert("egress_address");
+    known.extend(
+        crate::kernel::Program::ALL
+            .iter()
+            .map(|program| program.name()),
+    );
+    for (page, text) in [
+        ("metrics.md", docs),
+        ("README.md", include_str!("../../../README.md")),
+        ("SECURITY.md", include_str!("../../../SECURITY.md")),
+    ] {
+        let words = text.split(|c: char| !(c.is_ascii_lowercase() || c == '_'));
+        let unknown: BTreeSet<&str> = words
+            .filter(|word| word.starts_with("egress_") && !known.contains(word))
+            // The names of files and modules of tests.
+            .filter(|word| !text.contains(&format!("{word}::")))
+            .collect();
+        assert_eq!(unknown, BTreeSet::new(), "{page}");
+    }
+    let reasons: BTreeSet<&str> = DropReason::ALL.iter().map(|reason| reason.name()).collect();
+    let told: BTreeSet<&str> = first_column(docs, "\n## Drop reasons")
+        .into_iter()
+        .collect();
+    assert_eq!(told, reasons);
+    let told: BTreeSet<&str> = first_column(docs, "\n## Pod states").into_iter().collect();
+    let states: BTreeSet<&str> = PodState::ALL.iter().map(|state| state.name()).collect();
+    assert_eq!(told, states);
+}
+
 /// The metrics of the same node, where interfaces are held.
 fn holding(held: impl Fn() -> anyhow::Result<Count> + Send + Sync + 'static) -> Metrics {
     let (metrics, _) = node();

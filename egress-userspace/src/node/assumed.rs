@@ -7,6 +7,9 @@ use crate::model::{Exit, Model, Phase};
 
 const MTU: u32 = 1500;
 const UPLINK: &str = "uplink";
+// What stands in an answer where resources name no interface.
+const OF_POD: &str = "an interface of its own";
+const OF_NEXT_HOP: &str = "the interface that leads there";
 
 impl NodeView {
     /// A node on which each pod has an interface of its own, each next hop is on-link, the outside is behind one
@@ -14,22 +17,22 @@ impl NodeView {
     #[must_use]
     pub fn assumed(model: &Model, overlay_device: &str) -> Self {
         let mut view = Self::default();
-        let uplink = view.add_link(Some(UPLINK));
+        let uplink = view.add_link(Some(UPLINK), UPLINK);
         for destination in [IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::default())] {
             view.add_route(destination, uplink);
         }
-        view.add_link(Some(overlay_device));
+        view.add_link(Some(overlay_device), overlay_device);
         for pod in model.pods.values() {
             if pod.host_network || pod.phase == Phase::Finished || pod.addresses.is_empty() {
                 continue;
             }
-            let ifindex = view.add_link(pod.interface.as_deref());
+            let ifindex = view.add_link(pod.interface.as_deref(), OF_POD);
             for address in &pod.addresses {
                 view.add_route(IpNet::from(*address), ifindex);
             }
         }
         for gateway in model.gateways.values() {
-            let ifindex = view.add_link(gateway.interface.as_deref());
+            let ifindex = view.add_link(gateway.interface.as_deref(), OF_NEXT_HOP);
             match &gateway.exit {
                 Exit::NextHops { addresses, .. } => {
                     for next_hop in addresses {
@@ -42,14 +45,15 @@ impl NodeView {
         view
     }
 
-    fn add_link(&mut self, name: Option<&str>) -> u32 {
+    /// The link of that name; without one, a new link, called as it is known.
+    fn add_link(&mut self, name: Option<&str>, known_as: &str) -> u32 {
         if let Some(name) = name
             && let Some((index, _)) = self.links.iter().find(|(_, link)| link.name == name)
         {
             return *index;
         }
         let index = self.links.keys().next_back().map_or(1, |last| last + 1);
-        let name = name.map_or_else(|| format!("assumed{index}"), str::to_owned);
+        let name = name.unwrap_or(known_as).to_owned();
         let link = Link {
             name,
             mtu: MTU,

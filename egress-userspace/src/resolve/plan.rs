@@ -282,19 +282,19 @@ impl<'a, 'g> Planner<'a, 'g> {
         instead: &str,
     ) {
         let place = match &selector.namespaces {
-            Some(namespaces) => format!("in the namespaces that {namespaces} matches"),
+            Some(namespaces) => format!("in namespaces with \"{namespaces}\""),
             None => format!("in the namespace {}", pod.namespace),
         };
         let gateways = &selector.gateways;
         self.warnings.insert(if matched == 0 {
             format!(
-                "policy {policy}, rule {label}: no gateway {place} has labels that {gateways} matches, so packets of \
-                 the rule {instead}"
+                "policy {policy}, rule {label}: no gateway {place} has labels with \"{gateways}\", so packets of the rule \
+                 {instead}"
             )
         } else {
             format!(
-                "policy {policy}, rule {label}: none of the {matched} gateways {place} that {gateways} matches is \
-                 usable from this node, so packets of the rule {instead}; `egress status` tells why"
+                "policy {policy}, rule {label}: none of the gateways with \"{gateways}\" {place} is usable from this node, so \
+                 packets of the rule {instead}; `egress status` tells why"
             )
         });
     }

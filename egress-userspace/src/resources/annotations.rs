@@ -9,7 +9,8 @@ use egress_common::pod::UdpPorts;
 
 use super::{
     gateway::interface_fault,
-    report::{Consequence, Fields, Report},
+    kind::Kind,
+    report::{Consequence, Fields, Report, nearest},
     yaml::Value,
 };
 use crate::{
@@ -33,8 +34,8 @@ const STEERING: Names = Names {
 };
 const FALLBACK: Names = Names {
     selector: FALLBACK_SELECTOR,
-    namespaces: "egress.fastpath/fallback-namespace-selector",
-    max_next_hops: "egress.fastpath/fallback-max-next-hops",
+    namespaces: FALLBACK_NAMESPACE_SELECTOR,
+    max_next_hops: FALLBACK_MAX_NEXT_HOPS,
     consequence: Consequence::Refused,
 };
 
@@ -45,8 +46,76 @@ const MAX_NEXT_HOPS: &str = "egress.projectcalico.org/maxNextHops";
 const INTERFACE: &str = "egress.fastpath/interface";
 const ON_FAILURE: &str = "egress.fastpath/on-failure";
 const FALLBACK_SELECTOR: &str = "egress.fastpath/fallback-selector";
+const FALLBACK_NAMESPACE_SELECTOR: &str = "egress.fastpath/fallback-namespace-selector";
+const FALLBACK_MAX_NEXT_HOPS: &str = "egress.fastpath/fallback-max-next-hops";
 const DRAIN: &str = "egress.fastpath/drain";
 const INBOUND_UDP: &str = "egress.fastpath/inbound-udp";
+
+/// What begins the names of annotations that are meant for an egress gateway.
+const PREFIXES: [&str; 2] = ["egress.projectcalico.org/", "egress.fastpath/"];
+/// The names that mean something on objects of a kind.
+const fn known(kind: Kind) -> &'static [&'static str] {
+    match kind {
+        Kind::Namespace => &[POLICY, SELECTOR, NAMESPACE_SELECTOR, MAX_NEXT_HOPS],
+        Kind::Pod => &[
+            POLICY,
+            SELECTOR,
+            NAMESPACE_SELECTOR,
+            MAX_NEXT_HOPS,
+            INTERFACE,
+            INBOUND_UDP,
+            DRAIN,
+        ],
+        Kind::EgressGateway => &[DRAIN],
+        Kind::EgressGatewayPolicy => &[
+            ON_FAILURE,
+            FALLBACK_SELECTOR,
+            FALLBACK_NAMESPACE_SELECTOR,
+            FALLBACK_MAX_NEXT_HOPS,
+        ],
+        Kind::Node
+        | Kind::Service
+        | Kind::ServiceAccount
+        | Kind::IPPool
+        | Kind::ServiceCIDR
+        | Kind::NetworkPolicy
+        | Kind::CalicoNetworkPolicy
+        | Kind::GlobalNetworkPolicy
+        | Kind::AdminNetworkPolicy
+        | Kind::BaselineAdminNetworkPolicy
+        | Kind::ClusterNetworkPolicy => &[],
+    }
+}
+
+/// Warns of annotations that look like ours and mean nothing: a pod whose policy has a misspelt name beside it is not
+/// steered at all.
+pub(super) fn warn_of_unknown(report: &Report<'_>, annotations: &Fields<'_>, kind: Kind) {
+    let known = known(kind);
+    for (key, _) in annotations.entries {
+        let name = key.text.as_str();
+        let own = own_part(name);
+        let is_meant = PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+            || own.eq_ignore_ascii_case("egressGatewayPolicy");
+        if !is_meant || known.contains(&name) || report.is_full() {
+            continue;
+        }
+        // What all names have in common says nothing of which is meant.
+        let owns: Vec<&str> = known.iter().copied().map(own_part).collect();
+        let near =
+            nearest(own, &owns).and_then(|near| known.iter().find(|known| own_part(known) == near));
+        let help = near.map_or_else(
+            || format!("here these mean something: {}", known.join(", ")),
+            |near| format!("did you mean `{near}`?"),
+        );
+        let message = format!("the annotation `{name}` means nothing on this kind of object");
+        report.warning(&key.span, message, &help);
+    }
+}
+
+/// A name without its prefix.
+fn own_part(name: &str) -> &str {
+    name.rsplit_once('/').map_or(name, |(_, own)| own)
+}
 
 /// What the annotations of a namespace or a pod ask for, and where.
 pub(super) fn read_steering(

@@ -74,7 +74,7 @@ pub(super) fn read(
 
 /// A time such as `90s`.
 pub(super) fn read_time(report: &Report<'_>, value: &Value, name: &str) -> Option<Duration> {
-    let text = report.text(value, name)?;
+    let text = report.time(value, name)?;
     match text.parse() {
         Ok(Milliseconds(time)) => Some(time),
         Err(fault) => {

@@ -237,18 +237,27 @@ impl ParsedFile {
             "other kinds".clone_into(&mut skipped);
         }
         *self.skipped.entry(skipped).or_default() += 1;
-        let ours = match kind {
-            "EgressGatewayPolicy" => "projectcalico.org/v3",
-            "EgressGateway" if api_version.starts_with("egress.fastpath/") => {
-                "egress.fastpath/v1alpha1"
+        let (field, help) = match kind {
+            "EgressGatewayPolicy" => ("apiVersion", "write `apiVersion: projectcalico.org/v3`"),
+            // Calico's operator makes pods of these.
+            "EgressGateway" if api_version.starts_with("operator.tigera.io/") => (
+                "apiVersion",
+                "give the gateway pods that it stands for, or write an `egress.fastpath/v1alpha1` `EgressGateway`",
+            ),
+            "EgressGateway" => ("apiVersion", "write `apiVersion: egress.fastpath/v1alpha1`"),
+            _ if kind.eq_ignore_ascii_case("EgressGatewayPolicy") => {
+                ("kind", "write `kind: EgressGatewayPolicy`")
+            }
+            _ if kind.eq_ignore_ascii_case("EgressGateway") => {
+                ("kind", "write `kind: EgressGateway`")
             }
             _ => return,
         };
-        if let Some((_, value)) = entries.iter().find(|(key, _)| key.text == "apiVersion") {
+        if let Some((_, value)) = entries.iter().find(|(key, _)| key.text == field) {
             let message = format!("{api_version} {kind} is not known and is skipped");
             let warning = Diagnostic::at(source, value.span.clone(), message)
                 .with_severity(Severity::Warning)
-                .with_help(format!("write `apiVersion: {ours}`"));
+                .with_help(help);
             self.tell(vec![warning]);
         }
     }
@@ -398,18 +407,22 @@ fn read_metadata<'v>(report: &Report<'_>, object: &Fields<'v>, id: &'v ObjectId)
         id.kind,
         Kind::Namespace | Kind::Pod | Kind::EgressGateway | Kind::ServiceAccount
     );
+    let annotations = match field("annotations").filter(|_| annotated) {
+        None => Annotations::None,
+        Some(value) => report
+            .fields(value, "annotations")
+            .map_or(Annotations::Unreadable, Annotations::Some),
+    };
+    if let Annotations::Some(fields) = &annotations {
+        annotations::warn_of_unknown(report, fields, id.kind);
+    }
     Metadata {
         labels: field("labels")
             .filter(|_| labelled)
             .map(|value| cluster::labels(report, value))
             .unwrap_or_default(),
         terminating: field("deletionTimestamp").is_some_and(|value| value.data != Data::Null),
-        annotations: match field("annotations").filter(|_| annotated) {
-            None => Annotations::None,
-            Some(value) => report
-                .fields(value, "annotations")
-                .map_or(Annotations::Unreadable, Annotations::Some),
-        },
+        annotations,
         namespace: id.namespace.as_deref().unwrap_or_default(),
         name: &id.name,
     }

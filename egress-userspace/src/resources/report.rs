@@ -78,8 +78,13 @@ impl<'s> Report<'s> {
         self.push(Severity::Error, span, message.into(), help);
     }
 
+    /// Whether nothing more of this object is told.
+    pub(super) fn is_full(&self) -> bool {
+        self.diagnostics.borrow().len() >= MAX_FAULTS
+    }
+
     fn push(&self, severity: Severity, span: &Range<usize>, message: String, help: &str) {
-        if self.diagnostics.borrow().len() >= MAX_FAULTS {
+        if self.is_full() {
             return;
         }
         let diagnostic = Diagnostic::at(self.source, span.clone(), message)
@@ -126,6 +131,16 @@ impl<'s> Report<'s> {
                 None
             }
         }
+    }
+
+    /// The text of a time; for a number, the help is its unit, not quotes.
+    pub(super) fn time<'v>(&self, value: &'v Value, name: &str) -> Option<&'v str> {
+        if let Data::Integer(_) | Data::Float(_) = value.data {
+            let help = format!("add its unit, such as {}s", self.written(value));
+            self.mismatch(value, name, "a time", &help);
+            return None;
+        }
+        self.text(value, name)
     }
 
     pub(super) fn boolean(&self, value: &Value, name: &str) -> Option<bool> {
@@ -273,6 +288,10 @@ impl<'s> Report<'s> {
             if known.contains(&key.text.as_str()) {
                 continue;
             }
+            if self.is_full() {
+                self.refused.set(true);
+                return;
+            }
             let help = nearest(&key.text, known).map_or_else(
                 || format!("the fields of `{}` are: {}", fields.name, known.join(", ")),
                 |near| format!("did you mean `{near}`?"),
@@ -397,7 +416,7 @@ fn parse_prefix(text: &str) -> Result<IpNet, String> {
 }
 
 /// The known name that differs by a slip of the finger.
-fn nearest<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
+pub(super) fn nearest<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
     known
         .iter()
         .map(|candidate| {

@@ -96,6 +96,7 @@ fn network_policies_that_packets_go_past_are_named() {
         };
         offline(
             &resolved,
+            &BTreeMap::new(),
             &ObjectName::new("shop", "web"),
             dst.parse().unwrap(),
         )
@@ -155,8 +156,17 @@ fn for_people() {
         text += &format!("{}\n----\n", ask(&node, dst));
     }
     let dst = "8.8.8.8".parse().unwrap();
-    text += &format!("{}\n----\n", offline(&node.resolved, &web, dst));
-    text += &offline(&node.resolved, &ObjectName::new("shop", "job"), dst).to_string();
+    text += &format!(
+        "{}\n----\n",
+        offline(&node.resolved, &BTreeMap::new(), &web, dst)
+    );
+    text += &offline(
+        &node.resolved,
+        &BTreeMap::new(),
+        &ObjectName::new("shop", "job"),
+        dst,
+    )
+    .to_string();
     let mut broken = node.clone();
     broken.kernel = Arc::new(KernelState::default());
     text += &format!("\n----\n{}", ask(&broken, "8.8.8.8"));

@@ -5,6 +5,7 @@ mod failing;
 mod malformed;
 mod meaning;
 mod probes;
+mod slips;
 
 use std::{fmt::Write as _, num::NonZeroU32};
 

@@ -158,7 +158,7 @@ fn what_is_wrong_with_probes_is_told_with_its_place() {
         (
             "{icmp: {addresses: [192.0.2.1], interval: 5}}",
             "5",
-            "`interval` is not a string",
+            "`interval` is not a time",
         ),
         (
             "{icmp: {addresses: [192.0.2.1], interval: 99ms}}",

@@ -193,7 +193,7 @@ fn show_counters(stage: &ClusterStage) -> Result<()> {
         println!("{line}");
     }
     if lines > EXCERPT {
-        println!("… and {} lines more", lines - EXCERPT);
+        println!("… {} more", lines - EXCERPT);
     }
     Ok(())
 }
