@@ -196,15 +196,16 @@ fn of_a_pod_break_nobodys_connections() {
         }
         // What is new goes elsewhere more often than not.
         lab.bring_to(&through(&["red", "blue", "green", "gold", "grey", "pink"]));
-        let hold = |lab: &mut Lab| {
+        let hold = |lab: &mut Lab, when: &str| {
             for (_, back, _) in &known {
-                assert!(is_delivered(lab, back), "a reply to a pod that was silent");
+                assert!(is_delivered(lab, back), "{when}: a reply to a silent pod");
             }
             for (out, _, gateway) in &known {
-                assert_eq!(&sent(lab, out), gateway, "it stays on its gateway");
+                assert_eq!(&sent(lab, out), gateway, "{when}: it stays on its gateway");
             }
         };
-        hold(lab);
+        hold(lab, "new flows");
+        hold(lab, "they are in use");
         // Of flows that seem to be in use, since each has two packets.
         for family in [&V4, &V6] {
             let [_, (datagram, varied), ..] = family.flood();
@@ -214,7 +215,7 @@ fn of_a_pod_break_nobodys_connections() {
                 FLOOD / 16,
             );
         }
-        hold(lab);
+        hold(lab, "flows in use");
         // And who opens a connection now gets replies too.
         for family in [&V4, &V6] {
             for number in CONNECTIONS..2 * CONNECTIONS {
