@@ -20,7 +20,7 @@ use crate::{
 pub const WAYS: usize = 8;
 /// Words of a key; those that a key does not have are zero.
 pub const KEY_WORDS: usize = 11;
-/// Words of a value; those that a value does not have are zero.
+/// Words of a value; those that a value does not have say nothing.
 pub const VALUE_WORDS: usize = 5;
 
 /// What a flow is found by, in words whose bytes in memory are those of its fields.

@@ -74,6 +74,15 @@ fn every_verdict() {
                 Drop(MAIN, DropReason::NoGateway),
             ),
             Row::new(
+                "a network policy that the packet would go past",
+                datagram(f.guarded, f.red.0),
+                Drop("guarded", DropReason::PolicyEnforcement),
+            )
+            .then(datagram(f.guarded, f.local), Pass("guarded", LOCAL))
+            .then(datagram(f.guarded, f.cluster), Pass("guarded", LOCAL))
+            .then(datagram(f.guarded, f.elsewhere), Pass("guarded", UNMATCHED))
+            .records(vec![]),
+            Row::new(
                 "a policy that does not exist",
                 datagram(f.lost, f.elsewhere),
                 Drop("gone", DropReason::PolicyMissing),

@@ -80,7 +80,24 @@ fn policies_that_say_otherwise() {
         let local = talk(f.web, 80, f.local, 1103);
         let unmatched = talk(f.free, 80, f.red.0, 1104);
         let cluster = talk(f.web, 80, f.cluster, 1105);
+        let guarded = talk(f.guarded, 80, f.red.0, 1106);
+        let began = talk(f.guarded, 40_000, f.red.0, 1107);
+        let refused = || Drop("guarded", DropReason::PolicyEnforcement);
         vec![
+            Row::arrival("a network policy, which sees answers", guarded.tcp_in(SYN))
+                .then(
+                    guarded.tcp_out(SYN | ACK),
+                    Pass("guarded", PassKind::Inbound),
+                )
+                .then(guarded.tcp_out(ACK), Pass("guarded", PassKind::Inbound)),
+            Row::new(
+                "a network policy, which would not see what the pod begins",
+                began.tcp_out(SYN),
+                refused(),
+            )
+            .arrives(began.tcp_in(SYN))
+            .then(began.tcp_out(SYN | ACK), refused())
+            .then(began.tcp_out(ACK), refused()),
             Row::arrival("a policy that is missing", missing.tcp_in(SYN)).then(
                 missing.tcp_out(SYN | ACK),
                 Drop("gone", DropReason::PolicyMissing),

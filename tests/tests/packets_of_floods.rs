@@ -80,7 +80,7 @@ impl Family {
         let (pod, far) = (self.pods[1], self.far);
         let (high, l4) = self.at;
         let (icmp_, ping, _) = self.icmp;
-        let at = |low| Varied { low, high };
+        let at = |low| Varied::once(low, high);
         let id = if l4 == L3 + 20 { L3 + 4 } else { l4 + 6 };
         [
             (
@@ -196,12 +196,26 @@ fn of_a_pod_break_nobodys_connections() {
         }
         // What is new goes elsewhere more often than not.
         lab.bring_to(&through(&["red", "blue", "green", "gold", "grey", "pink"]));
-        for (_, back, _) in &known {
-            assert!(is_delivered(lab, back), "a reply to a pod that was silent");
+        let hold = |lab: &mut Lab, when: &str| {
+            for (_, back, _) in &known {
+                assert!(is_delivered(lab, back), "{when}: a reply to a silent pod");
+            }
+            for (out, _, gateway) in &known {
+                assert_eq!(&sent(lab, out), gateway, "{when}: it stays on its gateway");
+            }
+        };
+        hold(lab, "new flows");
+        hold(lab, "they are in use");
+        // Of flows that seem to be in use, since each has two packets.
+        for family in [&V4, &V6] {
+            let [_, (datagram, varied), ..] = family.flood();
+            lab.flood(
+                &Input::from_pod(&datagram.bytes),
+                varied.twice(),
+                FLOOD / 16,
+            );
         }
-        for (out, _, gateway) in &known {
-            assert_eq!(&sent(lab, out), gateway, "it stays on its gateway");
-        }
+        hold(lab, "flows in use");
         // And who opens a connection now gets replies too.
         for family in [&V4, &V6] {
             for number in CONNECTIONS..2 * CONNECTIONS {
@@ -285,10 +299,7 @@ fn of_anybody_break_no_connection_that_came_in() {
             let (destination, l4) = family.at;
             // An address is followed by another one.
             let address = if l4 == L3 + 20 { 4 } else { 16 };
-            let varied = Varied {
-                low: l4,
-                high: destination - address,
-            };
+            let varied = Varied::once(l4, destination - address);
             for (pod, share) in [(family.pods[1], 6), (family.pods[0], 12)] {
                 let syn = Frame::ip(family.far, pod, TCP, &segment(0, 80, SYN, 1, 0));
                 lab.flood(&Input::to_pod(&syn.bytes), varied, FLOOD / share);
@@ -331,7 +342,7 @@ fn of_a_pod_break_no_translated_connection() {
                 (message(p.other, p.remote, p.ping, 0, &[0; 8]), l4 + 4),
             ] {
                 let input = Input::from_pod(&frame.bytes);
-                node.flood(&input, Varied { low, high }, FLOOD / 6);
+                node.flood(&input, Varied::once(low, high), FLOOD / 6);
             }
         }
         for (back, home) in known {
@@ -340,25 +351,64 @@ fn of_a_pod_break_no_translated_connection() {
     });
 }
 
+/// The bucket of a connection from this port of a pod's to one of the far end's, of a table that has so many.
+fn bucket(pod: IpAddr, protocol: u8, port: u16, buckets: u32) -> u32 {
+    let key = ReplyKey {
+        remote: address(V4.far).into(),
+        pod: Addr::from(pod),
+        remote_port: WireU16::new(port),
+        pod_port: WireU16::new(40_000),
+        protocol,
+        pad: [0; 3],
+    };
+    table::bucket(table::hash(&key.words()), buckets)
+}
+
 /// Far ends of connections of TCP from one port of these pods that meet in one bucket, of which a table has so many.
 fn neighbours(pods: &[IpAddr], buckets: u32) -> Vec<(IpAddr, u16)> {
-    let bucket = |pod, port| {
-        let key = ReplyKey {
-            remote: address(V4.far).into(),
-            pod: Addr::from(pod),
-            remote_port: WireU16::new(port),
-            pod_port: WireU16::new(40_000),
-            protocol: TCP,
-            pad: [0; 3],
-        };
-        table::bucket(table::hash(&key.words()), buckets)
-    };
-    let place = bucket(pods[0], 443);
+    let place = bucket(pods[0], TCP, 443, buckets);
     let meet = |pod: &IpAddr| {
-        let port = (1..u16::MAX).find(|port| bucket(*pod, *port) == place);
+        let port = (1..u16::MAX).find(|port| bucket(*pod, TCP, *port, buckets) == place);
         (*pod, port.unwrap())
     };
     pods.iter().map(meet).collect()
+}
+
+/// Who fills a bucket with flows that are in use gives its own up for the next one, not another's that are new.
+#[test]
+fn of_flows_in_use_take_no_places_of_new_ones() {
+    with_lab(|lab| {
+        lab.bring_to(&through(&["red"]));
+        let buckets = lab.reply_buckets();
+        let place = bucket(address(V4.pods[0]), UDP, 53, buckets);
+        let meet = |of: usize| {
+            let pod = V4.pods[of];
+            let ports = (53..=u16::MAX)
+                .filter(move |port| bucket(address(pod), UDP, *port, buckets) == place);
+            ports.map(move |port| {
+                let out = Frame::ip(pod, V4.far, UDP, &udp(40_000, port, 4));
+                let back = Frame::ip(V4.far, pod, UDP, &udp(port, 40_000, 4));
+                (out, back.macs(HOST_MAC, GATEWAY_MAC))
+            })
+        };
+        let new: Vec<_> = meet(0).take(2).collect();
+        assert_eq!(new.len(), 2);
+        for (out, _) in &new {
+            sent(lab, out);
+        }
+        let flood: Vec<_> = meet(1).collect();
+        assert!(flood.len() > table::WAYS, "{}", flood.len());
+        for (out, _) in &flood {
+            sent(lab, out);
+            sent(lab, out);
+        }
+        for (_, back) in &new {
+            assert!(is_delivered(lab, back), "{back:?}");
+        }
+        // It was a flood: most of its own replies find nobody.
+        let kept = flood.iter().filter(|(_, back)| is_delivered(lab, back));
+        assert_eq!(kept.count(), table::WAYS - new.len());
+    });
 }
 
 /// Where others have all places, and none of them more than its share, a connection is refused rather than one of

@@ -29,28 +29,41 @@ pub(super) fn free(bucket: *mut Bucket, look: &mut Look) {
 }
 
 /// Looks for the entry of a full bucket that has to give way to one of `owner`: first what is not settled, of who has
-/// most here; what ends first of these.
+/// most here; what ends first of these. To who has half of the bucket nobody gives way that has less.
 #[inline(always)]
 pub(super) fn crowded_out(bucket: *mut Bucket, look: &mut Look, owner: u32) {
+    // Whoever comes is counted with what comes.
+    let comes = of(bucket, owner) + 1;
+    let above_half = HALF.wrapping_sub(comes) >> 63;
     let mut index = 0;
     while index < WAYS {
         let whose = owner_at(bucket, index);
-        // Whoever comes is counted with what comes.
         let own = is_same(whose, owner);
-        let mut count = own;
-        let mut other = 0;
-        while other < WAYS {
-            count += is_same(owner_at(bucket, other), whose);
-            other = rolled(other + 1);
-        }
+        let count = of(bucket, whose) + own;
         let settled = is_same(u32::from(state(bucket, index)), State::Settled as u32);
-        if own != 0 || count >= FEW + settled * (HALF - FEW) {
+        let few = FEW + settled * (HALF - FEW);
+        // One branch, since each is two ways to follow for the verifier: a difference below zero has the upper bit.
+        let less = (count.wrapping_sub(comes) >> 63) & above_half;
+        let too_few = (count.wrapping_sub(few) >> 63) | less;
+        if own | (1 - too_few) != 0 {
             let age = u64::from(u32::MAX - until(bucket, index));
             let order = ((1 - settled) << 60) | (count << 48) | (own << 44) | (age << 4) | 8;
             rank(look, order, index);
         }
         index = rolled(index + 1);
     }
+}
+
+/// How many entries are on this account.
+#[inline(always)]
+fn of(bucket: *mut Bucket, owner: u32) -> u64 {
+    let mut count = 0;
+    let mut index = 0;
+    while index < WAYS {
+        count += is_same(owner_at(bucket, index), owner);
+        index = rolled(index + 1);
+    }
+    count
 }
 
 /// Takes the place if its rank is the best so far. Ranks leave their lower three bits to the index.

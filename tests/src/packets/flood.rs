@@ -16,10 +16,30 @@ pub struct Varied {
     pub low: usize,
     /// Where its next byte goes: a part of the far end's address.
     pub high: usize,
+    /// How often each packet is sent: twice makes a flow without states one that is in use.
+    pub often: u32,
+}
+
+impl Varied {
+    /// One packet of each flow.
+    #[must_use]
+    pub const fn once(low: usize, high: usize) -> Self {
+        Self {
+            low,
+            high,
+            often: 1,
+        }
+    }
+
+    /// Two packets of each.
+    #[must_use]
+    pub const fn twice(self) -> Self {
+        Self { often: 2, ..self }
+    }
 }
 
 impl Lab {
-    /// Runs a packet of each of `count` flows through its program; nobody looks at what becomes of them.
+    /// Runs packets of each of `count` flows through their program; nobody looks at what becomes of them.
     pub fn flood(&mut self, input: &Input, varied: Varied, count: u32) {
         let program: &SchedClassifier = self
             .datapath()
@@ -41,6 +61,7 @@ impl Lab {
                         let options = TestRunOptions {
                             data_in: Some(&frame),
                             ctx_in: Some(&context),
+                            repeat: varied.often,
                             ..TestRunOptions::default()
                         };
                         program.test_run(options).unwrap();

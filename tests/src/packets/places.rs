@@ -18,6 +18,8 @@ pub struct Family {
     pub garbled: &'static str,
     /// The one whose policy has no rules.
     pub free: &'static str,
+    /// The one that a network policy selects.
+    pub guarded: &'static str,
     /// An address that no pod has.
     pub nobody: &'static str,
     /// An address of a rule with one gateway, and the rule.
@@ -53,6 +55,7 @@ pub const V4: Family = Family {
     lost: "10.1.0.6",
     garbled: "10.1.0.7",
     free: "10.1.0.8",
+    guarded: "10.1.0.9",
     nobody: "10.1.0.99",
     red: ("192.0.2.7", "192.0.2.0/24"),
     group: ("198.51.100.7", "198.51.100.0/24"),
@@ -75,6 +78,7 @@ pub const V6: Family = Family {
     lost: "fd00::6",
     garbled: "fd00::7",
     free: "fd00::8",
+    guarded: "fd00::9",
     nobody: "fd00::99",
     red: ("2001:db8:1::7", "2001:db8:1::/48"),
     group: ("2001:db8:2::7", "2001:db8:2::/48"),

@@ -33,7 +33,8 @@ pub const CLUSTER: &[&str] = &[
 /// The pods of the rows.
 ///
 /// Pod `web` (10.1.0.5, fd00::5) has policy `main`; `lost` (…6) names a policy that does not exist;
-/// `garbled` (…7) has a selector that cannot be parsed; `free` (…8) has a policy without rules.
+/// `garbled` (…7) has a selector that cannot be parsed; `free` (…8) has a policy without rules; `guarded` (…9) is
+/// selected by a network policy, which what its policy steers would go past.
 #[must_use]
 pub fn world() -> Resolved {
     let red = || gateway("red", 1, 1500, &["192.168.9.1", "fd09::1"]);
@@ -65,6 +66,13 @@ pub fn world() -> Resolved {
         rule("10.112.0.0/12", via(vec![red()])),
         rule("fd10:7::/32", via(vec![red()])),
     ];
+    let refused = || Action::Drop(DropReason::PolicyEnforcement);
+    let guarded = vec![
+        rule("192.0.2.0/24", refused()),
+        rule("2001:db8:1::/48", refused()),
+        rule("192.0.2.128/25", Action::Local),
+        rule("2001:db8:1:8000::/49", Action::Local),
+    ];
     resolved(
         CLUSTER,
         [
@@ -77,6 +85,7 @@ pub fn world() -> Resolved {
                 "broken",
             ),
             ("free", 8, Fate::Rules(Vec::new().into()), "empty"),
+            ("guarded", 9, Fate::Rules(guarded.into()), "guarded"),
         ],
     )
 }
