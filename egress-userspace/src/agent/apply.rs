@@ -60,6 +60,8 @@ struct Earlier {
     /// The pods, and nothing else.
     state: Arc<KernelState>,
     egress: BTreeSet<IpAddr>,
+    /// The gateways of this node that nothing got out by.
+    down: BTreeSet<GatewayId>,
 }
 
 impl Kernel {
@@ -82,6 +84,7 @@ impl Kernel {
                 .into_iter()
                 .map(IpAddr::from)
                 .collect(),
+            down: datapath.earlier_down_gateways().into_iter().collect(),
         });
         if let Some(earlier) = &earlier {
             tracing::info!(
@@ -153,8 +156,12 @@ impl Kernel {
         OwnConnections::open(&self.paths)
     }
 
-    /// The gateways of this node that nothing got out by when the maps were read.
+    /// The gateways of this node that nothing got out by when the maps were read, those of an earlier run's programs
+    /// while these are at work.
     pub(super) fn down_gateways(&self) -> BTreeSet<GatewayId> {
+        if let Some(earlier) = &self.earlier {
+            return earlier.down.clone();
+        }
         let translation = &self.translation;
         let indexes = translation.gateways.values();
         indexes
