@@ -453,7 +453,7 @@ fn ports_of_a_bridge_are_held_too() -> Result<()> {
     })?;
     let resources = Resources::of_examples(&scene)?;
     let plain = scene.pod("plain")?.clone();
-    let all = std::fs::read_to_string(resources::examples().join("pods.yaml"))?;
+    let all = fs::read_to_string(resources::examples().join("pods.yaml"))?;
     let known: Vec<&str> = all
         .split("\n---\n")
         .filter(|pod| !pod.contains("name: plain"))
