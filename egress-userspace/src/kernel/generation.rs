@@ -284,13 +284,13 @@ fn differs(
 
 /// Whether what cannot be opened is there, and is something else: a program's pin, or a file.
 fn is_no_map(error: &MapError) -> bool {
-    match error {
-        MapError::SyscallError(error) => matches!(
-            error.io_error.raw_os_error(),
-            Some(libc::EINVAL | libc::ENOENT)
-        ),
-        _ => false,
-    }
+    let MapError::SyscallError(error) = error else {
+        return false;
+    };
+    matches!(
+        error.io_error.raw_os_error(),
+        Some(libc::EINVAL | libc::ENOENT)
+    )
 }
 
 #[cfg(test)]
