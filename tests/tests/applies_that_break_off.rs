@@ -11,7 +11,7 @@ use egress_tests::{
     packets::random::Random,
     resources::{Resources, Via, gateway, namespace, pod, policy},
     stage::From,
-    topology::{Destination, ELSEWHERE, RED_NETWORK},
+    topology::{Destination, ELSEWHERE, Layout, Pod, RED_NETWORK},
     wait,
 };
 
@@ -28,6 +28,13 @@ fn by_death() -> Result<()> {
 #[test]
 fn by_an_error() -> Result<()> {
     Breaking::new("tcx")?.at_steps(Some(SAMPLE), Fault::Error)
+}
+
+#[test]
+fn not_by_an_interface_that_vanishes_before_it_is_attached_to() -> Result<()> {
+    ["tcx", "clsact"]
+        .into_iter()
+        .try_for_each(|mode| Breaking::new(mode)?.without_an_interface())
 }
 
 #[test]
@@ -198,6 +205,46 @@ impl Breaking {
         Ok(())
     }
 
+    /// A pod comes whose interface goes while a program is about to be attached to it, and meanwhile everything else
+    /// is to change: that is not kept from it.
+    fn without_an_interface(mut self) -> Result<()> {
+        let selected = [
+            ("selector", "egress-code == 'red'"),
+            ("namespaceSelector", "projectcalico.org/name == 'default'"),
+        ];
+        let waiting = self.faults.with_extension("waiting");
+        let come = |breaking: &mut Self, name| -> Result<(Pod, String)> {
+            let late = breaking.stage.scene.add_pod(name, Layout::Calico)?.clone();
+            let document = pod("lab", &late, &selected, &[]);
+            breaking.write_with(State::A, &document)?;
+            Ok((late, document))
+        };
+        // The program for what the pod sends, and the one for what it receives.
+        for (number, name) in (1..=2).zip(["late-1", "late-2"]) {
+            fs::write(&self.faults, format!("wait {number} attach"))?;
+            let (late, document) = come(&mut self, name)?;
+            wait::until("a program is about to be attached", || {
+                ensure!(fs::read_to_string(&waiting)? == "attach");
+                Ok(())
+            })?;
+            self.write_with(State::B, &document)?;
+            let node = &self.stage.scene.node;
+            node.ip(&format!("link del {}\n", late.interface))?;
+            fs::remove_file(&waiting)?;
+            fs::remove_file(&self.faults)?;
+            let context = format!("program {number}");
+            wait::until("the change is in the kernel", || self.expect(State::B))
+                .context(context.clone())?;
+            self.settled().context(context)?;
+            let log = self.stage.agent()?.log();
+            ensure!(log.contains("cannot attach"), "{log}");
+            self.change_to(State::A)?;
+        }
+        let dropped = self.stage.metrics()?.all_dropped();
+        ensure!(dropped.is_empty(), "{dropped:?}");
+        Ok(())
+    }
+
     /// Goes to the other state, and tells the steps that it took.
     fn steps(&mut self) -> Result<Vec<String>> {
         let file = self.faults.with_extension("steps");
@@ -210,9 +257,13 @@ impl Breaking {
     }
 
     fn write(&mut self, state: State) -> Result<()> {
+        self.write_with(state, "")
+    }
+
+    fn write_with(&mut self, state: State, more: &str) -> Result<()> {
         self.state = state;
         drop(fs::remove_file(self.faults.with_extension("steps")));
-        let text = state.resources(&self.stage.scene)?;
+        let text = state.resources(&self.stage.scene)? + more;
         self.stage.resources.write("all.yaml", &text)
     }
 

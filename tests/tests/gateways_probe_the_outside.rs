@@ -11,7 +11,8 @@ use egress_tests::{
     ClusterStage,
     client::Conversation,
     cluster::{
-        BLUE, ClusterShape, ELSEWHERE, Egress, PARTNER, RED, SHOP, Seen, gateway_spec, namespace_of,
+        BLUE, Cluster, ClusterShape, ELSEWHERE, Egress, PARTNER, RED, SHOP, Seen, gateway_spec,
+        namespace_of,
     },
     resources::{Via, namespace, pod, policy},
     server::Page,
@@ -24,8 +25,9 @@ const PORT: u16 = 8093;
 /// How long answers must come before a gateway is back.
 const UP_AFTER: Duration = Duration::from_millis(500);
 
-/// Three nodes: two with a gateway each, which ask the partner in different ways, and pods on two of them.
-fn stage() -> Result<ClusterStage> {
+/// Three nodes: two with a gateway each, which ask the partner in different ways, and pods on two of them; and the page
+/// that one of them asks for.
+fn stage() -> Result<(ClusterStage, Page)> {
     let shape = ClusterShape {
         nodes: vec!["worker-1", "gw-1", "gw-2"],
         pods: vec![("web", "worker-1"), ("near", "gw-1")],
@@ -38,8 +40,10 @@ fn stage() -> Result<ClusterStage> {
             "http: {{urls: [\"http://{v4}:{PORT}/ok\", \"http://[{v6}]:{PORT}/ok\"], interval: 150ms, timeout: 600ms}}"
         ),
     ];
-    let mut stage = ClusterStage::new(
-        &shape,
+    let cluster = Cluster::build(&shape)?;
+    let page = Page::start(&cluster.internet, PORT)?;
+    let mut stage = ClusterStage::on(
+        cluster,
         |cluster| {
             let gateways = PAIR.iter().zip(&probes).map(|((egress, node, _), probes)| {
                 let spec = format!(
@@ -66,7 +70,7 @@ fn stage() -> Result<ClusterStage> {
     for (egress, node, _) in PAIR {
         stage.permit_at(node, egress, &[ELSEWHERE, PARTNER]);
     }
-    Ok(stage)
+    Ok((stage, page))
 }
 
 /// Waits until every node can use these gateways, and no other.
@@ -114,8 +118,8 @@ fn said(stage: &ClusterStage, node: &str, words: &[&str]) -> Result<usize> {
 
 #[test]
 fn a_gateway_that_gets_no_answer_is_left_until_it_does() -> Result<()> {
-    stage()?.play(|stage| {
-        let page = Page::start(&stage.cluster.internet, PORT)?;
+    let (stage, page) = stage()?;
+    stage.play(|stage| {
         wait_until_up(stage, &[RED, BLUE])?;
         for (egress, node, kind) in PAIR {
             stage
@@ -147,14 +151,21 @@ fn a_gateway_that_gets_no_answer_is_left_until_it_does() -> Result<()> {
                 said(stage, "worker-1", &words)?,
             ])
         };
+        // So does one whose maps have another layout, and the next one whose maps have not.
         let before = ups(stage)?;
-        stage.kill_agent("gw-1")?;
-        stage.start_agent("gw-1")?;
-        wait_until_up(stage, &[BLUE])?;
-        let since = ups(stage)?;
-        let known = ["yet, and it was down before"];
-        ensure!(said(stage, "gw-1", &known)? > 0, "it began anew");
-        ensure!(since == before, "it was up: {before:?}, {since:?}");
+        let usual = stage.setups["gw-1"].clone();
+        for version in [usual.clone(), usual.of_other_layout()?, usual] {
+            let known = ["yet, and it was down before"];
+            let said_before = said(stage, "gw-1", &known)?;
+            stage.kill_agent("gw-1")?;
+            stage.setups.insert("gw-1", version);
+            stage.start_agent("gw-1")?;
+            wait_until_up(stage, &[BLUE])?;
+            let since = ups(stage)?;
+            let began_anew = said(stage, "gw-1", &known)? == said_before;
+            ensure!(!began_anew, "it began anew");
+            ensure!(since == before, "it was up: {before:?}, {since:?}");
+        }
 
         let answered = Instant::now();
         answer_pings(stage, true)?;

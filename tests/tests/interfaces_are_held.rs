@@ -1,6 +1,7 @@
 //! With `--hold-interfaces` a pod's interface is closed from its first packet until its policy is in the kernel.
 
 use std::{
+    fs,
     net::IpAddr,
     sync::atomic::{AtomicBool, Ordering},
     thread,
@@ -328,17 +329,20 @@ fn the_rule_outlives_the_agent_and_goes_with_detach() -> Result<()> {
     stage.expect("web", ELSEWHERE, From::Gateway("blue"))
 }
 
+/// The name of the agent's tables.
+fn table(stage: &Stage) -> Result<String> {
+    let tables = stage.scene.node.run(&["nft", "list", "tables", "inet"])?;
+    let own = tables
+        .lines()
+        .find_map(|line| line.strip_prefix("table inet egress"));
+    Ok(format!("egress{}", own.context("no table")?))
+}
+
 #[test]
 fn what_else_changes_the_rule_is_undone() -> Result<()> {
     let stage = stage(&[])?;
     let node = &stage.scene.node;
-    let name = {
-        let tables = node.run(&["nft", "list", "tables", "inet"])?;
-        let own = tables
-            .lines()
-            .find_map(|line| line.strip_prefix("table inet egress"));
-        format!("egress{}", own.context("no table")?)
-    };
+    let name = table(&stage)?;
     let state = || {
         let ruleset = node.run(&["nft", "list", "ruleset"])?;
         // Handles and counts are new; the rules and the set are not.
@@ -381,6 +385,34 @@ fn what_else_changes_the_rule_is_undone() -> Result<()> {
     Ok(())
 }
 
+/// A table that goes while no agent looks after it, or that there was none of: steered pods are not cut off until the
+/// resources are read, be that never.
+#[test]
+fn steered_pods_go_on_where_the_rule_went_with_the_agent() -> Result<()> {
+    let mut stage = stage(&[])?;
+    let pods = fs::read_to_string(stage.resources.directory().join("pods.yaml"))?;
+    stage.agent.take().context("no agent")?.kill()?;
+    for family in ["bridge", "inet"] {
+        let delete = format!("delete table {family} {}", table(&stage)?);
+        stage.scene.node.nft(&delete)?;
+    }
+    stage.resources.write("pods.yaml", "{")?;
+    // Nothing remembers what was in that file.
+    fs::remove_dir_all(stage.setup.state_dir().join("objects"))?;
+    let agent = stage.setup.spawn()?;
+    wait::until("the agent refuses to forget", || {
+        ensure!(agent.log().contains("stays as it is until"));
+        Ok(())
+    })?;
+    let sets = stage.scene.node.run(&["nft", "list", "sets", "inet"])?;
+    let web = stage.pod("web")?.interface.clone();
+    ensure!(sets.contains(&web), "{web} is closed: {sets}");
+    stage.expect("web", ELSEWHERE, From::Gateway("blue"))?;
+    stage.resources.write("pods.yaml", &pods)?;
+    stage.agent = Some(agent);
+    stage.wait_until_seen("plain", ELSEWHERE.v4.into(), From::Node)
+}
+
 #[test]
 fn patterns_that_would_cut_the_node_off_are_refused() -> Result<()> {
     let scene = Scene::new()?;
@@ -421,7 +453,7 @@ fn ports_of_a_bridge_are_held_too() -> Result<()> {
     })?;
     let resources = Resources::of_examples(&scene)?;
     let plain = scene.pod("plain")?.clone();
-    let all = std::fs::read_to_string(resources::examples().join("pods.yaml"))?;
+    let all = fs::read_to_string(resources::examples().join("pods.yaml"))?;
     let known: Vec<&str> = all
         .split("\n---\n")
         .filter(|pod| !pod.contains("name: plain"))

@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, fs, time::Duration};
 
 use anyhow::{Context, Result, ensure};
+use aya::maps::{Array, MapData};
 use egress_tests::{
     ClusterStage, Stage,
     agent::Setup,
@@ -256,6 +257,43 @@ fn nothing_is_switched_before_the_resources_can_be_read() -> Result<()> {
     stage.expect("batch", ELSEWHERE, From::Gateway("red"))?;
     let blue = stage.gateway("blue")?;
     traffic.end(&server, |address| blue.egress_like(address))
+}
+
+/// A version may have maps that the one before, which comes back, has never heard of.
+#[test]
+fn what_a_newer_version_has_left_is_no_switch_that_broke_off() -> Result<()> {
+    let mut stage = Stage::of_examples()?;
+    let addresses = ELSEWHERE.addresses();
+    let server = PacedServer::start(&stage.scene.internet, &addresses)?;
+    let traffic = Traffic::start(&stage.pod("web")?.host, &addresses)?;
+    let [other, usual] = versions(&stage.setup)?;
+    let maps = usual.pin_dir().join("maps");
+    for (version, is_other) in [(&other, true), (&usual, false)] {
+        stage.agent.take().context("no agent")?.kill()?;
+        Array::<MapData, u32>::create(1, 0)?.pin(maps.join("FUTURE"))?;
+        // The switch, and a start that goes on after it.
+        for _ in 0..2 {
+            stage.agent = Some(version.start()?);
+            expect_layout(version, is_other)?;
+            ensure!(!maps.join("FUTURE").exists());
+            stage.agent.take().context("no agent")?.kill()?;
+        }
+        stage.agent = Some(version.start()?);
+    }
+    let log = stage.agent()?.log();
+    ensure!(!log.contains("begins anew"), "{log}");
+    // Nor is it in the way of a switch that broke off.
+    stage.agent.take().context("no agent")?.kill()?;
+    fs::rename(&maps, usual.pin_dir().join("old"))?;
+    fs::create_dir(&maps)?;
+    Array::<MapData, u32>::create(1, 0)?.pin(maps.join("FUTURE"))?;
+    stage.agent = Some(usual.start()?);
+    expect_layout(&usual, false)?;
+    let blue = stage.gateway("blue")?;
+    traffic.end(&server, |address| blue.egress_like(address))?;
+    let dropped = stage.metrics()?.all_dropped();
+    ensure!(dropped.is_empty(), "{dropped:?}");
+    Ok(())
 }
 
 /// A pin that goes while no agent holds the map: its content is made anew, and nobody meets the half of it.

@@ -8,7 +8,8 @@ use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use anyhow::{Context, bail};
 use egress_common::{
-    WireU16, gateway,
+    WireU16,
+    gateway::{self, GatewayId},
     pod::{PodFacts, UdpPorts},
 };
 
@@ -57,6 +58,8 @@ struct Earlier {
     /// The pods, and nothing else.
     state: Arc<KernelState>,
     egress: BTreeSet<IpAddr>,
+    /// The gateways of this node that nothing got out by.
+    down: BTreeSet<GatewayId>,
 }
 
 impl Kernel {

@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use egress_common::counter::Count;
 
 use crate::{
+    kernel::{Program, programmed},
     node::{self, HoldTable, Netlink, NodeView, Pattern, Standing},
     resolve::Resolved,
     settings::Settings,
@@ -31,7 +32,9 @@ pub(super) struct Hold {
 impl Hold {
     /// Puts the table up before anything else is done, or removes that of an earlier run where none is asked for.
     ///
-    /// What an earlier run opened stays open as long as it exists: its verdicts are in the kernel.
+    /// What an earlier run opened stays open as long as it exists: its verdicts are in the kernel. Where there is no
+    /// table, because something else removed it or the earlier run was not to hold anything, that is what has a
+    /// program of pods.
     ///
     /// # Errors
     /// A pattern would cut the node off, or the kernel refuses.
@@ -55,7 +58,14 @@ impl Hold {
         }
         let view = Netlink::connect()?.read().await?;
         hold.refuse_to_cut_off(&view, settings)?;
-        hold.standing = hold.table.read()?.unwrap_or_default();
+        match hold.table.read()? {
+            Some(standing) => hold.standing = standing,
+            None => {
+                let mut open = programmed(&settings.load.paths, Program::FromPod)?;
+                open.retain(|index| hold.is_meant(&view, *index));
+                hold.standing.open = open;
+            }
+        }
         let open = &mut hold.standing.open;
         open.retain(|index| view.links.contains_key(index));
         hold.put_up()?;

@@ -1,8 +1,8 @@
 //! Faults that tests ask for: an apply that dies or fails at a step of their choice. Only in builds with debug
 //! assertions; in others every step is nothing.
 //!
-//! The variable [`FILE`] names a file with one line: `abort STEP`, or `fail STEP ERRNO`. It is read when an apply
-//! begins, and beside it, with the ending `steps`, the apply leaves the number of its steps, and what they were.
+//! The variable [`FILE`] names a file with one line: `abort STEP`, `fail STEP ERRNO`, or `wait NUMBER NAME` for
+//! as long as the file is there, at that one of the steps of a name. It is read when an apply begins, and beside it, with the ending `steps`, the apply leaves the number of its steps, and what they were.
 
 pub(crate) use steps::{begin, end, step};
 
@@ -16,6 +16,8 @@ mod steps {
         env, fs, io,
         path::PathBuf,
         sync::{Mutex, PoisonError},
+        thread,
+        time::Duration,
     };
 
     use nix::sys::signal::{Signal, raise};
@@ -28,10 +30,11 @@ mod steps {
         done: Vec<String>,
     }
 
-    #[derive(Clone, Copy)]
+    #[derive(Clone)]
     enum Fault {
         Abort,
         Fail(i32),
+        Wait(String),
     }
 
     static PLAN: Mutex<Option<Plan>> = Mutex::new(None);
@@ -74,13 +77,29 @@ mod steps {
             return Ok(());
         };
         plan.done.push(what.to_owned());
-        match plan.fault {
-            Some((at, fault)) if at == plan.done.len() as u64 => match fault {
-                // As `kill -9` does it: nothing is cleaned up. It returns only if there is no such signal.
-                Fault::Abort => raise(Signal::SIGKILL).map_err(io::Error::from),
-                Fault::Fail(errno) => Err(io::Error::from_raw_os_error(errno)),
-            },
-            Some(_) | None => Ok(()),
+        let Some((at, fault)) = &plan.fault else {
+            return Ok(());
+        };
+        let is_counted = |done: &&String| match fault {
+            Fault::Abort | Fault::Fail(_) => true,
+            Fault::Wait(name) => *done == name,
+        };
+        let number = plan.done.iter().filter(is_counted).count() as u64;
+        if number != *at || !is_counted(&&what.to_owned()) {
+            return Ok(());
+        }
+        match fault {
+            // As `kill -9` does it: nothing is cleaned up. It returns only if there is no such signal.
+            Fault::Abort => raise(Signal::SIGKILL).map_err(io::Error::from),
+            Fault::Fail(errno) => Err(io::Error::from_raw_os_error(*errno)),
+            Fault::Wait(_) => {
+                let file = plan.file.clone().unwrap_or_default();
+                fs::write(file.with_extension("waiting"), what)?;
+                while file.exists() {
+                    thread::sleep(Duration::from_millis(1));
+                }
+                Ok(())
+            }
         }
     }
 
@@ -89,6 +108,7 @@ mod steps {
         let (kind, step) = (words.next()?, words.next()?.parse().ok()?);
         match kind {
             "abort" => Some((step, Fault::Abort)),
+            "wait" => Some((step, Fault::Wait(words.next()?.to_owned()))),
             "fail" => Some((step, Fault::Fail(words.next()?.parse().ok()?))),
             _ => None,
         }

@@ -15,19 +15,20 @@
 
 use std::{fs, io};
 
-use anyhow::Context;
-use aya::maps::{Array, HashMap, Map, MapData, MapInfo};
+use anyhow::{Context, bail};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo};
 use aya_obj::Object;
 use egress_common::{
     Addr,
+    gateway::{EGRESS_DOWN, Egress, GatewayId},
     keys::PodKey,
-    maps::{self, EGRESS_ADDRS, LINES, POD_NOTES, PODS},
+    maps::{self, EGRESS, EGRESS_ADDRS, LINES, POD_NOTES, PODS},
     pod::PodNote,
 };
 
 use super::{
     object::OBJECT,
-    paths::{Paths, remove_maps},
+    paths::{Paths, remove_generation},
     syscall,
 };
 use crate::state_dir::remove_if_empty;
@@ -55,6 +56,22 @@ impl Old {
             .and_then(|map| Ok(HashMap::<_, Addr, u32>::try_from(map)?))
             .map(|map| map.keys().collect());
         readable(entries)
+    }
+
+    /// The gateways of this node that nothing gets out by, as far as this version can read them.
+    pub(super) fn down_gateways(&self) -> Vec<GatewayId> {
+        let read = || -> anyhow::Result<Vec<Egress>> {
+            let addresses: HashMap<_, Addr, u32> = open(&self.paths, EGRESS_ADDRS)?.try_into()?;
+            let egress: Array<_, Egress> = open(&self.paths, EGRESS)?.try_into()?;
+            let indexes = addresses.iter().map(|entry| entry.map(|(_, index)| index));
+            let elements = indexes.map(|index| egress.get(&index?, 0));
+            Ok(elements.collect::<Result<_, _>>()?)
+        };
+        readable(read().map(Ok))
+            .into_iter()
+            .filter(|egress| egress.flags & EGRESS_DOWN != 0)
+            .map(|egress| egress.gateway)
+            .collect()
     }
 
     /// Gives the pods of the new generation what the old one has learned of them, unless it was learned anew.
@@ -101,7 +118,7 @@ impl Old {
 
     /// Removes the old generation, which no hook has programs of any more.
     pub(super) fn end_switch(&self, new: &Paths) -> anyhow::Result<()> {
-        remove_maps(&self.paths)?;
+        remove_generation(&self.paths)?;
         remove_if_empty(&new.switching())?;
         Ok(())
     }
@@ -120,7 +137,7 @@ const fn first(now: u64, before: u64) -> u64 {
 }
 
 /// What cannot be read says nothing: pods are known from the resources too.
-fn readable<T>(entries: anyhow::Result<Result<Vec<T>, aya::maps::MapError>>) -> Vec<T> {
+fn readable<T>(entries: anyhow::Result<Result<Vec<T>, MapError>>) -> Vec<T> {
     match entries.map(|entries| entries.map_err(anyhow::Error::from)) {
         Ok(Ok(entries)) => entries,
         Ok(Err(error)) | Err(error) => {
@@ -149,7 +166,7 @@ pub(super) fn begin(paths: &Paths, entries: &[(&str, &str, u32)]) -> anyhow::Res
     let object = Object::parse(OBJECT).context("cannot read the embedded eBPF object")?;
     let mut other = Vec::new();
     for name in maps::ALL {
-        if let Err(why) = fits(paths, &object, entries, name) {
+        if let Some(why) = differs(paths, &object, entries, name)? {
             tracing::info!("the map {name} is made anew: {why}");
             other.push(*name);
         }
@@ -206,9 +223,9 @@ fn settle(paths: &Paths) -> anyhow::Result<()> {
     let old = paths.old();
     let there = old.maps().exists();
     if there && paths.switching().exists() {
-        remove_maps(&old)?;
+        remove_generation(&old)?;
     } else if there {
-        remove_maps(paths)?;
+        remove_generation(paths)?;
         fs::rename(old.maps(), paths.maps())
             .with_context(|| format!("cannot put {} back", old.maps().display()))?;
     }
@@ -216,41 +233,88 @@ fn settle(paths: &Paths) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whether a pinned map has the layout that the object asks for; the error says how it differs.
-fn fits(
+/// How a pinned map's layout differs from what the object asks for, if it does.
+///
+/// # Errors
+/// The kernel does not tell. That says nothing of the map: what it holds is not given up for want of memory.
+fn differs(
     paths: &Paths,
     object: &Object,
     entries: &[(&str, &str, u32)],
     name: &str,
-) -> Result<(), String> {
+) -> anyhow::Result<Option<String>> {
     let path = paths.map(name);
     if !path.exists() {
-        return Err(format!("there is no pin {}", path.display()));
+        return Ok(Some(format!("there is no pin {}", path.display())));
     }
-    let wanted = object
-        .maps
-        .get(name)
-        .ok_or("the object does not describe it")?;
-    let pinned = MapInfo::from_pin(&path).map_err(|error| error.to_string())?;
+    let Some(wanted) = object.maps.get(name) else {
+        bail!("the embedded object does not describe the map {name}");
+    };
+    let pinned = match MapInfo::from_pin(&path) {
+        Ok(info) => info,
+        Err(error) if is_no_map(&error) => return Ok(Some(format!("its pin is no map: {error}"))),
+        Err(error) => {
+            return Err(error).with_context(|| format!("cannot look at {}", path.display()));
+        }
+    };
     let chosen = entries.iter().find(|(map, _, _)| *map == name);
     let capacity = chosen.map_or(wanted.max_entries(), |(_, _, count)| *count);
-    let kind = pinned.map_type().map_err(|error| error.to_string())? as u32;
+    let Ok(kind) = pinned.map_type().map(|kind| kind as u32) else {
+        return Ok(Some("its type is unknown".to_owned()));
+    };
     if kind != wanted.map_type() {
-        return Err(format!("its type is {kind}, not {}", wanted.map_type()));
+        return Ok(Some(format!(
+            "its type is {kind}, not {}",
+            wanted.map_type()
+        )));
     }
     // Its template's value is what the inner maps have.
     if name == LINES || kind == ARRAY_OF_MAPS {
-        return Ok(());
+        return Ok(None);
     }
-    for (what, is, wanted) in [
+    let facts = [
         ("keys have", pinned.key_size(), wanted.key_size()),
         ("values have", pinned.value_size(), wanted.value_size()),
         ("capacity is", pinned.max_entries(), capacity),
         ("flags are", pinned.map_flags(), wanted.map_flags()),
-    ] {
-        if is != wanted {
-            return Err(format!("its {what} {is}, not {wanted}"));
+    ];
+    let other = facts.iter().find(|(_, is, wanted)| is != wanted);
+    Ok(other.map(|(what, is, wanted)| format!("its {what} {is}, not {wanted}")))
+}
+
+/// Whether what cannot be opened is there, and is something else: a program's pin, or a file.
+fn is_no_map(error: &MapError) -> bool {
+    let MapError::SyscallError(error) = error else {
+        return false;
+    };
+    matches!(
+        error.io_error.raw_os_error(),
+        Some(libc::EINVAL | libc::ENOENT)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use aya::sys::SyscallError;
+
+    use super::*;
+
+    #[test]
+    fn what_the_kernel_cannot_tell_for_want_of_memory_is_not_given_up() {
+        for (errno, no_map) in [
+            (libc::ENOMEM, false),
+            (libc::EMFILE, false),
+            (libc::EINTR, false),
+            (libc::EPERM, false),
+            (libc::EINVAL, true),
+        ] {
+            let error = MapError::SyscallError(SyscallError {
+                call: "BPF_OBJ_GET",
+                io_error: io::Error::from_raw_os_error(errno),
+            });
+            assert_eq!(is_no_map(&error), no_map, "{error}");
         }
     }
-    Ok(())
 }

@@ -8,6 +8,7 @@ use aya_log::EbpfLogger;
 use egress_common::{
     Addr, DropReason,
     counter::PASS_KINDS,
+    gateway::GatewayId,
     keys::PodKey,
     maps::{self, capacity},
     table::{self, WAYS},
@@ -249,6 +250,15 @@ impl Datapath {
         self.old
             .as_ref()
             .map(Old::egress_addresses)
+            .unwrap_or_default()
+    }
+
+    /// The gateways of this node that nothing gets out by, as such programs were told.
+    #[must_use]
+    pub fn earlier_down_gateways(&self) -> Vec<GatewayId> {
+        self.old
+            .as_ref()
+            .map(Old::down_gateways)
             .unwrap_or_default()
     }
 

@@ -35,7 +35,7 @@ pub use maps::Maps;
 pub use nat::{Batches, NatMaps, NatSweep, SWEEP_KEYS};
 pub use object::{NAT_SWEEP, OBJECT, PROBE, Program, ebpf_object};
 pub use paths::Paths;
-pub use pins::detach_all;
+pub use pins::{detach_all, programmed};
 pub use probes::GatewayProbes;
 pub use reader::CounterReader;
 pub use tables::FlowTable;

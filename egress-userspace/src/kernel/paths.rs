@@ -248,6 +248,21 @@ pub(super) fn remove_maps(paths: &Paths) -> anyhow::Result<bool> {
     remove_if_empty(&paths.maps())
 }
 
+/// Removes a generation that is no longer needed: all that is in its directory, for another version may have had maps
+/// that this one does not know, and would find what is left taken for a switch that broke off.
+pub(super) fn remove_generation(paths: &Paths) -> anyhow::Result<()> {
+    let directory = paths.maps();
+    for name in entries(&directory)? {
+        remove_own_file(&directory.join(name))?;
+    }
+    ensure!(
+        remove_if_empty(&directory)?,
+        "cannot remove {}: something is put into it",
+        directory.display()
+    );
+    Ok(())
+}
+
 /// Whether a pin's name is that of a map, in any layout.
 fn is_map(name: &OsStr, map: &str) -> bool {
     name.to_str()

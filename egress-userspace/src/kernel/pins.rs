@@ -1,7 +1,9 @@
 //! The pins that say what is attached, to this run and to the next, and taking off what they say.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
+    os::fd::AsFd,
     path::{Path, PathBuf},
 };
 
@@ -129,6 +131,27 @@ pub(super) fn pins(paths: &Paths) -> anyhow::Result<Vec<Pin>> {
         }
     }
     Ok(pins)
+}
+
+/// The interfaces where an earlier run's program is at work.
+///
+/// # Errors
+/// The kernel cannot be asked.
+pub fn programmed(paths: &Paths, program: Program) -> anyhow::Result<BTreeSet<u32>> {
+    let mut found = BTreeSet::new();
+    for pin in pins(paths)?.iter().filter(|pin| pin.program == program) {
+        let is_there = if pin.clsact {
+            clsact::has_filter(filter(program, pin.ifindex))?
+        } else {
+            let link = syscall::open_pinned(&pin.path)
+                .with_context(|| format!("cannot open the pin {}", pin.path.display()))?;
+            syscall::tcx_link_is_attached(link.as_fd())?
+        };
+        if is_there {
+            found.insert(pin.ifindex);
+        }
+    }
+    Ok(found)
 }
 
 /// Detaches everything that is pinned here.

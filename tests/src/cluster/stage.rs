@@ -6,7 +6,8 @@ mod permits;
 use std::{collections::BTreeMap, fs, net::IpAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use egress_common::overlay::Tag;
+use aya::maps::{HashMap, Map, MapData};
+use egress_common::{gateway::GatewayId, maps::PROBES, overlay::Tag, probe::Probe};
 use egress_userspace::{
     diff::trace,
     kernel::{Maps, Paths},
@@ -119,15 +120,32 @@ impl ClusterStage {
             stage.agents.insert(name, setup.spawn()?);
         }
         stage.wait_until_ready()?;
-        // Those that were ready first have probed gateways whose nodes had no programs yet.
+        // Those that were ready first have probed gateways whose nodes had no programs yet. Who has not been heard of
+        // is up until it has been silent for long enough, and would be down for a moment then.
         for (name, agent) in &stage.agents {
             wait::until(&format!("{name} has heard from all gateways"), || {
+                let asked = stage.gateways_asked(name)?;
+                let metrics = agent.metrics()?;
+                let by = [("probe", "overlay")];
+                let heard = metrics.matching("egress_gateway_probe_seconds", &by);
+                let heard = heard.count();
+                ensure!(heard >= asked, "{heard} of {asked} gateways were heard of");
                 let (_, status) = agent.get("/status")?;
                 ensure!(!status.contains("has not answered probes"), "{status}");
                 Ok(())
             })?;
         }
         Ok(stage)
+    }
+
+    /// How many gateways on other nodes a node probes.
+    fn gateways_asked(&self, node: &str) -> Result<usize> {
+        let setup = self.setups.get(node).context("no such node")?;
+        let pin = Paths::new(setup.pin_dir()).map(PROBES);
+        let map = Map::from_map_data(MapData::from_pin(pin)?)?;
+        let probes: HashMap<_, GatewayId, Probe> = map.try_into()?;
+        let known: Result<Vec<_>, _> = probes.keys().collect();
+        Ok(known?.len())
     }
 
     /// Ends a node's agent as the kernel would, and leaves what is in the kernel.

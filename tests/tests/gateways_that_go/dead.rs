@@ -13,6 +13,7 @@ use egress_tests::{
     client::Conversation,
     cluster::{BLUE, ELSEWHERE, RED},
     flow::Flow,
+    paced::{Paced, PacedServer},
     wait,
 };
 use nix::unistd::Pid;
@@ -148,6 +149,34 @@ pub(super) fn what_began_meanwhile_stays(stage: &mut ClusterStage) -> Result<()>
         talk.end()?;
     }
     Ok(())
+}
+
+/// Who is known to be dead is sent nothing by an agent that starts, whatever layout its maps have.
+pub(super) fn who_is_dead_stays_dead_over_restarts(stage: &mut ClusterStage) -> Result<()> {
+    cut(stage, "gw-1")?;
+    wait_until_up(stage, &[BLUE])?;
+    let addresses = ELSEWHERE.addresses();
+    let server = PacedServer::start(&stage.cluster.internet, &addresses)?;
+    let web = stage.host("web")?.clone();
+    let flows = addresses.map(|address| Paced::flows(&web, address, 100));
+    let usual = stage.setups["worker-1"].clone();
+    for version in [usual.clone(), usual.of_other_layout()?, usual] {
+        stage.kill_agent("worker-1")?;
+        stage.setups.insert("worker-1", version);
+        stage.start_agent("worker-1")?;
+        wait_until_up(stage, &[BLUE])?;
+        flows.iter().try_for_each(Paced::settle)?;
+        // A way that was not there when an agent started is counted from its first packet on.
+        let sent = stage.metrics("worker-1")?.through(RED.name);
+        ensure!(sent == 0, "{sent} packets to the dead");
+    }
+    for flows in flows {
+        let tally = flows.end()?;
+        ensure!(tally.sent == tally.back, "{tally:?}");
+    }
+    drop(server);
+    mend(stage, "gw-1")?;
+    wait_until_up(stage, &[RED, BLUE])
 }
 
 pub(super) fn without_another_member_nothing_leaks(stage: &mut ClusterStage) -> Result<()> {

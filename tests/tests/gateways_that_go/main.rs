@@ -27,6 +27,7 @@ fn gateways_are_drained_and_left() -> Result<()> {
         drained::old_connections_stay_and_new_ones_go_elsewhere(stage)?;
         dead::traffic_is_on_another_member_within_a_second_of_silence(stage, 6)?;
         dead::what_began_meanwhile_stays(stage)?;
+        dead::who_is_dead_stays_dead_over_restarts(stage)?;
         dead::without_another_member_nothing_leaks(stage)
     })
 }

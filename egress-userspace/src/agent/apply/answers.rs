@@ -12,8 +12,12 @@ use crate::{
 };
 
 impl Kernel {
-    /// The gateways of this node that nothing got out by when the maps were read.
+    /// The gateways of this node that nothing got out by when the maps were read, those of an earlier run's programs
+    /// while these are at work.
     pub(in crate::agent) fn down_gateways(&self) -> BTreeSet<GatewayId> {
+        if let Some(earlier) = &self.earlier {
+            return earlier.down.clone();
+        }
         let translation = &self.translation;
         let indexes = translation.gateways.values();
         indexes

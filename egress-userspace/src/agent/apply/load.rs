@@ -40,6 +40,7 @@ impl Kernel {
                 .into_iter()
                 .map(IpAddr::from)
                 .collect(),
+            down: datapath.earlier_down_gateways().into_iter().collect(),
         });
         if let Some(earlier) = &earlier {
             tracing::info!(
