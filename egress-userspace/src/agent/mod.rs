@@ -11,6 +11,7 @@ mod hooks;
 mod overlay;
 mod reading;
 mod report;
+mod said;
 mod sources;
 pub mod sweep;
 mod sync;
