@@ -92,6 +92,8 @@ reasons! {
     LocalLeftCluster = 25,
     /// An egress network policy selects the pod, and would not see the packet: it is redirected before the forward chain.
     PolicyEnforcement = 26,
+    /// For the cluster, while the program that sees whether it stays there is missing where it may leave.
+    LocalUnguarded = 27,
 }
 
 impl DropReason {

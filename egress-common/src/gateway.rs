@@ -85,8 +85,10 @@ pub struct Settings {
     /// The one bit of the mark of packets that are let through because their destination is the cluster's own; zero
     /// marks nothing.
     pub local_mark: u32,
+    /// Not zero while something leads out of the cluster where nobody looks at marks: what would be marked is dropped.
+    pub unguarded: u32,
 }
-map_type!(Settings, size = 96, align = 4);
+map_type!(Settings, size = 100, align = 4);
 
 /// The value of `LOCALS4` and `LOCALS6`: a prefix of the cluster, or of nobody's to steer.
 pub const LOCAL_CLUSTER: u32 = 1;

@@ -11,7 +11,8 @@ use crate::{
     choose::{self, Group},
     classify,
     counters::Shape,
-    forward, inbound, locals,
+    forward, inbound,
+    locals::{self, Marking},
     packet::Packet,
     parse::{self, Frame, Ip},
     pods::{self, Source},
@@ -89,9 +90,9 @@ fn handle_ip(packet: &Packet<'_>, ip: &Ip) -> Departure {
     };
     let policy = verdict.policy;
     if number == NUMBER_CLUSTER {
-        let mark = locals::mark();
-        if mark != 0 && verdict.is_local() {
-            return to_cluster(packet, ip, slot, policy, mark, shape);
+        let marking = locals::marking();
+        if marking.bit != 0 && verdict.is_local() {
+            return to_cluster(packet, ip, slot, policy, &marking, shape);
         }
     }
     let Some(decision) = verdict.decode() else {
@@ -150,7 +151,8 @@ fn handle_ip(packet: &Packet<'_>, ip: &Ip) -> Departure {
     }
 }
 
-/// Leaves a packet to the kernel because it is for the cluster, and marks it, since something may translate that.
+/// Leaves a packet to the kernel because it is for the cluster, and marks it, since something may translate that. While
+/// nobody would see it leave somewhere, it ends here.
 ///
 /// A way of its own, which ends here: kept beside the others, the decision would have to be on the stack, half of it
 /// written, and kernels before 6.3 refuse to read the other half.
@@ -160,15 +162,21 @@ fn to_cluster(
     ip: &Ip,
     slot: u32,
     policy: u32,
-    mark: u32,
+    marking: &Marking,
     shape: Shape,
 ) -> Departure {
     // The node's own NAT hides those behind its addresses who come in by them: what answers them leaves again.
     let kind = if inbound::is_reply_by_node(packet, ip, slot) {
         PassKind::Inbound
-    } else {
-        packet.set_mark(packet.mark() | mark);
+    } else if marking.guarded {
+        packet.set_mark(packet.mark() | marking.bit);
         PassKind::Local
+    } else {
+        return Departure::Dropped {
+            policy,
+            reason: DropReason::LocalUnguarded,
+            shape,
+        };
     };
     Departure::Passed {
         policy,

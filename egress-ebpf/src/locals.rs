@@ -14,6 +14,29 @@ static LOCALS4: LpmTrie<[u8; 4], u32, { capacity::PREFIXES as usize }> = LpmTrie
 #[btf_map]
 static LOCALS6: LpmTrie<[u8; 16], u32, { capacity::PREFIXES as usize }> = LpmTrie::new();
 
+/// What becomes of packets that are for the cluster's own prefixes.
+pub(crate) struct Marking {
+    /// The one bit of the mark; zero if nothing is marked.
+    pub(crate) bit: u32,
+    /// Whether everything by which they might leave the cluster has somebody who looks at it.
+    pub(crate) guarded: bool,
+}
+
+/// How they are marked; without settings they are not.
+#[inline(always)]
+pub(crate) fn marking() -> Marking {
+    settings::get().map_or(
+        Marking {
+            bit: 0,
+            guarded: true,
+        },
+        |settings| Marking {
+            bit: settings.local_mark,
+            guarded: settings.unguarded == 0,
+        },
+    )
+}
+
 /// The one bit of the mark; zero if nothing is marked.
 #[inline(always)]
 pub(crate) fn mark() -> u32 {

@@ -117,6 +117,15 @@ mod tests {
     }
 
     #[test]
+    fn the_unit_is_started_however_often_it_fails_and_never_stopped_for_not_being_ready() {
+        assert_eq!(setting("Restart"), "always");
+        assert_eq!(setting("StartLimitIntervalSec"), "0");
+        // `DefaultTimeoutStartSec`, which the unit leaves as it is.
+        assert!(!UNIT.contains("\nTimeoutStartSec"));
+        assert!(crate::agent::SUPERVISOR_WAITS < std::time::Duration::from_secs(90));
+    }
+
+    #[test]
     fn the_manifest_names_the_same_capabilities() {
         let context = &agent()["securityContext"];
         let named = context["capabilities"]["add"].as_array().unwrap();

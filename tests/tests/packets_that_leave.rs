@@ -99,6 +99,48 @@ fn what_is_the_clusters_is_marked() {
     });
 }
 
+#[test]
+fn what_would_be_marked_ends_where_nobody_sees_it_leave() {
+    with_pods(|lab| {
+        for (mark, unguarded) in [(BIT, 1), (0, 1), (BIT, 0)] {
+            lab.set_settings(Settings {
+                local_mark: mark,
+                unguarded,
+                ..Settings::default()
+            });
+            lab.moved();
+            let cut = mark != 0 && unguarded != 0;
+            for (f, node) in both() {
+                for (what, source, destination, policy, cut) in [
+                    ("the cluster's", f.web, f.cluster, STEERED, cut),
+                    ("a node's", f.web, node, STEERED, cut),
+                    ("the cluster's, no rules", f.free, f.cluster, "empty", cut),
+                    ("an explicit rule's", f.web, f.local, STEERED, false),
+                    ("nobody's, no rules", f.free, f.elsewhere, "empty", false),
+                ] {
+                    let frame = datagram(source, destination);
+                    let what = format!("{}: {what}, mark {mark:#x}, {unguarded}", f.name);
+                    let seen = lab.run(&Input::from_pod(&frame.bytes)).unwrap();
+                    let action = if cut { Action::Drop } else { Action::Pass };
+                    assert_eq!(seen.action, action, "{what}");
+                    let moved = lab.moved();
+                    if cut {
+                        let slot = Slot::Drop(policy.to_owned(), DropReason::LocalUnguarded);
+                        assert_eq!(moved, [(slot, size(&frame))].into(), "{what}");
+                        assert_eq!(seen.mark, 0, "{what}");
+                    } else {
+                        let passed = |slot: &Slot| matches!(slot, Slot::Pass(..));
+                        assert!(moved.keys().all(passed), "{what}: {moved:?}");
+                    }
+                }
+                let sent = lab.run(&Input::from_pod(&datagram(f.web, f.red.0).bytes));
+                assert_eq!(sent.unwrap().action, Action::Redirect, "{}", f.name);
+                lab.moved();
+            }
+        }
+    });
+}
+
 /// A packet that leaves by the uplink.
 fn leaving(frame: &Frame, received_by: u32) -> Input {
     Input {

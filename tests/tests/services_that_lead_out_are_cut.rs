@@ -165,6 +165,7 @@ fn nothing_leaks_by_a_service() -> Result<()> {
         start_again(stage, &["--attach-mode", "clsact"])?;
         expect_cut(stage, "batch")?;
         ensure!(programs(stage, "eth0")? == 1);
+        a_way_out_that_nobody_can_watch_cuts_the_cluster_off(stage)?;
         start_again(stage, &["--mark", "off"])?;
         for service in both(OUTSIDE)? {
             let node = stage.node(NODE)?.address_like(service);
@@ -208,6 +209,49 @@ fn other_interfaces_are_guarded(stage: &ClusterStage) -> Result<()> {
         host.ip(&format!("route del {route} dev out1 table {table}\n"))?;
     }
     ensure!(programs(stage, "out1")? == 1, "it is gone with the route");
+    host.ip("link del out1\n")
+}
+
+/// A qdisc of somebody else's keeps the program from a new way out: until it goes, nothing is let through to where it might
+/// leave from, and metrics say why.
+fn a_way_out_that_nobody_can_watch_cuts_the_cluster_off(stage: &ClusterStage) -> Result<()> {
+    const UNGUARDED: &str = "LocalUnguarded";
+    let [inside, _] = both(INSIDE)?;
+    let seen = stage.pod("batch")?.address_like(inside);
+    ensure!(whoami(stage.host("batch")?, inside)? == seen);
+    ensure!(stage.dropped(NODE, UNGUARDED)? == 0);
+
+    let host = &stage.node(NODE)?.host;
+    host.ip("link add out1 type veth peer name out2\nlink set out1 up\nlink set out2 up\n")?;
+    host.run(&["tc", "qdisc", "add", "dev", "out1", "ingress"])?;
+    host.ip("route add default dev out1 table 77\n")?;
+    stage
+        .agent(NODE)?
+        .wait_for_metrics("the program is missed", |metrics| {
+            let everywhere = [("program", "egress_to_uplink")];
+            let there = [("program", "egress_to_uplink"), ("interface", "out1")];
+            ensure!(metrics.sum("egress_program_attached", &everywhere) == 1);
+            ensure!(metrics.sum("egress_program_attached", &there) == 0);
+            ensure!(metrics.sum("egress_last_apply_success", &[]) == 0);
+            Ok(())
+        })?;
+    ensure!(programs(stage, "out1")? == 0);
+    let before = stage.dropped(NODE, UNGUARDED)?;
+    send_datagrams(
+        stage.host("batch")?,
+        SocketAddr::new(inside, ECHO_PORT),
+        5,
+        100,
+    )?;
+    stage.wait_for_drops(NODE, UNGUARDED, before + 5)?;
+
+    host.run(&["tc", "qdisc", "del", "dev", "out1", "ingress"])?;
+    wait::until("the cluster is back", || {
+        let now = whoami(stage.host("batch")?, inside)?;
+        ensure!(now == seen, "{now}");
+        Ok(())
+    })?;
+    ensure!(programs(stage, "out1")? == 1);
     host.ip("link del out1\n")
 }
 

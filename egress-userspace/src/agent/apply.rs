@@ -1,6 +1,7 @@
 //! Apply: the only writer of live maps, in the order that the plan gives.
 
 mod answers;
+mod guard;
 mod load;
 mod names;
 
@@ -25,9 +26,8 @@ use crate::{
 };
 
 /// What has to be there before the first packet leaves: it receives replies, or what pods of other nodes
-/// send, or sees connections come in, or what should not have left.
-const RECEIVING: [Program; 5] = [
-    Program::ToUplink,
+/// send, or sees connections come in.
+const RECEIVING: [Program; 4] = [
     Program::FromGateway,
     Program::FromUplink,
     Program::FromOverlay,
@@ -87,6 +87,18 @@ impl Kernel {
         errors.pop().map_or(Ok(()), Err)
     }
 
+    /// Reads what the maps say if an apply broke off.
+    fn be_sure(&mut self) -> anyhow::Result<()> {
+        if self.unsure {
+            self.datapath.maps.grace()?;
+            self.datapath.maps.repair()?;
+            self.state = Arc::new(diff::trace(&self.datapath.maps)?);
+            self.translation = self.datapath.maps.translation()?;
+            self.unsure = false;
+        }
+        Ok(())
+    }
+
     /// Plans how maps and hooks come to the desired state, and changes nothing of what they say.
     ///
     /// # Errors
@@ -96,13 +108,7 @@ impl Kernel {
         desired: &DesiredState,
         settings: &gateway::Settings,
     ) -> anyhow::Result<Plans> {
-        if self.unsure {
-            self.datapath.maps.grace()?;
-            self.datapath.maps.repair()?;
-            self.state = Arc::new(diff::trace(&self.datapath.maps)?);
-            self.translation = self.datapath.maps.translation()?;
-            self.unsure = false;
-        }
+        self.be_sure()?;
         let policy = diff::plan(&self.state, &self.names, desired, &self.limits)?;
         let translation = translation::plan(
             &self.translation,
@@ -139,19 +145,6 @@ impl Kernel {
         hooks: &BTreeSet<Hook>,
         counters: &Counters,
     ) -> anyhow::Result<Brought> {
-        fault::begin();
-        let brought = self.bring_in_steps(plans, desired, hooks, counters);
-        fault::end();
-        brought
-    }
-
-    fn bring_in_steps(
-        &mut self,
-        plans: Plans,
-        desired: &DesiredState,
-        hooks: &BTreeSet<Hook>,
-        counters: &Counters,
-    ) -> anyhow::Result<Brought> {
         let mut changes = plans.policy.changes.len() + plans.translation.changes();
         let (attachments, ebpf) = self.datapath.attaching();
         let before = attachments.attached().clone();
@@ -182,9 +175,15 @@ impl Kernel {
             for program in RECEIVING {
                 errors.extend(attachments.attach(ebpf, program, hooks));
             }
+            let (guarded, unguarded) = self.attach_guards(hooks);
+            errors.extend(unguarded);
+            if guarded {
+                self.set_guarded(true)?;
+            }
         }
+        let (attachments, ebpf) = self.datapath.attaching();
         errors.extend(attachments.attach(ebpf, Program::FromPod, hooks));
-        for program in RECEIVING.iter().rev() {
+        for program in RECEIVING.iter().rev().chain([&Program::ToUplink]) {
             errors.extend(attachments.detach_others(*program, hooks));
         }
         // Where a swap has failed an old program goes on with its maps, which it holds, until the next try.

@@ -72,7 +72,7 @@ pub(crate) fn wanted(
 }
 
 /// Those of source pods' interfaces, which are known before anything is compiled.
-pub(super) fn of_pods(resolved: &Resolved) -> impl Iterator<Item = Hook> {
+fn of_pods(resolved: &Resolved) -> impl Iterator<Item = Hook> {
     resolved.pods.values().flat_map(|pod| {
         OF_PODS.map(|program| Hook {
             program,

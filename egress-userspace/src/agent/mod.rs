@@ -11,6 +11,7 @@ mod hooks;
 mod overlay;
 mod reading;
 mod report;
+mod said;
 mod sources;
 pub mod sweep;
 mod sync;
@@ -57,6 +58,9 @@ pub(crate) use overlay::remove_recorded as remove_overlay_device;
 
 /// The pause before a neighbour that did not answer is asked for again.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// How long a supervisor waits for the node to be ready. systemd stops a service that has not started after 90 s, and starts it
+/// anew; what is broken is not mended by that, and who is ordered after the agent (the kubelet) would wait for it.
+pub(crate) const SUPERVISOR_WAITS: Duration = Duration::from_secs(60);
 
 /// Runs until it is told to stop, and leaves everything in the kernel as it is then.
 pub async fn run(settings: Settings) -> anyhow::Result<()> {
@@ -147,14 +151,17 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let health_changed = agent.health.board();
     let mut unasked = BTreeSet::new();
     let mut cause = Cause::Anything;
+    let mut told = false;
+    let tell_at = Instant::now() + SUPERVISOR_WAITS;
     loop {
         let view = node_changed.view();
         tokio::task::block_in_place(|| agent.sync(&view, cause));
         if std::mem::take(&mut agent.touched_node) {
             node_changed.read_again();
         }
-        if agent.is_ready() {
+        if agent.is_ready() && !told {
             tell_supervisor();
+            told = true;
         }
         let retry = agent.retry_at();
         let drained = agent
@@ -185,6 +192,15 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
                 () = sleep_until(ask_at), if ask_again => {}
                 () = sleep_until(drained.unwrap_or_else(Instant::now)), if drained.is_some() => {}
                 () = agent.hook_lost() => {}
+                () = sleep_until(tell_at), if !told => {
+                    tracing::warn!(
+                        "the node is still not ready; the supervisor hears that the agent has started: {}",
+                        agent.snapshot.not_ready_because().unwrap_or_default()
+                    );
+                    tell_supervisor();
+                    told = true;
+                    continue;
+                }
             }
             break Some(Cause::Anything);
         };

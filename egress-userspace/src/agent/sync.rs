@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use arc_swap::ArcSwap;
 use tokio::{
     runtime::Handle,
@@ -22,6 +22,7 @@ use super::{
     hooks::{self, Outside},
     overlay::Overlay,
     report::{self, Report},
+    said::Said,
     sources::Sources,
     takeover,
 };
@@ -29,14 +30,14 @@ use crate::{
     compile::compile,
     counters::Counters,
     health::Faults,
-    kernel::{Hook, Program},
+    kernel::{Hook, Program, fault},
     metrics::Metrics,
     node::NodeView,
     resolve::resolve,
     settings::Settings,
     snapshot::{Apply, Snapshot},
     sources::files::Loaded,
-    state::OtherNode,
+    state::{DesiredState, OtherNode},
     translation,
 };
 
@@ -78,8 +79,12 @@ pub(super) struct Agent {
     pub(super) touched_node: bool,
     /// When hooks are looked at next, however often something else wakes the loop.
     look_at: Instant,
-    /// Why they could not be looked at the last time.
-    unseen: Option<String>,
+    /// Why hooks, or the rule that closes new interfaces, could not be looked at the last time.
+    unseen: Said,
+    unheld: Said,
+    /// Why the last apply failed, and the keys could not be read.
+    unapplied: Said,
+    keyless: Said,
 }
 
 impl Agent {
@@ -118,7 +123,10 @@ impl Agent {
             failures: 0,
             touched_node: false,
             look_at: Instant::now() + LOOK_AT_HOOKS,
-            unseen: None,
+            unseen: Said::default(),
+            unheld: Said::default(),
+            unapplied: Said::default(),
+            keyless: Said::default(),
         }
     }
 
@@ -139,29 +147,36 @@ impl Agent {
             sleep_until(self.look_at).await;
             self.look_at = Instant::now() + LOOK_AT_HOOKS;
             let restored = match tokio::task::block_in_place(|| self.hold.check()) {
-                Ok(restored) => restored,
+                Ok(restored) => {
+                    self.unheld.is_over();
+                    restored
+                }
                 Err(error) => {
-                    tracing::error!("cannot see to it that new interfaces are closed: {error:#}");
+                    let why = format!("{error:#}");
+                    if self.unheld.is_news(&why, std::time::Instant::now()) {
+                        tracing::error!("cannot see to it that new interfaces are closed: {why}");
+                    }
                     false
                 }
             };
             match tokio::task::block_in_place(|| self.look()) {
                 Ok(0) if restored => {
-                    self.unseen = None;
+                    self.unseen.is_over();
                     return;
                 }
-                Ok(0) => self.unseen = None,
+                Ok(0) => {
+                    self.unseen.is_over();
+                }
                 Ok(lost) => {
-                    self.unseen = None;
+                    self.unseen.is_over();
                     self.snapshot.reattached += lost as u64;
                     return;
                 }
                 Err(error) => {
                     let why = format!("{error:#}");
-                    if self.unseen.as_ref() != Some(&why) {
+                    if self.unseen.is_news(&why, std::time::Instant::now()) {
                         tracing::warn!("cannot look at the hooks: {why}");
                     }
-                    self.unseen = Some(why);
                 }
             }
         }
@@ -182,8 +197,16 @@ impl Agent {
         self.loaded = loaded;
         if let Some(options) = &self.settings.overlay {
             match options.with_keys() {
-                Ok(overlay) => self.settings.resolve.overlay = Some(overlay),
-                Err(error) => tracing::error!("the overlay's last good keys stay: {error}"),
+                Ok(overlay) => {
+                    self.keyless.is_over();
+                    self.settings.resolve.overlay = Some(overlay);
+                }
+                Err(error) => {
+                    let why = error.to_string();
+                    if self.keyless.is_news(&why, std::time::Instant::now()) {
+                        tracing::error!("the overlay's last good keys stay: {why}");
+                    }
+                }
             }
         }
         self.report.diagnostics(&self.loaded.diagnostics);
@@ -192,20 +215,28 @@ impl Agent {
     /// Brings the kernel to what files and node say now, or says why not and changes nothing.
     pub(super) fn sync(&mut self, view: &NodeView, cause: Cause) {
         let began = std::time::Instant::now();
+        fault::begin();
         let result = self.try_sync(view, cause);
+        fault::end();
         let duration = began.elapsed();
         let finished = std::time::SystemTime::now();
         let (changes, error) = match result {
             Ok(changes) => {
                 self.failures = 0;
+                if self.unapplied.is_over() {
+                    tracing::info!("applies work again");
+                }
                 self.snapshot.synced |= self.loaded.unknown.is_empty();
                 self.snapshot.last_success = Some(finished);
                 (changes, None)
             }
             Err(error) => {
                 self.failures = self.failures.saturating_add(1);
-                tracing::error!("apply failed, the last good state stays: {error:#}");
-                (0, Some(format!("{error:#}")))
+                let why = format!("{error:#}");
+                if self.unapplied.is_news(&why, std::time::Instant::now()) {
+                    tracing::error!("apply failed, the last good state stays: {why}");
+                }
+                (0, Some(why))
             }
         };
         if changes > 0 {
@@ -288,9 +319,15 @@ impl Agent {
                 // Where replies arrive is not known then: what was wanted last still is.
                 self.hooks
                     .retain(|hook| !hooks::OF_PODS.contains(&hook.program));
-                self.hooks.extend(hooks::of_pods(&resolved));
+                let outside = self.outside(uplinks.links, self.overlay.index_in(view));
+                let nothing = DesiredState::default();
+                let known = hooks::wanted(&resolved, &nothing, view, &outside);
+                self.hooks.extend(known);
+                let guard = self.kernel.guard(&self.hooks);
                 self.snapshot.programs = self.kernel.programs(&self.hooks);
-                return Err(error.into());
+                let unguarded = guard?.errors;
+                let also = unguarded.iter().map(|error| format!("; and {error:#}"));
+                bail!("{error}{}", also.collect::<String>());
             }
         };
         tracing::debug!("compiled");
@@ -307,23 +344,17 @@ impl Agent {
             Some(index) => (Some(index), Vec::new()),
             None => self.ensure_overlay(view),
         };
-        self.hooks = hooks::wanted(
-            &resolved,
-            &desired,
-            view,
-            &Outside {
-                uplinks: uplinks.links,
-                overlay: self.named_overlay(overlay),
-                marks: self.settings.mark.is_on(),
-                guarded: self.kernel.interfaces_of(Program::ToUplink),
-            },
-        );
+        let outside = self.outside(uplinks.links, overlay);
+        self.hooks = hooks::wanted(&resolved, &desired, view, &outside);
+        let guard = self.kernel.guard(&self.hooks)?;
+        errors.extend(guard.errors);
         let vni = self.overlay.options().map(|(_, vni)| vni);
         let settings = translation::settings(
             &desired.translation,
             overlay.zip(vni),
             &self.settings.nat,
             self.settings.mark.bit(),
+            guard.guarded,
         );
         // Where the datapath does not know an egress address, or sees nothing of its uplink, whatever listens on
         // all addresses of the node would answer on it: it is off before the maps forget it, which they do not
@@ -371,7 +402,16 @@ impl Agent {
             tracing::warn!("no longer steered, though its interface is still there: {pod}");
         }
         self.snapshot.resolved = Arc::new(resolved);
-        Ok(brought.in_full()? + taken_off + put_on.in_full()?)
+        Ok(brought.in_full()? + guard.attached + taken_off + put_on.in_full()?)
+    }
+
+    fn outside(&self, uplinks: BTreeMap<u32, String>, overlay: Option<u32>) -> Outside {
+        Outside {
+            uplinks,
+            overlay: self.named_overlay(overlay),
+            marks: self.settings.mark.is_on(),
+            guarded: self.kernel.interfaces_of(Program::ToUplink),
+        }
     }
 
     /// Has the overlay device made if it is missing; what was known of it holds while the kernel cannot tell.

@@ -2,7 +2,7 @@
 
 use std::{cmp::Reverse, collections::BTreeSet, path::PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use aya::{
     Ebpf,
     programs::{
@@ -11,6 +11,7 @@ use aya::{
         tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
     },
 };
+use nix::{errno::Errno, net::if_::if_indextoname};
 
 use super::{
     clsact, fault,
@@ -276,6 +277,17 @@ impl Attachments {
         errors
     }
 
+    /// Whether `program` is missing on an interface that wants it. One that is gone wants nothing.
+    #[must_use]
+    pub fn is_missing(&self, program: Program, wanted: &BTreeSet<Hook>) -> bool {
+        let is_gone =
+            |ifindex| matches!(if_indextoname(ifindex), Err(Errno::ENXIO | Errno::ENODEV));
+        wanted
+            .iter()
+            .filter(|hook| hook.program == program)
+            .any(|hook| !self.attached.contains(&(program, hook.ifindex)) && !is_gone(hook.ifindex))
+    }
+
     /// Attaches, and then takes away what an earlier run has attached by the other mechanism: with both,
     /// packets would be counted twice.
     fn attach_one(&mut self, ebpf: &mut Ebpf, hook: &Hook) -> anyhow::Result<()> {
@@ -384,7 +396,7 @@ fn has_tcx_program(interface: &str, side: TcAttachType, id: u32) -> anyhow::Resu
 
 /// The name that an interface has at this moment.
 fn name_of(ifindex: u32) -> anyhow::Result<String> {
-    let name = nix::net::if_::if_indextoname(ifindex)
+    let name = if_indextoname(ifindex)
         .with_context(|| format!("there is no interface with index {ifindex}"))?;
     Ok(name.to_string_lossy().into_owned())
 }
@@ -398,6 +410,11 @@ fn attach_clsact(ebpf: &mut Ebpf, hook: &Hook, paths: &Paths) -> anyhow::Result<
     if clsact::add_qdisc(hook.ifindex).context("cannot add the clsact qdisc")? {
         tracing::debug!(interface, "added the clsact qdisc");
         mark_own_qdisc(paths, hook.ifindex)?;
+    } else if direction(hook.program) == TcAttachType::Egress && !clsact::is_clsact(hook.ifindex)? {
+        bail!(
+            "something else has put a qdisc of the kind ingress there, where only one of the kind clsact sees what is \
+             sent: have its owner use clsact, or remove it with `tc qdisc del dev {interface} ingress`"
+        );
     }
     let known = SchedClassifierLink::attached(
         &interface,

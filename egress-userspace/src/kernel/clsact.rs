@@ -44,6 +44,20 @@ pub(super) fn add_qdisc(ifindex: u32) -> io::Result<bool> {
     }
 }
 
+/// Whether the qdisc in this place is a clsact one, and none of the kind `ingress`, which takes filters for what an interface
+/// sends as well, and runs them on what it receives.
+pub(super) fn is_clsact(ifindex: u32) -> io::Result<bool> {
+    // The kernel compares the kind that it is asked for (`tc_get_qdisc`).
+    match ask(
+        &message(libc::RTM_GETQDISC, 0, ifindex, HANDLE, PARENT, 0),
+        &KIND,
+    ) {
+        Ok(_) => Ok(true),
+        Err(Errno::EINVAL | Errno::ENOENT) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Removes the qdisc unless a filter is left in it; one that is gone, or on an interface that is, is as good.
 pub(super) fn remove_unused_qdisc(ifindex: u32) -> io::Result<()> {
     for list in [INGRESS, EGRESS] {

@@ -236,17 +236,87 @@ fn open_metrics_only_for_those_who_name_it() {
     assert_eq!(negotiate("application/openmetrics-text;q=0"), Format::Text);
 }
 
+const DOCS: &str = include_str!("../../../docs/metrics.md");
+
+/// The names of labels of a sample, but for a histogram's own.
+fn label_names(sample: &str) -> BTreeSet<&str> {
+    let (_, labels) = sample.split_once('{').unwrap_or_default();
+    let names = labels.split("=\"").filter_map(|part| {
+        let name = part.rsplit(['"', ',']).next()?;
+        let is_name = |c: char| c.is_ascii_lowercase() || c == '_';
+        (!name.is_empty() && name.chars().all(is_name) && name != "le").then_some(name)
+    });
+    names.collect()
+}
+
 #[test]
-fn every_metric_is_documented() {
-    let docs = include_str!("../../../docs/metrics.md");
-    let metrics = holding(|| Ok(count(3, 180)));
-    let text = metrics.render(Format::Text).unwrap();
-    let undocumented: Vec<_> = text
+fn every_metric_is_documented_with_its_type_and_labels_and_nothing_else_is() {
+    let text = holding(|| Ok(count(3, 180))).render(Format::Text).unwrap();
+    let shown: BTreeMap<&str, &str> = text
         .lines()
-        .filter_map(|l| l.strip_prefix("# TYPE ")?.split(' ').next())
-        .filter(|name| !docs.contains(&format!("`{name}`")))
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '))
         .collect();
-    assert_eq!(undocumented, [""; 0]);
+    let cells = |line: &'static str| -> Vec<&'static str> {
+        line.trim_matches('|').split(" | ").map(str::trim).collect()
+    };
+    let rows = DOCS.lines().filter(|line| line.starts_with("| `egress_"));
+    let documented: BTreeMap<&str, Vec<&str>> = rows
+        .map(|row| (cells(row)[0].trim_matches('`'), cells(row)))
+        .collect();
+    assert!(
+        shown.keys().eq(documented.keys()),
+        "{:?} and {:?}",
+        shown.keys(),
+        documented.keys()
+    );
+    let samples = parse(&text, Format::Text);
+    for (name, kind) in &shown {
+        // In this format what only informs is a gauge.
+        let row = &documented[name];
+        assert!(
+            *kind == row[1] || row[1] == "info",
+            "{name}: {kind}, {row:?}"
+        );
+        let labels: BTreeSet<&str> = row[2].split('`').skip(1).step_by(2).collect();
+        for sample in samples.keys() {
+            let of = sample.split('{').next().unwrap();
+            let part = of.strip_prefix(name).unwrap_or(of);
+            if ["", "_bucket"].contains(&part) {
+                assert_eq!(label_names(sample), labels, "{sample}");
+            }
+        }
+    }
+}
+
+#[test]
+fn alerts_ask_for_metrics_and_reasons_that_there_are() {
+    let text = holding(|| Ok(count(3, 180))).render(Format::Text).unwrap();
+    let (_, alerts) = DOCS.split_once("## Alerts").unwrap();
+    let expressions: Vec<&str> = alerts
+        .lines()
+        .filter_map(|line| line.trim_start().strip_prefix("expr: "))
+        .collect();
+    assert!(expressions.len() > 15);
+    for expression in expressions {
+        let words = expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        for word in words.filter(|word| word.starts_with("egress_")) {
+            let is_there = text.contains(&format!("# TYPE {word} "));
+            assert!(is_there, "{word} in {expression}");
+        }
+        for (label, ends) in [("reason", "\""), ("state", "\"")] {
+            for given in expression.split(&format!("{label}=")).skip(1) {
+                let values = given.trim_start_matches(['~', '"']).split(ends);
+                for value in values.take(1).flat_map(|list| list.split('|')) {
+                    assert!(DOCS.contains(&format!("| `{value}` |")), "{label} {value}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_drop_reason_is_documented() {
+    let docs = DOCS;
     let reasons: Vec<_> = DropReason::ALL
         .iter()
         .filter(|r| !docs.contains(&format!("| `{}` |", r.name())))

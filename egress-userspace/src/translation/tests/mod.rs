@@ -138,7 +138,13 @@ struct Kernel {
 
 impl Kernel {
     fn plan(&self, wanted: &Translation) -> Plan {
-        let settings = super::settings(wanted, Some((9, 4097)), &NatOptions::default(), 0x1000);
+        let settings = super::settings(
+            wanted,
+            Some((9, 4097)),
+            &NatOptions::default(),
+            0x1000,
+            true,
+        );
         plan(&self.state, &self.names, wanted, &settings, &LIMITS).unwrap()
     }
 
@@ -234,16 +240,17 @@ fn settings_carry_own_addresses_and_the_overlay() {
         ..NatOptions::default()
     };
     let mut translation = wanted(&[], &[]);
-    let without = super::settings(&translation, None, &nat, 0);
+    let without = super::settings(&translation, None, &nat, 0, true);
     assert_eq!(without.node4, Addr::default());
     assert_eq!((without.overlay_ifindex, without.vni), (0, 0));
     assert_eq!((without.source_quota, without.timeouts), (17, nat.timeouts));
     translation.own = vec![ip("2001:db8::1"), ip("192.0.2.1")];
-    let with = super::settings(&translation, Some((5, 4097)), &nat, 0x20);
+    let with = super::settings(&translation, Some((5, 4097)), &nat, 0x20, false);
     assert_eq!(with.node4, addr("192.0.2.1"));
     assert_eq!(with.node6, addr("2001:db8::1"));
     assert_eq!((with.overlay_ifindex, with.vni), (5, 4097));
     assert_eq!((without.local_mark, with.local_mark), (0, 0x20));
+    assert_eq!((without.unguarded, with.unguarded), (0, 1));
 }
 
 #[test]
