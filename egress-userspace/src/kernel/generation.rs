@@ -10,6 +10,9 @@
 //! programs of the new generation. A start that finds `old` without it puts that back and begins anew; one that
 //! finds both goes on with the new generation, which is whole then.
 //!
+//! A map whose pin is gone counts as one of another layout: the programs that still use it cannot be asked for it
+//! without `CAP_SYS_ADMIN` (`BPF_MAP_GET_FD_BY_ID`).
+//!
 //! A map's layout is its type, the sizes of its keys and values, its capacity, its flags, and a number for what the
 //! sizes do not tell (`egress_common::maps::layout`), which is part of the pin's name.
 
