@@ -124,6 +124,8 @@ pub struct Paced {
     stop: Arc<AtomicBool>,
     sent: Arc<AtomicU64>,
     back: Arc<AtomicU64>,
+    /// How many need not come back.
+    forgiven: Arc<AtomicU64>,
     threads: Vec<JoinHandle<Result<()>>>,
 }
 
@@ -156,6 +158,7 @@ impl Paced {
     pub fn flows(host: &Host, to: IpAddr, rate: u32) -> Self {
         let mut paced = Self::new();
         let host = host.clone();
+        let forgiven = Arc::clone(&paced.forgiven);
         paced.spawn(move |stop, sent, back| {
             host.enter(|| {
                 let mut waiting = BTreeMap::new();
@@ -170,7 +173,7 @@ impl Paced {
                         waiting.insert(number, socket);
                         number += 1;
                         sent.store(number, Ordering::Relaxed);
-                    } else if waiting.is_empty()
+                    } else if waiting.len() as u64 <= forgiven.load(Ordering::Relaxed)
                         || ended.get_or_insert_with(Instant::now).elapsed() > SETTLE
                     {
                         return Ok(());
@@ -233,6 +236,7 @@ impl Paced {
             stop: Arc::default(),
             sent: Arc::default(),
             back: Arc::default(),
+            forgiven: Arc::default(),
             threads: Vec::new(),
         }
     }
@@ -256,6 +260,7 @@ impl Paced {
         let told = Arc::new(AtomicBool::new(false));
         self.stop = Arc::clone(&told);
         let (sent, back) = (Arc::clone(&self.sent), Arc::clone(&self.back));
+        let forgiven = Arc::clone(&self.forgiven);
         self.threads.push(thread::spawn(move || {
             let mut pace = Pace::new(rate);
             let mut number = 0;
@@ -270,9 +275,11 @@ impl Paced {
             };
             let result = sending();
             let began = Instant::now();
-            while back.load(Ordering::Relaxed) < sent.load(Ordering::Relaxed)
-                && began.elapsed() < SETTLE
-            {
+            let expected = || {
+                sent.load(Ordering::Relaxed)
+                    .saturating_sub(forgiven.load(Ordering::Relaxed))
+            };
+            while back.load(Ordering::Relaxed) < expected() && began.elapsed() < SETTLE {
                 thread::sleep(Duration::from_millis(5));
             }
             receiver.store(true, Ordering::Relaxed);
@@ -297,6 +304,12 @@ impl Paced {
             ensure!(back >= goal, "{back} of {goal} came back");
             Ok(())
         })
+    }
+
+    /// Stops sending, and waits for no more than is to come back if so many need not.
+    pub fn stop(&self, forgiven: u64) {
+        self.forgiven.store(forgiven, Ordering::Relaxed);
+        self.stop.store(true, Ordering::Relaxed);
     }
 
     /// Stops, waits for what is under way, and tells what became of it.

@@ -65,6 +65,8 @@ impl Traffic {
     ) -> Result<()> {
         let lasted = self.began.elapsed();
         let mut sent = 0;
+        self.streams.iter().for_each(|paced| paced.stop(0));
+        self.datagrams.iter().for_each(|paced| paced.stop(answers));
         for paced in self.streams {
             let tally = paced.end()?;
             ensure!(tally.sent == tally.back, "of a connection: {tally:?}");
