@@ -502,7 +502,9 @@ const fn floor(bits: u32) -> u32 {
 
 /// The number of the entry that leads on to a prefix, in the node that so many bits lead to.
 fn number(prefix: &Prefix, depth: u32) -> u32 {
-    prefix.slice(depth, STRIDE) as u32
+    #[expect(clippy::cast_possible_truncation, reason = "four bits")]
+    let number = prefix.slice(depth, STRIDE) as u32;
+    number
 }
 
 /// The entries of a prefix in the node that it belongs to, which so many bits lead to.

@@ -67,7 +67,6 @@ impl Prefix {
     /// The number of its entry among the roots: of a short one, of the first.
     #[must_use]
     pub(super) const fn root(&self) -> u32 {
-        #[expect(clippy::cast_possible_truncation, reason = "16 bits are left")]
         let first = (self.bits >> (128 - ROOT_BITS)) as u32;
         match self.family {
             Family::V4 => first,
@@ -114,7 +113,6 @@ impl Prefix {
     #[must_use]
     pub fn net(&self) -> Option<IpNet> {
         let address = match self.family {
-            #[expect(clippy::cast_possible_truncation, reason = "32 bits are left")]
             Family::V4 => IpAddr::V4(Ipv4Addr::from((self.bits >> 96) as u32)),
             Family::V6 => IpAddr::V6(Ipv6Addr::from(self.bits)),
         };
@@ -125,7 +123,6 @@ impl Prefix {
     #[must_use]
     pub fn address(&self) -> Addr {
         match self.family {
-            #[expect(clippy::cast_possible_truncation, reason = "32 bits are left")]
             Family::V4 => Addr::v4(((self.bits >> 96) as u32).to_be_bytes()),
             Family::V6 => Addr::v6(self.bits.to_be_bytes()),
         }

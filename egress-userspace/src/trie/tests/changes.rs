@@ -139,7 +139,7 @@ fn answers_are_those_of_a_longest_match() {
 #[test]
 #[ignore = "soak: millions of cases"]
 fn answers_are_those_of_a_longest_match_for_long() {
-    random_changes(2000, 1500, 20);
+    random_changes(300, 600, 20);
 }
 
 #[test]
@@ -248,7 +248,7 @@ fn what_broke_off_is_completed() {
 #[test]
 #[ignore = "soak: millions of cases"]
 fn what_broke_off_is_completed_for_long() {
-    deaths(600, 1000);
+    deaths(100, 400);
 }
 
 /// Whatever the words are: the next run says what the list of prefixes says.

@@ -1,5 +1,10 @@
 //! The trie against a longest match over a list, between any two words that it writes, and wherever it breaks off.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test may fail loudly")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    reason = "a test may fail loudly, and random bits have no value to lose"
+)]
 
 mod changes;
 mod memory;
@@ -40,7 +45,7 @@ impl Random {
     }
 
     fn below(&mut self, limit: u32) -> u32 {
-        ((self.next() >> 32) * u64::from(limit) >> 32) as u32
+        (((self.next() >> 32) * u64::from(limit)) >> 32) as u32
     }
 
     fn once_in(&mut self, times: u32) -> bool {

@@ -76,7 +76,7 @@ fn between_words_the_answer_is_old_or_new() {
 #[test]
 #[ignore = "soak: millions of cases"]
 fn between_words_the_answer_is_old_or_new_for_long() {
-    between_words(1500, 1000);
+    between_words(300, 400);
 }
 
 /// A packet on its way down that reads a word whenever the writer has written one.
@@ -188,7 +188,7 @@ fn slow_packets_see_the_old_or_the_new_answer() {
 #[test]
 #[ignore = "soak: millions of cases"]
 fn slow_packets_see_the_old_or_the_new_answer_for_long() {
-    slowly(1500, 1000);
+    slowly(300, 400);
 }
 
 /// Packets that take longer than many changes, without a grace period: all that they read is still there, and the
