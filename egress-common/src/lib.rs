@@ -17,6 +17,7 @@ pub mod overlay;
 pub mod pod;
 pub mod probe;
 pub mod table;
+pub mod trie;
 pub mod verdict;
 
 pub use addr::{Addr, Family, Mac, WireU16};

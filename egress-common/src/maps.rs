@@ -15,10 +15,10 @@ names! {
     PODS,
     /// Array, written through `mmap`: slot → the pod's row and rule base.
     POD_STATE,
-    /// LPM trie: IPv4 prefix → class.
-    PREFIXES4,
-    /// LPM trie: IPv6 prefix → class.
-    PREFIXES6,
+    /// Array, written through `mmap`: the first 16 bits of an address → an entry of the prefix trie.
+    ROOTS,
+    /// Array of maps, written through `mmap`: the segments of the prefix trie.
+    TRIE,
     /// Array of maps: the segments of the line store.
     LINES,
     /// Array: number + rule base → verdict.
@@ -87,13 +87,16 @@ names! {
     PROBES,
 }
 
+/// What was pinned by versions before, and is removed with all else.
+pub const FORMER: &[&str] = &["PREFIXES4", "PREFIXES6"];
+
 /// The maps that userspace fills from the desired state: they name places in each other, and can be filled anew.
 /// All others keep what only the datapath knows: connections, counts, and when gateways answered.
 pub const FILLED: &[&str] = &[
     PODS,
     POD_STATE,
-    PREFIXES4,
-    PREFIXES6,
+    ROOTS,
+    TRIE,
     LINES,
     VERDICTS,
     MEMBERS,

@@ -1,24 +1,75 @@
-//! Where the packet goes: destination → class, by longest prefix, one trie for all policies.
+//! Where the packet goes: destination → class, by longest prefix, one trie for all policies and both families.
 
 use aya_ebpf::{
-    btf_maps::{LpmTrie, lpm_trie::Key},
+    btf_maps::{Array, ArrayOfMaps},
     macros::btf_map,
 };
-use egress_common::{Addr, Family, maps::capacity};
+use egress_common::{
+    Addr, Family,
+    trie::{
+        self, Entry, Key, MAX_SEGMENTS, Path, ROOTS as ENTRIES, Reader, SEGMENT_SHIFT,
+        SEGMENT_UNITS, Unit,
+    },
+};
+
+/// `BPF_F_MMAPABLE`: userspace changes each word with one store.
+const MMAPABLE: usize = 1 << 10;
 
 #[btf_map]
-static PREFIXES4: LpmTrie<[u8; 4], u32, { capacity::PREFIXES as usize }> = LpmTrie::new();
+static ROOTS: Array<Entry, { ENTRIES as usize }, MMAPABLE> = Array::new();
 
 #[btf_map]
-static PREFIXES6: LpmTrie<[u8; 16], u32, { capacity::PREFIXES as usize }> = LpmTrie::new();
+static TRIE: ArrayOfMaps<
+    Array<Unit, { SEGMENT_UNITS as usize }, MMAPABLE>,
+    { MAX_SEGMENTS as usize },
+> = ArrayOfMaps::new();
 
 /// The class of the longest known prefix that contains the destination.
 #[inline(always)]
 pub(crate) fn class(family: Family, destination: &Addr) -> Option<u32> {
-    match family {
-        Family::V4 => PREFIXES4
-            .get(&Key::new(32, destination.v4_bytes()))
-            .copied(),
-        Family::V6 => PREFIXES6.get(&Key::new(128, destination.0)).copied(),
+    let Key { root, high, low } = Key::new(family, destination);
+    egress_class(root, high, low).checked_sub(1)
+}
+
+/// The class and one, or 0.
+///
+/// The verifier looks at the way down once, for any address, instead of once for each packet that leads here.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn egress_class(root: u32, high: u64, low: u64) -> u32 {
+    trie::find(&Maps, Key { root, high, low })
+}
+
+struct Maps;
+
+impl Maps {
+    #[inline(always)]
+    fn unit(unit: u32) -> Option<&'static Unit> {
+        TRIE.get_value(unit >> SEGMENT_SHIFT, &(unit & (SEGMENT_UNITS - 1)))
+    }
+}
+
+impl Reader for Maps {
+    #[inline(always)]
+    fn root(&self, number: u32) -> Option<Entry> {
+        // SAFETY: an aligned word that userspace writes with one store; it must be read with one load.
+        ROOTS
+            .get(number)
+            .map(|entry| unsafe { core::ptr::read_volatile(entry) })
+    }
+
+    #[inline(always)]
+    fn entry(&self, unit: u32, half: u32) -> Option<Entry> {
+        let entry = Self::unit(unit)?.0.get((half & 1) as usize)?;
+        // SAFETY: as in `root`.
+        Some(Entry(unsafe { core::ptr::read_volatile(entry) }))
+    }
+
+    #[inline(always)]
+    fn record(&self, unit: u32) -> Option<(Path, Entry)> {
+        let [path, entry] = &Self::unit(unit)?.0;
+        // SAFETY: as in `root`. A record's first word is written before anything leads to it, and never after.
+        let entry = unsafe { core::ptr::read_volatile(entry) };
+        Some((Path(*path), Entry(entry)))
     }
 }

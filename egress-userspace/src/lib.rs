@@ -32,6 +32,7 @@ pub mod sources;
 pub mod state;
 pub mod state_dir;
 pub mod translation;
+pub mod trie;
 
 #[cfg(test)]
 mod tests {

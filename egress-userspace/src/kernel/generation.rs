@@ -200,12 +200,14 @@ pub(super) fn begin(paths: &Paths, entries: &[(&str, &str, u32)]) -> anyhow::Res
         }
     }
     if !refilled {
-        for index in 0.. {
-            let segment = old.segment(index);
-            if !segment.exists() {
-                break;
+        for place in [Paths::segment, Paths::trie_segment, Paths::classes] {
+            for index in 0.. {
+                let segment = place(&old, index);
+                if !segment.exists() {
+                    break;
+                }
+                share(&segment, &place(paths, index))?;
             }
-            share(&segment, &paths.segment(index))?;
         }
     }
     Ok(Some(Old {

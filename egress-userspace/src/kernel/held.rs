@@ -44,6 +44,11 @@ impl Held {
         self.open.remove(path);
     }
 
+    /// Lets go of what is held under other paths.
+    pub(super) fn retain(&mut self, mut stays: impl FnMut(&Path) -> bool) {
+        self.open.retain(|path, _| stays(path));
+    }
+
     /// Pins again what has lost its pin. Says how many those were.
     ///
     /// # Errors

@@ -28,7 +28,7 @@ use super::{
     maps::Maps,
     object::{NAT_SWEEP, OBJECT, PROBE, Program},
     paths::Paths,
-    segments,
+    segments, trie,
 };
 
 /// The largest array that the kernel is asked for: above it, sizes no longer fit its 32-bit arithmetic.
@@ -96,8 +96,6 @@ impl Capacities {
             (maps::POD_NOTES, "--max-pods", self.pods),
             (maps::POD_FACTS, "--max-pods", self.pods),
             (maps::INTERFACES, "--max-pods", self.pods),
-            (maps::PREFIXES4, "--max-prefixes", self.prefixes),
-            (maps::PREFIXES6, "--max-prefixes", self.prefixes),
             (maps::LOCALS4, "--max-prefixes", self.prefixes),
             (maps::LOCALS6, "--max-prefixes", self.prefixes),
             (maps::VERDICTS, "--max-verdicts", self.verdicts),
@@ -178,6 +176,7 @@ impl Datapath {
         let old = generation::begin(&options.paths, &entries)?;
         raise_memlock_limit();
         segments::make_outer(&options.paths)?;
+        trie::make_outer(&options.paths)?;
         let log = u8::from(options.debug_log);
         let mut loader = EbpfLoader::new();
         loader.override_global("LOG", &log, true);
@@ -221,12 +220,14 @@ impl Datapath {
         Ok(datapath)
     }
 
-    /// Holds the segments of the line store that are new.
+    /// Holds the segments that are new, and lets go of those that were given back.
     fn hold_segments(&mut self) -> anyhow::Result<()> {
-        for index in 0..self.maps.segments() {
-            let path = self.paths.segment(index);
-            if !self.held.holds(&path) {
-                self.held.hold(&path)?;
+        let there = self.maps.segment_pins();
+        self.held
+            .retain(|path| !self.paths.is_segment(path) || there.contains(path));
+        for path in &there {
+            if !self.held.holds(path) {
+                self.held.hold(path)?;
             }
         }
         Ok(())

@@ -1,38 +1,44 @@
 //! The live maps: the only writer, and the reader that walks them.
 
-use std::{net::IpAddr, path::Path};
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, anyhow};
-use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, lpm_trie::Key};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, lpm_trie::Key};
 use egress_common::{
     cells::Line,
     keys::PodKey,
-    maps::{LINES, MEMBERS, POD_STATE, PODS, PREFIXES4, PREFIXES6, VERDICTS},
+    maps::{LINES, MEMBERS, POD_STATE, PODS, VERDICTS},
     pod::PodFacts,
+    trie::{SEGMENT_UNITS, Unit},
     verdict::{Member, PodState, Verdict},
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{
     fault, grace, paths::Paths, pods::PodMaps, segments::Segments, slots::Slots,
-    translation::TranslationMaps,
+    translation::TranslationMaps, trie::TrieMaps,
 };
 use crate::{
     diff::{Change, MapReader},
     translation,
+    trie::{Store as _, Trie},
 };
 
 /// The maps that userspace writes, opened from where they are pinned.
 pub struct Maps {
     pods: HashMap<MapData, PodKey, u32>,
     slots: Slots,
-    prefixes4: LpmTrie<MapData, [u8; 4], u32>,
-    prefixes6: LpmTrie<MapData, [u8; 16], u32>,
+    trie: Trie<TrieMaps>,
     segments: Segments,
     verdicts: Array<MapData, Verdict>,
     members: Array<MapData, Member>,
     beside: PodMaps,
     translation: TranslationMaps,
+    paths: Paths,
 }
 
 impl Maps {
@@ -44,13 +50,13 @@ impl Maps {
         Ok(Self {
             pods: open(paths, PODS)?.try_into()?,
             slots,
-            prefixes4: open(paths, PREFIXES4)?.try_into()?,
-            prefixes6: open(paths, PREFIXES6)?.try_into()?,
+            trie: Trie::new(TrieMaps::open(paths)?),
             segments: Segments::open(open(paths, LINES)?, paths)?,
             verdicts: open(paths, VERDICTS)?.try_into()?,
             members: open(paths, MEMBERS)?.try_into()?,
             beside: PodMaps::open(paths)?,
             translation: TranslationMaps::open(paths)?,
+            paths: paths.clone(),
         })
     }
 
@@ -60,15 +66,30 @@ impl Maps {
         self.segments.bytes()
     }
 
-    /// How many segments the line store has.
+    /// Bytes of the prefix trie that are in use, and those of kernel memory that it takes.
     #[must_use]
-    pub fn segments(&self) -> u32 {
-        self.segments.count()
+    pub fn trie_bytes(&self) -> (u64, u64) {
+        let bytes = size_of::<Unit>() as u64;
+        let segments = u64::from(self.trie.store().segments());
+        (
+            self.trie.units() * bytes,
+            segments * u64::from(SEGMENT_UNITS) * bytes,
+        )
+    }
+
+    /// Where the segments are pinned, of the line store, of the prefix trie and of the list of its prefixes.
+    pub(super) fn segment_pins(&self) -> BTreeSet<PathBuf> {
+        let lines = (0..self.segments.count()).map(|index| self.paths.segment(index));
+        lines.chain(self.trie.store().pins()).collect()
     }
 
     /// Mends what a crash in the middle of a write may have left.
     pub fn repair(&mut self) -> anyhow::Result<()> {
         self.segments.publish_all()?;
+        self.trie.store_mut().publish_all()?;
+        // What an earlier run has given back is free once its last packets have ended.
+        self.grace()?;
+        self.trie.mend()?;
         let pods = self.pods()?;
         self.beside.repair(&pods)
     }
@@ -116,20 +137,16 @@ impl Maps {
 
     /// Publishes a prefix.
     pub fn insert_prefix(&mut self, prefix: &IpNet, class: u32) -> anyhow::Result<()> {
-        match prefix {
-            IpNet::V4(net) => self.prefixes4.insert(&key4(net), class, 0),
-            IpNet::V6(net) => self.prefixes6.insert(&key6(net), class, 0),
-        }
-        .with_context(|| format!("cannot insert {prefix}: raise --max-prefixes if the map is full"))
+        self.trie
+            .insert(prefix.into(), class)
+            .with_context(|| format!("cannot insert {prefix}"))
     }
 
     /// Withdraws a prefix; one that is not there is as good.
     pub fn remove_prefix(&mut self, prefix: &IpNet) -> anyhow::Result<()> {
-        absent_is_fine(match prefix {
-            IpNet::V4(net) => self.prefixes4.remove(&key4(net)),
-            IpNet::V6(net) => self.prefixes6.remove(&key6(net)),
-        })
-        .with_context(|| format!("cannot remove {prefix}"))
+        self.trie
+            .remove(&prefix.into())
+            .with_context(|| format!("cannot remove {prefix}"))
     }
 
     /// Turns a pod to another row and rule base.
@@ -187,14 +204,13 @@ impl Maps {
 
     /// Waits until no packet in flight can hold an id that was given back.
     pub fn grace(&mut self) -> anyhow::Result<()> {
-        match grace::wait() {
-            Ok(()) => Ok(()),
+        if let Err(error) = grace::wait() {
             // An update of a map of maps waits for a grace period as well.
-            Err(error) => self
-                .segments
+            self.segments
                 .touch()
-                .with_context(|| format!("cannot wait for a grace period (membarrier: {error})")),
+                .with_context(|| format!("cannot wait for a grace period (membarrier: {error})"))?;
         }
+        self.trie.settle()
     }
 }
 
@@ -211,18 +227,13 @@ impl MapReader for Maps {
     }
 
     fn prefixes(&self) -> anyhow::Result<Vec<(IpNet, u32)>> {
-        let mut prefixes = Vec::new();
-        for entry in self.prefixes4.iter() {
-            let (key, class) = entry.with_context(|| format!("cannot read {PREFIXES4}"))?;
-            let net = Ipv4Net::new(key.data().into(), u8::try_from(key.prefix_len())?)?;
-            prefixes.push((IpNet::V4(net), class));
-        }
-        for entry in self.prefixes6.iter() {
-            let (key, class) = entry.with_context(|| format!("cannot read {PREFIXES6}"))?;
-            let net = Ipv6Net::new(key.data().into(), u8::try_from(key.prefix_len())?)?;
-            prefixes.push((IpNet::V6(net), class));
-        }
-        Ok(prefixes)
+        self.trie
+            .prefixes()
+            .map(|(prefix, class)| {
+                let net = prefix.net();
+                Ok((net.context("the list of prefixes cannot be read")?, class))
+            })
+            .collect()
     }
 
     fn lines(&self, first: u32, count: u32) -> anyhow::Result<Vec<Line>> {

@@ -26,6 +26,8 @@ mod slots;
 mod syscall;
 mod tables;
 mod translation;
+mod trie;
+mod words;
 
 pub use attach::{AttachMode, Attachments, Hook};
 pub use claims::OwnConnections;

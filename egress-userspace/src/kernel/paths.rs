@@ -28,6 +28,8 @@ const OLD: &str = "old";
 /// Between a map's name and the number of its layout: a dot may not be in the name of a pin.
 const LAYOUT: char = '-';
 const SEGMENT: &str = "LINES_";
+const TRIE_SEGMENT: &str = "TRIE_";
+const CLASSES: &str = "CLASSES_";
 const QDISC: &str = "qdisc-";
 
 /// The pin directory of one agent.
@@ -79,6 +81,23 @@ impl Paths {
     #[must_use]
     pub fn segment(&self, index: u32) -> PathBuf {
         self.maps().join(format!("{SEGMENT}{index}"))
+    }
+
+    /// Where a segment of the prefix trie is pinned.
+    #[must_use]
+    pub fn trie_segment(&self, index: u32) -> PathBuf {
+        self.maps().join(format!("{TRIE_SEGMENT}{index}"))
+    }
+
+    /// Where a segment of the list of prefixes is pinned.
+    #[must_use]
+    pub fn classes(&self, index: u32) -> PathBuf {
+        self.maps().join(format!("{CLASSES}{index}"))
+    }
+
+    /// Whether a path is that of a segment of this generation.
+    pub(super) fn is_segment(&self, path: &Path) -> bool {
+        path.parent() == Some(&self.maps()) && path.file_name().is_some_and(is_segment)
     }
 
     /// Where the link of a program on an interface is pinned.
@@ -240,8 +259,8 @@ impl Paths {
 /// Removes the pins of a generation's maps, of whichever layout, and the directory unless something else is in it.
 pub(super) fn remove_maps(paths: &Paths) -> anyhow::Result<bool> {
     for name in entries(&paths.maps())? {
-        let known = maps::ALL.iter().any(|map| is_map(&name, map));
-        if known || number_after(&name, SEGMENT).is_some() {
+        let mut maps = maps::ALL.iter().chain(maps::FORMER);
+        if maps.any(|map| is_map(&name, map)) || is_segment(&name) {
             remove_own_file(&paths.maps().join(name))?;
         }
     }
@@ -261,6 +280,12 @@ pub(super) fn remove_generation(paths: &Paths) -> anyhow::Result<()> {
         directory.display()
     );
     Ok(())
+}
+
+fn is_segment(name: &OsStr) -> bool {
+    [SEGMENT, TRIE_SEGMENT, CLASSES]
+        .iter()
+        .any(|segments| number_after(name, segments).is_some())
 }
 
 /// Whether a pin's name is that of a map, in any layout.
@@ -353,6 +378,11 @@ mod tests {
                 .iter()
                 .map(|map| paths.map(map))
                 .chain([paths.segment(0), paths.segment(17), paths.new_marker()])
+                .chain([
+                    paths.trie_segment(3),
+                    paths.classes(0),
+                    paths.map("PREFIXES4"),
+                ])
                 .chain([paths.maps().join("MEMBERS-17"), paths.old().map("PODS")])
                 .chain(Program::ALL.iter().flat_map(|&program| {
                     [paths.link(program, 2), paths.clsact_marker(program, 3)]

@@ -7,7 +7,7 @@ use egress_common::{
     DropReason,
     cells::{Line, SLOT_LINES},
     counter::{Answer, Direction, PassKind},
-    maps::{LINES, MEMBERS, POD_STATE, PODS, PREFIXES4, PREFIXES6, VERDICTS},
+    maps::{LINES, LOCALS4, LOCALS6, MEMBERS, POD_STATE, PODS, VERDICTS},
 };
 use ipnet::IpNet;
 
@@ -16,6 +16,11 @@ use crate::{
     counters::{CounterSource, MapUse, Numbers, Reading},
     state::KernelState,
 };
+
+/// What the prefixes of a family in the trie are called in metrics.
+const PREFIXES4: &str = "PREFIXES4";
+/// Likewise.
+const PREFIXES6: &str = "PREFIXES6";
 
 /// Reads the counter maps; how full the other maps are it is told after each apply.
 pub struct CounterReader {
@@ -106,18 +111,19 @@ fn usage(paths: &Paths, state: &KernelState, line_bytes: u64) -> anyhow::Result<
         entries: rows + tables,
         capacity: line_bytes / size_of::<Line>() as u64,
     }];
-    for (name, entries) in [
-        (PODS, state.pods.len()),
-        (POD_STATE, state.pods.len()),
-        (PREFIXES4, v4),
-        (PREFIXES6, state.prefixes.len() - v4),
-        (VERDICTS, verdicts),
-        (MEMBERS, state.members.len()),
+    // The prefix trie grows; how many prefixes it may have is told to the maps of local ones, too.
+    for (name, entries, sized) in [
+        (PODS, state.pods.len(), PODS),
+        (POD_STATE, state.pods.len(), POD_STATE),
+        (PREFIXES4, v4, LOCALS4),
+        (PREFIXES6, state.prefixes.len() - v4, LOCALS6),
+        (VERDICTS, verdicts, VERDICTS),
+        (MEMBERS, state.members.len(), MEMBERS),
     ] {
         maps.push(MapUse {
             name: name.to_owned(),
             entries: entries as u64,
-            capacity: MapInfo::from_pin(paths.map(name))?.max_entries().into(),
+            capacity: MapInfo::from_pin(paths.map(sized))?.max_entries().into(),
         });
     }
     Ok(maps)

@@ -135,7 +135,7 @@ pub(super) fn make_outer(paths: &Paths) -> anyhow::Result<()> {
         return Ok(());
     }
     let template = pinned(paths, 0)?;
-    let outer = syscall::create_lines(MAX_SEGMENTS, template.fd().as_fd())
+    let outer = syscall::create_array_of_maps(LINES, MAX_SEGMENTS, template.fd().as_fd())
         .with_context(|| format!("cannot make the map {LINES}"))?;
     MapData::from_fd(outer)?
         .pin(&path)

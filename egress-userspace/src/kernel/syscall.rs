@@ -11,10 +11,10 @@ use std::{
 };
 
 use aya::Pod;
-use egress_common::maps::LINES;
 
 /// Commands of `enum bpf_cmd`, and a type of `enum bpf_map_type` (`linux/bpf.h`).
 const BPF_MAP_CREATE: libc::c_long = 0;
+const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_PROG_TEST_RUN: libc::c_long = 10;
@@ -40,6 +40,16 @@ struct MapCreate {
     inner_map_fd: i32,
     numa_node: u32,
     map_name: [u8; 16],
+}
+
+/// The fields of `union bpf_attr` for `BPF_MAP_DELETE_ELEM`.
+#[repr(C)]
+struct Element {
+    map_fd: u32,
+    _padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
 }
 
 /// The fields of `union bpf_attr` for `BPF_OBJ_GET` and `BPF_OBJ_PIN`.
@@ -118,10 +128,16 @@ struct LookupBatch {
     flags: u64,
 }
 
-/// Makes the outer map of the line store, with the maps like `template` as its values.
-pub(super) fn create_lines(entries: u32, template: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+/// Makes an array of maps, with maps like `template` as its values. Its name has at most 15 characters.
+pub(super) fn create_array_of_maps(
+    name: &str,
+    entries: u32,
+    template: BorrowedFd<'_>,
+) -> io::Result<OwnedFd> {
     let mut map_name = [0; 16];
-    map_name[..LINES.len()].copy_from_slice(LINES.as_bytes());
+    for (to, from) in map_name.iter_mut().zip(name.bytes().take(15)) {
+        *to = from;
+    }
     let attributes = MapCreate {
         map_type: ARRAY_OF_MAPS,
         key_size: 4,
@@ -133,6 +149,22 @@ pub(super) fn create_lines(entries: u32, template: BorrowedFd<'_>) -> io::Result
         map_name,
     };
     owned(bpf(BPF_MAP_CREATE, &attributes)?)
+}
+
+/// Takes a map out of an array of maps, which aya does not offer.
+///
+/// # Errors
+/// `ENOENT` where none is.
+pub(super) fn remove_inner_map(outer: BorrowedFd<'_>, index: u32) -> io::Result<()> {
+    let attributes = Element {
+        map_fd: number(outer)?,
+        _padding: 0,
+        key: (&raw const index) as u64,
+        value: 0,
+        flags: 0,
+    };
+    bpf(BPF_MAP_DELETE_ELEM, &attributes)?;
+    Ok(())
 }
 
 /// Opens what is pinned at `path`, whatever it is.

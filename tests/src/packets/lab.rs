@@ -284,6 +284,15 @@ impl Lab {
         test_run(program, &input.frame, &input.context(), repeat)
     }
 
+    /// A program that another thread may run, in the network namespace that it has from this one.
+    pub fn runner(&mut self, program: Program) -> Result<Runner> {
+        let path = self.paths.root().join("runner");
+        self.program_mut(program)?.pin(&path)?;
+        let runner = SchedClassifier::from_pin(&path)?;
+        fs::remove_file(&path)?;
+        Ok(Runner(runner))
+    }
+
     /// Removes all pins: what is open stays, and nothing else can be opened any more.
     pub(crate) fn unpin(&mut self) {
         self.pins.remove();
@@ -353,6 +362,16 @@ impl Lab {
     /// Tells the node.
     pub fn set_settings(&mut self, settings: Settings) {
         self.settings.set(0, settings, 0).unwrap();
+    }
+}
+
+/// A program, apart from the lab that it is of.
+pub struct Runner(SchedClassifier);
+
+impl Runner {
+    /// Runs one packet so often.
+    pub fn run_often(&self, input: &Input, repeat: u32) -> Result<Seen> {
+        Ok(test_run(&self.0, &input.frame, &input.context(), repeat)?.0)
     }
 }
 

@@ -27,6 +27,6 @@ pub(crate) mod test_run;
 
 pub(crate) use counts::added;
 pub use counts::{Counts, Slot};
-pub use lab::{Lab, with_lab};
+pub use lab::{Lab, Runner, with_lab};
 pub use row::{Expect, Row, Step, check_all, mutate, run};
 pub use test_run::{Action, Input, Seen};

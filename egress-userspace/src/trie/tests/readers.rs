@@ -1,0 +1,242 @@
+//! Packets that read while the trie changes: each sees an answer that was right at some time since it came.
+
+use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
+
+use egress_common::trie::{self, Child, Entry, Key, Path, Reader};
+
+use super::{
+    Memory, Prefix, Random, Trie,
+    changes::{Pair, Step, carry_out},
+    memory::Words,
+    naive,
+};
+use crate::trie::Place;
+
+impl Reader for Words {
+    fn root(&self, number: u32) -> Option<Entry> {
+        Some(Entry(self.get(Place::Root(number))))
+    }
+
+    fn entry(&self, unit: u32, half: u32) -> Option<Entry> {
+        Some(Entry(self.get(Place::Unit(unit, half))))
+    }
+
+    fn record(&self, unit: u32) -> Option<(Path, Entry)> {
+        let words = [0, 1].map(|half| self.get(Place::Unit(unit, half)));
+        Some((Path(words[0]), Entry(words[1])))
+    }
+}
+
+/// Before the next words are written, after the last ones, and between any two: old or new.
+fn between_words(rounds: u32, changes: u32) {
+    let mut random = Random::new();
+    for _ in 0..rounds {
+        let most = [4, 12, 40][random.below(3) as usize];
+        let mut pair = Pair::default();
+        let mut trie = Trie::new(Memory::default());
+        for _ in 0..changes {
+            let step = pair.step(&mut random, most);
+            let before = pair.prefixes.clone();
+            pair.apply(step);
+            let (Step::Insert(prefix, _) | Step::Remove(prefix)) = step;
+            let asked: Vec<(Key, [Option<u32>; 2])> = (0..12)
+                .map(|_| random.address_near(&prefix))
+                .map(|address| {
+                    let key = Key::new(address.family(), &address.address());
+                    (
+                        key,
+                        [naive(&before, &address), naive(&pair.prefixes, &address)],
+                    )
+                })
+                .collect();
+            let told = format!("{step:?} after {before:?}");
+            trie.store_mut().watch = Some(Box::new(move |words| {
+                for (key, answers) in &asked {
+                    let class = trie::find(words, *key).checked_sub(1);
+                    assert!(
+                        answers.contains(&class),
+                        "{key:?}: {class:?}, {answers:?}: {told}"
+                    );
+                }
+            }));
+            carry_out(&mut trie, step).unwrap();
+            trie.store_mut().watch = None;
+            if random.once_in(2) {
+                trie.settle().unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn between_words_the_answer_is_old_or_new() {
+    between_words(8, 120);
+}
+
+#[test]
+#[ignore = "soak: millions of cases"]
+fn between_words_the_answer_is_old_or_new_for_long() {
+    between_words(300, 400);
+}
+
+/// A packet on its way down that reads a word whenever the writer has written one.
+struct Slow {
+    address: Prefix,
+    bits: u128,
+    entry: Option<Entry>,
+    found: Option<u32>,
+    /// Every answer that was right since it came.
+    right: Vec<Option<u32>>,
+}
+
+impl Slow {
+    fn new(address: Prefix) -> Self {
+        Self {
+            address,
+            bits: address.bits(),
+            entry: None,
+            found: None,
+            right: Vec::new(),
+        }
+    }
+
+    /// Reads what is next; whether that was the last.
+    fn read(&mut self, words: &Words) -> bool {
+        let (entry, length) = match self.entry.map(Entry::child) {
+            None => {
+                let key = Key::new(self.address.family(), &self.address.address());
+                (words.root(key.root).unwrap(), 16)
+            }
+            Some(Child::None) => return true,
+            Some(Child::Node(unit)) => {
+                let number = (self.bits >> 124) as u32;
+                (words.entry(unit + number / 2, number % 2).unwrap(), 4)
+            }
+            Some(Child::Record(unit)) => {
+                let (path, entry) = words.record(unit).unwrap();
+                let bits = (self.bits >> 64) as u64;
+                if (bits ^ path.bits()) >> (64 - path.length()) != 0 {
+                    return true;
+                }
+                (entry, path.length())
+            }
+        };
+        self.bits <<= length;
+        self.entry = Some(entry);
+        self.found = entry.class().or(self.found);
+        entry.child() == Child::None
+    }
+}
+
+/// Packets that take as long as a change takes: with no other change meanwhile, what they see is old or new.
+fn slowly(rounds: u32, changes: u32) {
+    let mut random = Random::new();
+    for _ in 0..rounds {
+        let most = [4, 12, 40][random.below(3) as usize];
+        let mut pair = Pair::default();
+        let mut trie = Trie::new(Memory::default());
+        for _ in 0..changes {
+            let step = pair.step(&mut random, most);
+            let before = pair.prefixes.clone();
+            pair.apply(step);
+            let (Step::Insert(prefix, _) | Step::Remove(prefix)) = step;
+            let slow = Rc::new(RefCell::new(Vec::new()));
+            for _ in 0..16 {
+                let address = random.address_near(&prefix);
+                let mut packet = Slow::new(address);
+                packet.right = vec![naive(&before, &address), naive(&pair.prefixes, &address)];
+                // Some are on their way already.
+                for _ in 0..random.below(5) {
+                    if packet.read(&trie.store().words) {
+                        break;
+                    }
+                }
+                slow.borrow_mut().push(packet);
+            }
+            let packets = Rc::clone(&slow);
+            let mut pace = random.clone();
+            trie.store_mut().watch = Some(Box::new(move |words| {
+                for packet in &mut *packets.borrow_mut() {
+                    if pace.once_in(2) {
+                        packet.read(words);
+                    }
+                }
+            }));
+            carry_out(&mut trie, step).unwrap();
+            trie.store_mut().watch = None;
+            random.next();
+            for packet in &mut *slow.borrow_mut() {
+                while !packet.read(&trie.store().words) {}
+                assert!(
+                    packet.right.contains(&packet.found),
+                    "{step:?} after {before:?}: {:?} is told {:?}, not {:?}",
+                    packet.address,
+                    packet.found,
+                    packet.right
+                );
+            }
+            trie.settle().unwrap();
+        }
+    }
+}
+
+#[test]
+fn slow_packets_see_the_old_or_the_new_answer() {
+    slowly(8, 120);
+}
+
+#[test]
+#[ignore = "soak: millions of cases"]
+fn slow_packets_see_the_old_or_the_new_answer_for_long() {
+    slowly(300, 400);
+}
+
+/// Packets that take longer than many changes, without a grace period: all that they read is still there, and the
+/// answer is a class that was right for the address or for what contains it.
+#[test]
+fn what_slow_packets_read_stays() {
+    let mut random = Random::new();
+    for _ in 0..8 {
+        let mut pair = Pair::default();
+        let mut trie = Trie::new(Memory::default());
+        for _ in 0..40 {
+            let mut seen: BTreeMap<u32, Vec<Prefix>> = BTreeMap::new();
+            let mut slow: Vec<Slow> = (0..8)
+                .map(|_| {
+                    let prefix = random.prefix();
+                    Slow::new(random.address_near(&prefix))
+                })
+                .collect();
+            for (prefix, class) in &pair.prefixes {
+                seen.entry(*class).or_default().push(*prefix);
+            }
+            for _ in 0..12 {
+                let step = pair.step(&mut random, 24);
+                carry_out(&mut trie, step).unwrap();
+                pair.apply(step);
+                if let Step::Insert(prefix, class) = step {
+                    seen.entry(class).or_default().push(prefix);
+                }
+                for packet in &mut slow {
+                    if random.once_in(4) {
+                        packet.read(&trie.store().words);
+                    }
+                }
+            }
+            for mut packet in slow {
+                while !packet.read(&trie.store().words) {}
+                if let Some(found) = packet.found {
+                    let prefixes = &seen[&found];
+                    assert!(
+                        prefixes
+                            .iter()
+                            .any(|prefix| prefix.contains(&packet.address)),
+                        "{:?} is told {found}, which was {prefixes:?}",
+                        packet.address
+                    );
+                }
+            }
+            trie.settle().unwrap();
+        }
+    }
+}
