@@ -21,7 +21,7 @@ names! {
     PREFIXES6,
     /// Array of maps: the segments of the line store.
     LINES,
-    /// Array: number + rule base → verdict.
+    /// Array: number + rule base → verdict, and its member if there is one.
     VERDICTS,
     /// Array: member → its way out.
     MEMBERS,
@@ -115,12 +115,17 @@ pub const FILLED: &[&str] = &[
 /// their sizes stay the same.
 #[must_use]
 pub const fn layout(name: &str) -> u32 {
-    // A map of another layout, for tests of upgrades.
-    if cfg!(feature = "other-layout") && same(name, MEMBERS) {
-        return 2;
+    // Maps of another layout, for tests of upgrades.
+    if cfg!(feature = "other-layout") {
+        if same(name, MEMBERS) {
+            return 2;
+        }
+        if same(name, VERDICTS) {
+            return 3;
+        }
     }
     // Raised whenever it changes.
-    if same(name, OWN_FLOWS) || is_table(name) {
+    if same(name, VERDICTS) || same(name, OWN_FLOWS) || is_table(name) {
         2
     } else {
         1

@@ -303,7 +303,7 @@ fn maps_unpinned_while_the_agent_was_away_are_made_anew() -> Result<()> {
     let addresses = ELSEWHERE.addresses();
     let server = PacedServer::start(&stage.scene.internet, &addresses)?;
     let traffic = Traffic::start(&stage.pod("web")?.host, &addresses)?;
-    for map in ["PODS", "LINES", "VERDICTS", "REPLIES-2"] {
+    for map in ["PODS", "LINES", "VERDICTS-2", "REPLIES-2"] {
         stage.agent.take().context("no agent")?.kill()?;
         fs::remove_file(stage.setup.pin_dir().join("maps").join(map))?;
         stage.agent = Some(stage.setup.start()?);

@@ -9,7 +9,7 @@ use egress_common::{
     keys::PodKey,
     maps::{LINES, MEMBERS, POD_STATE, PODS, PREFIXES4, PREFIXES6, VERDICTS},
     pod::PodFacts,
-    verdict::{Member, PodState, Verdict},
+    verdict::{Decision, Member, PodState, Verdict, VerdictLine},
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -29,7 +29,7 @@ pub struct Maps {
     prefixes4: LpmTrie<MapData, [u8; 4], u32>,
     prefixes6: LpmTrie<MapData, [u8; 16], u32>,
     segments: Segments,
-    verdicts: Array<MapData, Verdict>,
+    verdicts: Array<MapData, VerdictLine>,
     members: Array<MapData, Member>,
     beside: PodMaps,
     translation: TranslationMaps,
@@ -104,11 +104,21 @@ impl Maps {
             .with_context(|| format!("cannot write {MEMBERS}[{id}]"))
     }
 
-    /// Writes a block of verdicts.
+    /// Writes a block of verdicts, each with what is known of its one member.
     pub fn write_verdicts(&mut self, base: u32, verdicts: &[Verdict]) -> anyhow::Result<()> {
         for (index, verdict) in (base..).zip(verdicts) {
+            let member = match verdict.decode() {
+                Some(Decision::Member(id)) => Some(self.member(id)?),
+                Some(
+                    Decision::Unmatched
+                    | Decision::Local
+                    | Decision::Group { .. }
+                    | Decision::Drop(_),
+                )
+                | None => None,
+            };
             self.verdicts
-                .set(index, verdict, 0)
+                .set(index, VerdictLine::new(*verdict, member), 0)
                 .with_context(|| format!("cannot write {VERDICTS}[{index}]"))?;
         }
         Ok(())
@@ -232,6 +242,7 @@ impl MapReader for Maps {
     fn verdict(&self, index: u32) -> anyhow::Result<Verdict> {
         self.verdicts
             .get(&index, 0)
+            .map(|line| line.verdict)
             .with_context(|| format!("cannot read {VERDICTS}[{index}]"))
     }
 
