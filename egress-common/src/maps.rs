@@ -13,6 +13,8 @@ macro_rules! names {
 names! {
     /// Hash: source pod → slot in `POD_STATE`.
     PODS,
+    /// Array, written through `mmap`: what `PODS` says, by a hash of its keys.
+    POD_INDEX,
     /// Array, written through `mmap`: slot → the pod's row and rule base.
     POD_STATE,
     /// LPM trie: IPv4 prefix → class.
@@ -91,6 +93,7 @@ names! {
 /// All others keep what only the datapath knows: connections, counts, and when gateways answered.
 pub const FILLED: &[&str] = &[
     PODS,
+    POD_INDEX,
     POD_STATE,
     PREFIXES4,
     PREFIXES6,
@@ -173,6 +176,8 @@ pub const TABLES: &[(&str, &str)] = &[
 pub mod capacity {
     /// Source pods, an entry for each address.
     pub const PODS: u32 = 4096;
+    /// Lines of pods: 512 KiB. No flag changes it, since it says which line is a pod's.
+    pub const POD_INDEX: u32 = 8192;
     /// Distinct prefixes of one family.
     pub const PREFIXES: u32 = 1_048_576;
     /// Verdicts of all policies.

@@ -70,6 +70,10 @@ impl Maps {
     pub fn repair(&mut self) -> anyhow::Result<()> {
         self.segments.publish_all()?;
         let pods = self.pods()?;
+        let pods: Vec<_> = pods
+            .into_iter()
+            .map(|(key, slot)| Ok((key, slot, self.slots.get(slot)?)))
+            .collect::<anyhow::Result<_>>()?;
         self.beside.repair(&pods)
     }
 
@@ -144,7 +148,9 @@ impl Maps {
 
     /// Turns a pod to another row and rule base.
     pub fn turn_pod(&mut self, slot: u32, state: PodState) -> anyhow::Result<()> {
-        self.slots.set(slot, state)
+        self.slots.set(slot, state)?;
+        self.beside.turn(slot, state);
+        Ok(())
     }
 
     /// Makes a pod known.
@@ -159,11 +165,12 @@ impl Maps {
             )
         })?;
         fault::step("place the pod")?;
-        self.beside.inserted(key, slot)
+        self.beside.inserted(key, slot, self.slots.get(slot)?)
     }
 
     /// Forgets a pod; one that is not there is as good.
     pub fn remove_pod(&mut self, key: &PodKey) -> anyhow::Result<()> {
+        self.beside.leaves(key);
         absent_is_fine(self.pods.remove(key))
             .with_context(|| format!("cannot remove {} from {PODS}", IpAddr::from(key.addr)))?;
         fault::step("place the pod no more")?;
@@ -197,14 +204,14 @@ impl Maps {
 
     /// Waits until no packet in flight can hold an id that was given back.
     pub fn grace(&mut self) -> anyhow::Result<()> {
-        match grace::wait() {
-            Ok(()) => Ok(()),
-            // An update of a map of maps waits for a grace period as well.
-            Err(error) => self
-                .segments
+        // An update of a map of maps waits for a grace period as well.
+        if let Err(error) = grace::wait() {
+            self.segments
                 .touch()
-                .with_context(|| format!("cannot wait for a grace period (membarrier: {error})")),
+                .with_context(|| format!("cannot wait for a grace period (membarrier: {error})"))?;
         }
+        self.beside.settled();
+        Ok(())
     }
 }
 

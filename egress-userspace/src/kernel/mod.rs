@@ -18,6 +18,7 @@ mod nat;
 mod object;
 mod paths;
 mod pins;
+mod pod_index;
 mod pods;
 mod probes;
 mod reader;
