@@ -33,7 +33,7 @@ names! {
     FRAGMENTS,
     /// Array: buckets of replies in fragments → where they go.
     REPLY_FRAGMENTS,
-    /// Per-CPU array: packets and bytes per member.
+    /// Array, read through `mmap`: packets and bytes per CPU and member.
     MEMBER_COUNTS,
     /// Per-CPU array: packets and bytes per policy and reason.
     DROP_COUNTS,
@@ -128,7 +128,8 @@ pub const fn layout(name: &str) -> u32 {
         }
     }
     // Raised whenever it changes.
-    if same(name, VERDICTS) || same(name, OWN_FLOWS) || is_table(name) {
+    if same(name, VERDICTS) || same(name, MEMBER_COUNTS) || same(name, OWN_FLOWS) || is_table(name)
+    {
         2
     } else {
         1

@@ -14,6 +14,7 @@ mod grace;
 mod held;
 mod load;
 mod maps;
+mod member_counts;
 mod nat;
 mod object;
 mod paths;
