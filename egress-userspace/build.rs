@@ -190,6 +190,8 @@ impl Toolchain {
                     &*format!("--cfg=bpf_target_arch=\"{arch}\""),
                     "-Cdebuginfo=2",
                     "-Clink-arg=--btf",
+                    // Copies would be made byte by byte.
+                    "-Clink-arg=--disable-expand-memcpy-in-order",
                 ]
                 .join("\x1f"),
             );

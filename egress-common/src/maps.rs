@@ -13,6 +13,8 @@ macro_rules! names {
 names! {
     /// Hash: source pod → slot in `POD_STATE`.
     PODS,
+    /// Array, written through `mmap`: what `PODS` says, by a hash of its keys.
+    POD_INDEX,
     /// Array, written through `mmap`: slot → the pod's row and rule base.
     POD_STATE,
     /// Array, written through `mmap`: the first 16 bits of an address → an entry of the prefix trie.
@@ -21,7 +23,7 @@ names! {
     TRIE,
     /// Array of maps: the segments of the line store.
     LINES,
-    /// Array: number + rule base → verdict.
+    /// Array: number + rule base → verdict, and its member if there is one.
     VERDICTS,
     /// Array: member → its way out.
     MEMBERS,
@@ -31,7 +33,7 @@ names! {
     FRAGMENTS,
     /// Array: buckets of replies in fragments → where they go.
     REPLY_FRAGMENTS,
-    /// Per-CPU array: packets and bytes per member.
+    /// Array, read through `mmap`: packets and bytes per CPU and member.
     MEMBER_COUNTS,
     /// Per-CPU array: packets and bytes per policy and reason.
     DROP_COUNTS,
@@ -94,6 +96,7 @@ pub const FORMER: &[&str] = &["PREFIXES4", "PREFIXES6"];
 /// All others keep what only the datapath knows: connections, counts, and when gateways answered.
 pub const FILLED: &[&str] = &[
     PODS,
+    POD_INDEX,
     POD_STATE,
     ROOTS,
     TRIE,
@@ -118,12 +121,18 @@ pub const FILLED: &[&str] = &[
 /// their sizes stay the same.
 #[must_use]
 pub const fn layout(name: &str) -> u32 {
-    // A map of another layout, for tests of upgrades.
-    if cfg!(feature = "other-layout") && same(name, MEMBERS) {
-        return 2;
+    // Maps of another layout, for tests of upgrades.
+    if cfg!(feature = "other-layout") {
+        if same(name, MEMBERS) {
+            return 2;
+        }
+        if same(name, VERDICTS) {
+            return 3;
+        }
     }
     // Raised whenever it changes.
-    if same(name, OWN_FLOWS) || is_table(name) {
+    if same(name, VERDICTS) || same(name, MEMBER_COUNTS) || same(name, OWN_FLOWS) || is_table(name)
+    {
         2
     } else {
         1
@@ -171,6 +180,8 @@ pub const TABLES: &[(&str, &str)] = &[
 pub mod capacity {
     /// Source pods, an entry for each address.
     pub const PODS: u32 = 4096;
+    /// Lines of pods: 512 KiB. No flag changes it, since it says which line is a pod's.
+    pub const POD_INDEX: u32 = 8192;
     /// Distinct prefixes of one family.
     pub const PREFIXES: u32 = 1_048_576;
     /// Verdicts of all policies.

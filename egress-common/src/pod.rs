@@ -8,6 +8,7 @@ use crate::{
     map_type,
     maps::capacity,
     table,
+    verdict::PodState,
 };
 
 /// Where a steered address is: the value of `POD_PLACES`.
@@ -20,6 +21,76 @@ pub struct PodPlace {
     pub slot: u32,
 }
 map_type!(PodPlace, size = 8, align = 4);
+
+/// Pods whose keys have one hash: an element of `POD_INDEX`, one cache line.
+///
+/// What `PODS` says, where there is room for it: a look-up there costs a packet more than all that it is told.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PodLine(pub [PodEntry; PodLine::ENTRIES]);
+map_type!(PodLine, size = 64, align = 8);
+
+impl PodLine {
+    /// Pods of a line.
+    pub const ENTRIES: usize = 2;
+}
+
+/// A pod of a [`PodLine`].
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PodEntry {
+    /// The address, as it lies in memory.
+    pub addr: [u64; 2],
+    /// The interface, and the slot above it; zero is nobody. What is written last, and cleared first.
+    pub pod: u64,
+    /// Its row and rule base, as in `POD_STATE`.
+    pub state: PodState,
+}
+map_type!(PodEntry, size = 32, align = 8);
+
+impl PodEntry {
+    /// The word of a pod.
+    #[inline(always)]
+    pub const fn word(ifindex: u32, slot: u32) -> u64 {
+        (slot as u64) << 32 | ifindex as u64
+    }
+
+    /// The interface in such a word.
+    #[inline(always)]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the lower half is what is asked for"
+    )]
+    pub const fn ifindex(word: u64) -> u32 {
+        word as u32
+    }
+
+    /// The slot in such a word.
+    #[inline(always)]
+    pub const fn slot(word: u64) -> u32 {
+        (word >> 32) as u32
+    }
+}
+
+/// An address as two words, as it lies in memory.
+#[inline(always)]
+pub const fn addr_to_words(addr: &Addr) -> [u64; 2] {
+    let a = &addr.0;
+    [
+        u64::from_ne_bytes([a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7]]),
+        u64::from_ne_bytes([a[8], a[9], a[10], a[11], a[12], a[13], a[14], a[15]]),
+    ]
+}
+
+/// The line of `POD_INDEX` in which a pod stands, if it does.
+#[inline(always)]
+pub const fn pod_line(ifindex: u32, addr: [u64; 2]) -> u32 {
+    // The upper bits of a product are those that all bits of its factors have a part in.
+    const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
+    let mixed = (addr[0] ^ ifindex as u64).wrapping_mul(ODD).rotate_left(32) ^ addr[1];
+    (mixed.wrapping_mul(ODD) >> 32) as u32 % capacity::POD_INDEX
+}
+const _: () = assert!(capacity::POD_INDEX.is_power_of_two());
 
 /// What the datapath learns of a pod: an element of `POD_NOTES`, by slot. Zero until it is learned.
 #[repr(C)]

@@ -134,6 +134,34 @@ impl Verdict {
     }
 }
 
+/// An element of `VERDICTS`, one cache line: a verdict, and beside it the member that it names, if it names just one.
+///
+/// So one place tells all that most packets need. The member stands in `MEMBERS` too, the same: neither is ever
+/// written while a pod reaches it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VerdictLine {
+    /// The verdict.
+    pub verdict: Verdict,
+    /// Its one member; all zero if there is none, or are several.
+    pub member: Member,
+    /// Always zero.
+    pub pad: [u32; (64 - size_of::<Verdict>() - size_of::<Member>()) / 4],
+}
+map_type!(VerdictLine, size = 64, align = 4);
+
+impl VerdictLine {
+    /// The line of a verdict and of its one member.
+    #[must_use]
+    pub fn new(verdict: Verdict, member: Option<Member>) -> Self {
+        Self {
+            verdict,
+            member: member.unwrap_or_default(),
+            ..Self::default()
+        }
+    }
+}
+
 /// How a member's packets leave: a gateway as the datapath sees it, and where it is counted.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

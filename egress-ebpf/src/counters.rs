@@ -1,6 +1,10 @@
 //! Packets and bytes: per member, per policy and reason, per policy and kind of pass.
 
-use aya_ebpf::{btf_maps::PerCpuArray, macros::btf_map};
+use aya_ebpf::{
+    btf_maps::{Array, PerCpuArray},
+    helpers::bpf_get_smp_processor_id,
+    macros::btf_map,
+};
 use egress_common::{
     DropReason,
     counter::{
@@ -14,8 +18,17 @@ use crate::{
     parse::{Ip, protocol},
 };
 
+/// `BPF_F_MMAPABLE`: userspace reads them without a call.
+const MMAPABLE: usize = 1 << 10;
+
+/// A CPU's counts stand together, [`MEMBERS_COUNTED`] of them. A per-CPU map would find each by a pointer of its own,
+/// which is one more place that a packet has to wait for.
 #[btf_map]
-static MEMBER_COUNTS: PerCpuArray<Count, { capacity::MEMBERS as usize }> = PerCpuArray::new();
+static MEMBER_COUNTS: Array<Count, { capacity::MEMBERS as usize }, MMAPABLE> = Array::new();
+
+/// Members that are counted, told by the loader.
+#[unsafe(no_mangle)]
+static MEMBERS_COUNTED: u32 = capacity::MEMBERS;
 
 #[btf_map]
 static DROP_COUNTS: PerCpuArray<Count, { (capacity::POLICIES * DropReason::COUNT) as usize }> =
@@ -116,7 +129,14 @@ fn transport_header(packet: &Packet<'_>, ip: &Ip) -> u32 {
 /// Counts a packet that went out through a member.
 #[inline(always)]
 pub(crate) fn sent(counter: u32, shape: Shape) {
-    add(MEMBER_COUNTS.get_ptr_mut(counter), shape);
+    // SAFETY: a static of the read-only section, read as the loader left it.
+    let members = unsafe { core::ptr::read_volatile(&raw const MEMBERS_COUNTED) };
+    if counter < members {
+        // SAFETY: a helper without arguments.
+        let cpu = unsafe { bpf_get_smp_processor_id() };
+        let index = cpu.wrapping_mul(members).wrapping_add(counter);
+        add(MEMBER_COUNTS.get_ptr_mut(index), shape);
+    }
 }
 
 /// Counts a packet that the kernel routes on.

@@ -97,7 +97,7 @@ pub(crate) fn fits(ip: &Ip, shape: Shape, mtu: u32) -> Result<(), DropReason> {
 #[inline(always)]
 pub(crate) fn lower_ttl(packet: &Packet<'_>, ip: &Ip) -> Result<(), DropReason> {
     match ip.family {
-        Family::V4 => packet.lower_ttl(ip.ttl, ip.ttl_neighbour),
-        Family::V6 => packet.lower_hop_limit(ip.ttl),
+        Family::V4 => packet.lower_ttl(),
+        Family::V6 => packet.lower_hop_limit(),
     }
 }

@@ -3,7 +3,7 @@
 use egress_common::{
     DropReason,
     counter::{Answer, NO_POLICY, PassKind},
-    verdict::{Decision, NUMBER_CLUSTER},
+    verdict::{Decision, Member, NUMBER_CLUSTER},
 };
 
 use crate::{
@@ -85,9 +85,10 @@ fn handle_ip(packet: &Packet<'_>, ip: &Ip) -> Departure {
     let Some(number) = verdicts::number(pod, class) else {
         return nobody(DropReason::StateMissing);
     };
-    let Some(verdict) = verdicts::verdict(pod, number) else {
+    let Some(line) = verdicts::verdict(pod, number) else {
         return nobody(DropReason::StateMissing);
     };
+    let verdict = &line.verdict;
     let policy = verdict.policy;
     if number == NUMBER_CLUSTER {
         let marking = locals::marking();
@@ -127,7 +128,9 @@ fn handle_ip(packet: &Packet<'_>, ip: &Ip) -> Departure {
                 shape,
             };
         }
-        Decision::Member(member) => Ok(member),
+        Decision::Member(_) => Some(&line.member)
+            .filter(|member| member.is_set())
+            .ok_or(DropReason::StateMissing),
         Decision::Group {
             lines,
             first_member,
@@ -139,7 +142,8 @@ fn handle_ip(packet: &Packet<'_>, ip: &Ip) -> Departure {
                 first_member,
                 members: members.into(),
             },
-        ),
+        )
+        .and_then(|member| verdicts::member(member).ok_or(DropReason::StateMissing)),
     };
     // Sent from one place, since the verifier follows each call of what translates by itself.
     let sent = member
@@ -203,11 +207,10 @@ impl From<DropReason> for Refusal {
 fn send(
     packet: &Packet<'_>,
     ip: &Ip,
-    member: u32,
+    member: &Member,
     slot: u32,
     shape: Shape,
 ) -> Result<u32, Refusal> {
-    let member = verdicts::member(member).ok_or(DropReason::StateMissing)?;
     forward::send(packet, ip, member, slot, shape).map_err(|reason| Refusal {
         reason,
         mtu: member.mtu,

@@ -1,5 +1,7 @@
 //! The only raw access to an skb: its metadata, its bytes, and the few writes we make.
 
+mod start;
+
 use core::{ffi::c_void, mem::MaybeUninit};
 
 use aya_ebpf::{
@@ -42,9 +44,8 @@ const MAC_BITS: u64 = 0xffff_ffff_ffff;
 const UNICAST: u8 = 0x02;
 /// TTL of the overlay's outer packets.
 const TUNNEL_TTL: u8 = 64;
-/// Where TTL and checksum lie in an IPv4 header, and the hop limit in an IPv6 header.
+/// Where the TTL lies in an IPv4 header, and the hop limit in an IPv6 header.
 const IPV4_TTL: u32 = 8;
-const IPV4_CHECKSUM: u32 = 10;
 const IPV6_HOP_LIMIT: u32 = 7;
 
 /// `struct bpf_tunnel_key` up to its label: as long as it is in 5.10, and what later kernels take too.
@@ -232,34 +233,6 @@ impl<'a> Packet<'a> {
         let destination = first & MAC_BITS;
         let source = (first >> 48 | second << 16) & MAC_BITS;
         Some((destination.to_le(), source.to_le()))
-    }
-
-    /// Lowers an IPv4 TTL by one and mends the header checksum (RFC 1624).
-    #[inline(always)]
-    pub(crate) fn lower_ttl(&self, ttl: u8, protocol: u8) -> Result<(), DropReason> {
-        let old = u16::from_ne_bytes([ttl, protocol]);
-        let new = u16::from_ne_bytes([ttl.wrapping_sub(1), protocol]);
-        self.ctx
-            .l3_csum_replace((L3 + IPV4_CHECKSUM) as usize, old.into(), new.into(), 2)
-            .map_err(|_| DropReason::RedirectFailed)?;
-        // The header's sum stays what it was, so a CHECKSUM_COMPLETE skb needs no mending.
-        self.ctx
-            .store((L3 + IPV4_TTL) as usize, &ttl.wrapping_sub(1), 0)
-            .map_err(|_| DropReason::RedirectFailed)
-    }
-
-    /// Lowers an IPv6 hop limit by one.
-    #[inline(always)]
-    pub(crate) fn lower_hop_limit(&self, hop_limit: u8) -> Result<(), DropReason> {
-        // No checksum in the header: the skb's own, where it has one, changes.
-        let flags = u64::from(BPF_F_RECOMPUTE_CSUM);
-        self.ctx
-            .store(
-                (L3 + IPV6_HOP_LIMIT) as usize,
-                &hop_limit.wrapping_sub(1),
-                flags,
-            )
-            .map_err(|_| DropReason::RedirectFailed)
     }
 
     /// Writes both MACs.

@@ -73,8 +73,14 @@ const OPTION_NOTHING: u8 = 1;
 const OPTION_LOOSE_ROUTE: u8 = 131;
 const OPTION_STRICT_ROUTE: u8 = 137;
 
-/// Where the destination lies in an IPv4 header.
-const IPV4_DESTINATION: u32 = 16;
+/// Where an IP header starts, as an index.
+const AT: usize = L3 as usize;
+/// Bytes of an IPv4 header without options, and of an IPv6 header.
+const IPV4_LENGTH: usize = 20;
+const IPV6_LENGTH: usize = 40;
+/// The third word of an IPv4 address as an [`Addr`].
+const MAPPED: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
+
 /// Where the addresses lie in an IPv6 header.
 const IPV6_SOURCE: u32 = 8;
 const IPV6_DESTINATION: u32 = 24;
@@ -89,24 +95,23 @@ pub(crate) enum Frame {
 }
 
 /// Facts of an IP packet.
+#[repr(C, align(8))]
 #[derive(Clone, Copy)]
 pub(crate) struct Ip {
-    pub(crate) family: Family,
     pub(crate) source: Addr,
     pub(crate) destination: Addr,
-    /// TTL or hop limit.
-    pub(crate) ttl: u8,
-    /// The protocol above IP and its extension headers.
-    pub(crate) protocol: u8,
-    /// The byte beside an IPv4 TTL, for its checksum.
-    pub(crate) ttl_neighbour: u8,
-    /// Whether an authentication header (RFC 4302) covers the addresses.
-    pub(crate) is_authenticated: bool,
     /// Bytes of the packet from the IP header on.
     pub(crate) length: u32,
     /// Where the header above IP starts, in bytes from the start of the frame.
     pub(crate) l4: u32,
     pub(crate) fragment: Fragment,
+    pub(crate) family: Family,
+    /// TTL or hop limit.
+    pub(crate) ttl: u8,
+    /// The protocol above IP and its extension headers.
+    pub(crate) protocol: u8,
+    /// Whether an authentication header (RFC 4302) covers the addresses.
+    pub(crate) is_authenticated: bool,
 }
 
 impl Ip {
@@ -119,7 +124,6 @@ impl Ip {
             destination: Addr::v4([0; 4]),
             ttl: 0,
             protocol: 0,
-            ttl_neighbour: 0,
             is_authenticated: false,
             length: 0,
             l4: 0,
@@ -138,17 +142,15 @@ impl Ip {
 #[btf_map]
 static PARSED: PerCpuArray<Ip, 1> = PerCpuArray::new();
 
-/// A place for the facts of the packet that this CPU is at, nothing read yet.
+/// A place for the facts of the packet that this CPU is at, which still says what it said of another.
 ///
 /// What is read from a map the verifier knows nothing of: all ways through the parser lead to one state,
 /// where on the stack each would be followed to the end of the program, close to a million instructions.
 #[inline(always)]
 pub(crate) fn place() -> Option<&'static mut Ip> {
     let ip = PARSED.get_ptr_mut(0)?;
-    // SAFETY: this CPU's own element, which its program asks for once.
-    let ip = unsafe { &mut *ip };
-    *ip = Ip::unread();
-    Some(ip)
+    // SAFETY: this CPU's own element, which its program asks for once. Zeroes, as at first, are a value of the type, too.
+    Some(unsafe { &mut *ip })
 }
 
 /// What was read of the packet so far, for a function that the verifier looks at by itself.
@@ -196,14 +198,25 @@ pub(crate) fn frame_beside_tag(packet: &Packet<'_>, ip: &mut Ip) -> Result<Frame
 #[inline(always)]
 pub(crate) fn destination(packet: &Packet<'_>, destination: &mut Addr) -> bool {
     match packet.ethertype() {
-        ETH_P_IP => match packet.load(L3 + IPV4_DESTINATION) {
-            Some(address) => {
-                *destination = Addr::v4(address);
+        ETH_P_IP => match packet.start_of_frame::<{ AT + IPV4_LENGTH }>() {
+            Ok(start) => {
+                *destination = Addr::from_words([0, 0, MAPPED, start.word::<{ AT + 16 }>()]);
                 true
             }
-            None => false,
+            Err(_) => false,
         },
-        ETH_P_IPV6 => packet.load_addr(L3 + IPV6_DESTINATION, destination),
+        ETH_P_IPV6 => match packet.start_of_frame::<{ AT + IPV6_LENGTH }>() {
+            Ok(start) => {
+                *destination = Addr::from_words([
+                    start.word::<{ AT + 24 }>(),
+                    start.word::<{ AT + 28 }>(),
+                    start.word::<{ AT + 32 }>(),
+                    start.word::<{ AT + 36 }>(),
+                ]);
+                true
+            }
+            Err(_) => false,
+        },
         _ => false,
     }
 }
@@ -223,32 +236,37 @@ fn headers(packet: &Packet<'_>, family: Family, ip: &mut Ip) -> Result<(), DropR
 
 #[inline(always)]
 fn ipv4(packet: &Packet<'_>, ip: &mut Ip) -> Result<(), DropReason> {
-    let header: Ipv4Header = packet.load(L3).ok_or(DropReason::Malformed)?;
-    let header_length = u32::from(header.version_ihl & 0x0f) * 4;
-    if header.version_ihl >> 4 != 4 || header_length < 20 {
+    let start = packet.start_of_frame::<{ AT + IPV4_LENGTH }>()?;
+    let [version_ihl, _, total, total_low] = start.word::<AT>().to_ne_bytes();
+    let [id, id_low, offset, offset_low] = start.word::<{ AT + 4 }>().to_ne_bytes();
+    let [ttl, protocol, ..] = start.word::<{ AT + 8 }>().to_ne_bytes();
+    ip.source = Addr::from_words([0, 0, MAPPED, start.word::<{ AT + 12 }>()]);
+    ip.destination = Addr::from_words([0, 0, MAPPED, start.word::<{ AT + 16 }>()]);
+    let header_length = u32::from(version_ihl & 0x0f) * 4;
+    if version_ihl >> 4 != 4 || header_length < 20 {
         return Err(DropReason::Malformed);
     }
     ip.family = Family::V4;
-    ip.source = Addr::v4(header.source);
-    ip.destination = Addr::v4(header.destination);
-    ip.ttl = header.ttl;
-    ip.protocol = header.protocol;
-    ip.ttl_neighbour = header.protocol;
+    ip.ttl = ttl;
+    ip.protocol = protocol;
+    ip.is_authenticated = false;
     ip.l4 = L3 + header_length;
-    let claimed = u32::from(header.total_length.get());
+    let claimed = u32::from(u16::from_be_bytes([total, total_low]));
     ip.length = total_length(packet, claimed)?;
-    if ip.length < header_length || is_no_length(claimed, ip.protocol) {
+    if ip.length < header_length || is_no_length(claimed, protocol) {
         return Err(DropReason::Malformed);
     }
+    let offset = u16::from_be_bytes([offset, offset_low]);
+    let id = u32::from_ne_bytes([id, id_low, 0, 0]);
+    ip.fragment = if offset & 0x1fff != 0 {
+        Fragment::Later(id)
+    } else if offset & 0x2000 != 0 {
+        Fragment::First(id)
+    } else {
+        Fragment::Whole
+    };
     if header_length > 20 {
         refuse_source_route(packet, ip.l4)?;
-    }
-    let offset = header.flags_offset.get();
-    let id = u32::from_ne_bytes([header.id.0[0], header.id.0[1], 0, 0]);
-    if offset & 0x1fff != 0 {
-        ip.fragment = Fragment::Later(id);
-    } else if offset & 0x2000 != 0 {
-        ip.fragment = Fragment::First(id);
     }
     Ok(())
 }
@@ -281,14 +299,22 @@ fn refuse_source_route(packet: &Packet<'_>, end: u32) -> Result<(), DropReason> 
 
 #[inline(always)]
 fn ipv6(packet: &Packet<'_>, ip: &mut Ip) -> Result<(), DropReason> {
-    let header: Ipv6Header = packet.load(L3).ok_or(DropReason::Malformed)?;
-    if header.version_class_flow[0] >> 4 != 6 {
-        return Err(DropReason::Malformed);
-    }
-    ip.family = Family::V6;
-    if !packet.load_addr(L3 + IPV6_SOURCE, &mut ip.source)
-        || !packet.load_addr(L3 + IPV6_DESTINATION, &mut ip.destination)
-    {
+    let start = packet.start_of_frame::<{ AT + IPV6_LENGTH }>()?;
+    let [version_class, ..] = start.word::<AT>().to_ne_bytes();
+    let [payload, payload_low, next_header, hop_limit] = start.word::<{ AT + 4 }>().to_ne_bytes();
+    ip.source = Addr::from_words([
+        start.word::<{ AT + 8 }>(),
+        start.word::<{ AT + 12 }>(),
+        start.word::<{ AT + 16 }>(),
+        start.word::<{ AT + 20 }>(),
+    ]);
+    ip.destination = Addr::from_words([
+        start.word::<{ AT + 24 }>(),
+        start.word::<{ AT + 28 }>(),
+        start.word::<{ AT + 32 }>(),
+        start.word::<{ AT + 36 }>(),
+    ]);
+    if version_class >> 4 != 6 {
         return Err(DropReason::Malformed);
     }
     // RFC 4291, 2.5.5.2: mapped addresses stand for IPv4 in programs and have no business on the wire.
@@ -298,11 +324,14 @@ fn ipv6(packet: &Packet<'_>, ip: &mut Ip) -> Result<(), DropReason> {
     if ip.destination.is_v4() {
         return Err(DropReason::Malformed);
     }
-    ip.ttl = header.hop_limit;
-    ip.protocol = header.next_header;
+    ip.family = Family::V6;
+    ip.ttl = hop_limit;
+    ip.protocol = next_header;
+    ip.is_authenticated = false;
+    ip.fragment = Fragment::Whole;
     ip.l4 = L3 + 40;
     // A jumbogram's zero (RFC 2675) is what big TCP's aggregates carry; alone it is an empty packet.
-    let payload = u32::from(header.payload_length.get());
+    let payload = u32::from(u16::from_be_bytes([payload, payload_low]));
     let claimed = if payload == 0 && packet.gso_size() != 0 {
         0
     } else {

@@ -8,13 +8,14 @@ use egress_common::{
     Addr, DropReason, Family,
     keys::PodKey,
     maps::capacity,
-    pod::{PodFacts, PodNote, PodPlace},
+    pod::{PodEntry, PodFacts, PodLine, PodNote, PodPlace, addr_to_words, pod_line},
     verdict::PodState,
 };
 
 use crate::{
     packet::Packet,
     parse::{self, Fragment, Ip, protocol},
+    verifier,
 };
 
 /// `BPF_F_MMAPABLE`: userspace turns a pod with one store.
@@ -22,6 +23,9 @@ const MMAPABLE: usize = 1 << 10;
 
 #[btf_map]
 static PODS: HashMap<PodKey, u32, { capacity::PODS as usize }> = HashMap::new();
+
+#[btf_map]
+static POD_INDEX: Array<PodLine, { capacity::POD_INDEX as usize }, MMAPABLE> = Array::new();
 
 #[btf_map]
 static POD_STATE: Array<PodState, { capacity::PODS as usize }, MMAPABLE> = Array::new();
@@ -53,12 +57,11 @@ pub(crate) enum Source {
 /// Looks the source up by interface and address, never by address alone.
 #[inline(always)]
 pub(crate) fn identify(packet: &Packet<'_>, ip: &Ip) -> Source {
-    let key = PodKey {
-        ifindex: packet.ifindex(),
-        addr: ip.source,
-    };
-    // SAFETY: the slot of a live key never changes, and a key is removed only after its pod is gone.
-    if let Some(&slot) = unsafe { PODS.get(&key) } {
+    let ifindex = packet.ifindex();
+    if let Some((state, slot)) = indexed(ifindex, &ip.source) {
+        return Source::Pod { state, slot };
+    }
+    if let Some(slot) = slot_at(ifindex, ip.source) {
         return match state(slot) {
             Some(state) => Source::Pod { state, slot },
             None => Source::Broken,
@@ -69,6 +72,28 @@ pub(crate) fn identify(packet: &Packet<'_>, ip: &Ip) -> Source {
     } else {
         Source::Unknown
     }
+}
+
+/// State and slot of the steered pod that has this address on this interface, if the index has it.
+#[inline(always)]
+fn indexed(ifindex: u32, addr: &Addr) -> Option<(PodState, u32)> {
+    let addr = addr_to_words(addr);
+    let line = POD_INDEX.get(pod_line(ifindex, addr))?;
+    for entry in &line.0 {
+        // SAFETY: aligned words that userspace writes with one store each: that of the pod after what it stands for. An
+        // entry that is cleared is written again only after a grace period.
+        unsafe {
+            let word = core::ptr::read_volatile(&raw const entry.pod);
+            let entry = verifier::after(core::ptr::from_ref(entry), word);
+            let [first, second] = core::ptr::read_volatile(&raw const (*entry).addr);
+            let other = (first ^ addr[0]) | (second ^ addr[1]);
+            if other | u64::from(PodEntry::ifindex(word) ^ ifindex) == 0 {
+                let state = core::ptr::read_volatile(&raw const (*entry).state);
+                return Some((state, PodEntry::slot(word)));
+            }
+        }
+    }
+    None
 }
 
 /// What the pod of a slot is told.
@@ -84,7 +109,7 @@ pub(crate) fn state(slot: u32) -> Option<PodState> {
 #[inline(always)]
 pub(crate) fn slot_at(ifindex: u32, addr: Addr) -> Option<u32> {
     let key = PodKey { ifindex, addr };
-    // SAFETY: as in `identify`.
+    // SAFETY: the slot of a live key never changes, and a key is removed only after its pod is gone.
     unsafe { PODS.get(&key) }.copied()
 }
 

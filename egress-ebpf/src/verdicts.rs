@@ -4,13 +4,16 @@ use aya_ebpf::{btf_maps::Array, macros::btf_map};
 use egress_common::{
     gateway::GatewayId,
     maps::capacity,
-    verdict::{Member, NUMBER_CLUSTER, NUMBER_UNMATCHED, PodState, Verdict},
+    verdict::{Member, NUMBER_CLUSTER, NUMBER_UNMATCHED, PodState, VerdictLine},
 };
 
 use crate::lines;
 
+/// `BPF_F_MMAPABLE`: the elements start where a page does, so that each is one cache line.
+const MMAPABLE: usize = 1 << 10;
+
 #[btf_map]
-static VERDICTS: Array<Verdict, { capacity::VERDICTS as usize }> = Array::new();
+static VERDICTS: Array<VerdictLine, { capacity::VERDICTS as usize }, MMAPABLE> = Array::new();
 
 #[btf_map]
 static MEMBERS: Array<Member, { capacity::MEMBERS as usize }> = Array::new();
@@ -26,7 +29,7 @@ pub(crate) fn number(pod: PodState, class: Option<u32>) -> Option<u16> {
 
 /// The verdict for a number of a pod's row; nothing where the maps contradict each other.
 #[inline(always)]
-pub(crate) fn verdict(pod: PodState, number: u16) -> Option<&'static Verdict> {
+pub(crate) fn verdict(pod: PodState, number: u16) -> Option<&'static VerdictLine> {
     VERDICTS.get(pod.rule_base().wrapping_add(u32::from(number)))
 }
 

@@ -40,6 +40,28 @@ pub(crate) fn escape<T>(place: &mut T) {
     let _ = place;
 }
 
+/// The same pointer, which no CPU has before it has the number: what is read there was written no earlier than what
+/// the writer wrote before the number.
+#[inline(always)]
+#[expect(
+    clippy::pointers_in_nomem_asm_block,
+    reason = "it is a number here: nothing is read by it"
+)]
+pub(crate) fn after<T>(pointer: *const T, number: u64) -> *const T {
+    let mut pointer = pointer;
+    // SAFETY: a sum of registers; what is added is zero, and the verifier sees that.
+    unsafe {
+        core::arch::asm!(
+            "{number} &= 0",
+            "{pointer} += {number}",
+            number = inout(reg) number => _,
+            pointer = inout(reg) pointer,
+            options(pure, nomem, nostack),
+        );
+    }
+    pointer
+}
+
 /// A place where the verifier loses sight of a number.
 ///
 /// It would follow every way through a search for itself. The upper half of a word of stack is one that it

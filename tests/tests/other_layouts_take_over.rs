@@ -303,7 +303,7 @@ fn maps_unpinned_while_the_agent_was_away_are_made_anew() -> Result<()> {
     let addresses = ELSEWHERE.addresses();
     let server = PacedServer::start(&stage.scene.internet, &addresses)?;
     let traffic = Traffic::start(&stage.pod("web")?.host, &addresses)?;
-    for map in ["PODS", "LINES", "VERDICTS"] {
+    for map in ["PODS", "LINES", "VERDICTS-2"] {
         restart_without(&mut stage, map)?;
     }
     let blue = stage.gateway("blue")?;

@@ -262,7 +262,7 @@ fn lead_to(lab: &mut Lab, node: &str) -> Result<()> {
         for (id, counter) in members {
             let node = Addr::from(address(node));
             let member = Member::overlay(counter, GATEWAY, UPLINK, MTU.into(), node, TAG);
-            lab.datapath().maps.write_member(id, &member)?;
+            lab.write_member(id, &member)?;
         }
     }
     Ok(())

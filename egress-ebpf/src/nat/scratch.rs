@@ -130,7 +130,6 @@ pub(super) fn take(ip: &Ip) -> Result<&'static mut Scratch, DropReason> {
     scratch.ip.destination = ip.destination;
     scratch.ip.ttl = ip.ttl;
     scratch.ip.protocol = ip.protocol;
-    scratch.ip.ttl_neighbour = ip.ttl_neighbour;
     scratch.ip.is_authenticated = ip.is_authenticated;
     scratch.ip.length = ip.length;
     scratch.ip.l4 = ip.l4;

@@ -11,11 +11,11 @@ use egress_common::{
     },
 };
 
-use super::{fault, maps::open, paths::Paths, tables::FlowTable};
+use super::{fault, maps::open, member_counts::MemberCounts, paths::Paths, tables::FlowTable};
 
 /// The counter maps.
 pub struct CounterMaps {
-    members: PerCpuArray<MapData, Count>,
+    members: MemberCounts,
     drops: PerCpuArray<MapData, Count>,
     passes: PerCpuArray<MapData, Count>,
     translated: PerCpuArray<MapData, Count>,
@@ -33,7 +33,7 @@ impl CounterMaps {
             tables: tables.collect::<anyhow::Result<_>>()?,
             cpus: aya::util::nr_cpus()
                 .map_err(|(what, error)| anyhow!("cannot count the CPUs ({what}): {error}"))?,
-            members: open(paths, MEMBER_COUNTS)?.try_into()?,
+            members: MemberCounts::open(paths)?,
             drops: open(paths, DROP_COUNTS)?.try_into()?,
             passes: open(paths, PASS_COUNTS)?.try_into()?,
             translated: open(paths, GATEWAY_COUNTS)?.try_into()?,
@@ -44,7 +44,8 @@ impl CounterMaps {
 
     /// A member's count.
     pub fn member(&self, counter: u32) -> anyhow::Result<Count> {
-        sum(&self.members, counter)
+        self.members
+            .get(counter)
             .with_context(|| format!("cannot read {MEMBER_COUNTS}[{counter}]"))
     }
 
@@ -87,8 +88,7 @@ impl CounterMaps {
     /// Sets a member's count to zero, before its id is given to another.
     pub fn clear_member(&mut self, counter: u32) -> anyhow::Result<()> {
         fault::step("clear a member's count")?;
-        let zeroes = self.zeroes()?;
-        Ok(self.members.set(counter, zeroes, 0)?)
+        self.members.clear(counter)
     }
 
     /// Sets all counts of a policy to zero, before its id is given to another.

@@ -26,6 +26,7 @@ use super::{
     generation::{self, Old},
     held::Held,
     maps::Maps,
+    member_counts,
     object::{NAT_SWEEP, OBJECT, PROBE, Program},
     paths::Paths,
     segments, trie,
@@ -89,6 +90,9 @@ impl Capacities {
             bail!("--max-policies {} is too large", self.policies);
         };
         let fragments = table::buckets(self.fragments);
+        let Some(counted) = self.members.checked_mul(member_counts::cpus()?) else {
+            bail!("--max-members {} is too large", self.members);
+        };
         Ok(vec![
             (maps::PODS, "--max-pods", self.pods),
             (maps::POD_STATE, "--max-pods", self.pods),
@@ -100,7 +104,7 @@ impl Capacities {
             (maps::LOCALS6, "--max-prefixes", self.prefixes),
             (maps::VERDICTS, "--max-verdicts", self.verdicts),
             (maps::MEMBERS, "--max-members", self.members),
-            (maps::MEMBER_COUNTS, "--max-members", self.members),
+            (maps::MEMBER_COUNTS, "--max-members", counted),
             (maps::DROP_COUNTS, "--max-policies", reasons),
             (maps::PASS_COUNTS, "--max-policies", kinds),
             (maps::REPLIES, "--max-replies", table::buckets(self.replies)),
@@ -186,6 +190,7 @@ impl Datapath {
                 loader.override_global(constant, count, true);
             }
         }
+        loader.override_global("MEMBERS_COUNTED", &options.capacities.members, true);
         for map in maps::ALL {
             loader.map_pin_path(map, options.paths.map(map));
         }
@@ -389,6 +394,11 @@ fn check_capacities(paths: &Paths, entries: &[(&str, &str, u32)]) -> anyhow::Res
         }
         let is_table = maps::TABLES.iter().any(|(table, _)| table == map);
         let ways = if is_table { WAYS } else { 1 };
+        let cpus = if *map == maps::MEMBER_COUNTS {
+            member_counts::cpus()? as usize
+        } else {
+            1
+        };
         let pinned = MapInfo::from_pin(&path)
             .with_context(|| format!("cannot look at the pinned map {}", path.display()))?
             .max_entries() as usize;
@@ -398,8 +408,8 @@ fn check_capacities(paths: &Paths, entries: &[(&str, &str, u32)]) -> anyhow::Res
             "the map {map} is in the kernel with {} entries, and {flag} asks for {}: keep \
              the old size, or remove the maps with `egress detach --pin-dir {}` first (traffic is \
              not steered until the next start)",
-            pinned * ways,
-            count * ways,
+            pinned * ways / cpus,
+            count * ways / cpus,
             paths.root().display()
         );
     }

@@ -14,7 +14,7 @@ use egress_common::{
     maps::{LINES, MEMBERS, POD_STATE, PODS, VERDICTS},
     pod::PodFacts,
     trie::{SEGMENT_UNITS, Unit},
-    verdict::{Member, PodState, Verdict},
+    verdict::{Decision, Member, PodState, Verdict, VerdictLine},
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -34,7 +34,7 @@ pub struct Maps {
     slots: Slots,
     trie: Trie<TrieMaps>,
     segments: Segments,
-    verdicts: Array<MapData, Verdict>,
+    verdicts: Array<MapData, VerdictLine>,
     members: Array<MapData, Member>,
     beside: PodMaps,
     translation: TranslationMaps,
@@ -91,6 +91,10 @@ impl Maps {
         self.grace()?;
         self.trie.mend()?;
         let pods = self.pods()?;
+        let pods: Vec<_> = pods
+            .into_iter()
+            .map(|(key, slot)| Ok((key, slot, self.slots.get(slot)?)))
+            .collect::<anyhow::Result<_>>()?;
         self.beside.repair(&pods)
     }
 
@@ -125,11 +129,21 @@ impl Maps {
             .with_context(|| format!("cannot write {MEMBERS}[{id}]"))
     }
 
-    /// Writes a block of verdicts.
+    /// Writes a block of verdicts, each with what is known of its one member.
     pub fn write_verdicts(&mut self, base: u32, verdicts: &[Verdict]) -> anyhow::Result<()> {
         for (index, verdict) in (base..).zip(verdicts) {
+            let member = match verdict.decode() {
+                Some(Decision::Member(id)) => Some(self.member(id)?),
+                Some(
+                    Decision::Unmatched
+                    | Decision::Local
+                    | Decision::Group { .. }
+                    | Decision::Drop(_),
+                )
+                | None => None,
+            };
             self.verdicts
-                .set(index, verdict, 0)
+                .set(index, VerdictLine::new(*verdict, member), 0)
                 .with_context(|| format!("cannot write {VERDICTS}[{index}]"))?;
         }
         Ok(())
@@ -151,7 +165,9 @@ impl Maps {
 
     /// Turns a pod to another row and rule base.
     pub fn turn_pod(&mut self, slot: u32, state: PodState) -> anyhow::Result<()> {
-        self.slots.set(slot, state)
+        self.slots.set(slot, state)?;
+        self.beside.turn(slot, state);
+        Ok(())
     }
 
     /// Makes a pod known.
@@ -166,11 +182,12 @@ impl Maps {
             )
         })?;
         fault::step("place the pod")?;
-        self.beside.inserted(key, slot)
+        self.beside.inserted(key, slot, self.slots.get(slot)?)
     }
 
     /// Forgets a pod; one that is not there is as good.
     pub fn remove_pod(&mut self, key: &PodKey) -> anyhow::Result<()> {
+        self.beside.leaves(key);
         absent_is_fine(self.pods.remove(key))
             .with_context(|| format!("cannot remove {} from {PODS}", IpAddr::from(key.addr)))?;
         fault::step("place the pod no more")?;
@@ -210,6 +227,7 @@ impl Maps {
                 .touch()
                 .with_context(|| format!("cannot wait for a grace period (membarrier: {error})"))?;
         }
+        self.beside.settled();
         self.trie.settle()
     }
 }
@@ -243,6 +261,7 @@ impl MapReader for Maps {
     fn verdict(&self, index: u32) -> anyhow::Result<Verdict> {
         self.verdicts
             .get(&index, 0)
+            .map(|line| line.verdict)
             .with_context(|| format!("cannot read {VERDICTS}[{index}]"))
     }
 

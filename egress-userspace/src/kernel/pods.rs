@@ -7,18 +7,21 @@ use aya::maps::{Array, HashMap, MapData};
 use egress_common::{
     Addr,
     keys::PodKey,
-    maps::{INTERFACES, POD_FACTS, POD_NOTES, POD_PLACES},
+    maps::{INTERFACES, POD_FACTS, POD_INDEX, POD_NOTES, POD_PLACES},
     pod::{PodFacts, PodNote, PodPlace},
+    verdict::PodState,
 };
 
 use super::{
     fault,
-    maps::{absent_is_fine, open},
+    maps::{absent_is_fine, not_running, open},
     paths::Paths,
+    pod_index::PodIndex,
 };
 
 /// The maps beside `PODS`.
 pub(super) struct PodMaps {
+    index: PodIndex,
     places: HashMap<MapData, Addr, PodPlace>,
     notes: Array<MapData, PodNote>,
     facts: Array<MapData, PodFacts>,
@@ -31,7 +34,10 @@ pub(super) struct PodMaps {
 
 impl PodMaps {
     pub(super) fn open(paths: &Paths) -> anyhow::Result<Self> {
+        let index = paths.map(POD_INDEX);
+        let index = MapData::from_pin(&index).with_context(|| not_running(&index))?;
         Ok(Self {
+            index: PodIndex::map(&index)?,
             places: open(paths, POD_PLACES)?.try_into()?,
             notes: open(paths, POD_NOTES)?.try_into()?,
             facts: open(paths, POD_FACTS)?.try_into()?,
@@ -41,11 +47,12 @@ impl PodMaps {
         })
     }
 
-    /// Makes the places say what `PODS` says: a crash between two writes leaves them apart.
-    pub(super) fn repair(&mut self, pods: &[(PodKey, u32)]) -> anyhow::Result<()> {
+    /// Makes index and places say what `PODS` says: a crash between two writes leaves them apart.
+    pub(super) fn repair(&mut self, pods: &[(PodKey, u32, PodState)]) -> anyhow::Result<()> {
+        self.index.repair(pods);
         self.known = pods
             .iter()
-            .map(|(key, slot)| ((key.addr, key.ifindex), *slot))
+            .map(|(key, slot, _)| ((key.addr, key.ifindex), *slot))
             .collect();
         let read: Result<BTreeMap<Addr, PodPlace>, _> = self.places.iter().collect();
         let places = read.with_context(|| format!("cannot read {POD_PLACES}"))?;
@@ -94,10 +101,31 @@ impl PodMaps {
     }
 
     /// Says where a pod is that can be found now.
-    pub(super) fn inserted(&mut self, key: PodKey, slot: u32) -> anyhow::Result<()> {
+    pub(super) fn inserted(
+        &mut self,
+        key: PodKey,
+        slot: u32,
+        state: PodState,
+    ) -> anyhow::Result<()> {
+        self.index.insert(&key, slot, state);
         self.known.insert((key.addr, key.ifindex), slot);
         self.place(key.addr, key.ifindex, slot)?;
         self.know_interface(key.ifindex, slot)
+    }
+
+    /// Turns the pod of a slot where it is found first.
+    pub(super) fn turn(&self, slot: u32, state: PodState) {
+        self.index.turn(slot, state);
+    }
+
+    /// Has a pod be found in `PODS` alone.
+    pub(super) fn leaves(&mut self, key: &PodKey) {
+        self.index.remove(key);
+    }
+
+    /// Says that no packet is in flight any more that was before.
+    pub(super) fn settled(&mut self) {
+        self.index.settled();
     }
 
     /// Forgets where a pod is that cannot be found any more.

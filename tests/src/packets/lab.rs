@@ -26,6 +26,7 @@ use egress_common::{
     gateway::Settings,
     maps,
     pod::{OwnFlows, PodFacts, PodNote},
+    verdict::{Decision, Member},
 };
 use egress_userspace::{
     compile,
@@ -220,6 +221,23 @@ impl Lab {
     #[must_use]
     pub fn state(&self) -> &KernelState {
         &self.state
+    }
+
+    /// Writes a member in place, and what verdicts say of it.
+    ///
+    /// # Errors
+    /// If the maps cannot be written.
+    pub fn write_member(&mut self, id: u32, member: &Member) -> Result<()> {
+        let maps = &mut self.datapath.maps;
+        maps.write_member(id, member)?;
+        for (base, block) in &self.state.blocks {
+            for (index, verdict) in (*base..).zip(block) {
+                if verdict.decode() == Some(Decision::Member(id)) {
+                    maps.write_verdicts(index, &[*verdict])?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// What their numbers are called.

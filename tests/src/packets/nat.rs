@@ -99,7 +99,6 @@ pub struct Node<'a> {
     egress: Array<MapData, Egress>,
     places: HashMap<MapData, Addr, PodPlace>,
     notes: Array<MapData, PodNote>,
-    members: Array<MapData, Member>,
     /// One half of each connection.
     pub outs: HashMap<MapData, NatOutKey, NatOut>,
     /// The other.
@@ -136,7 +135,6 @@ impl<'a> Node<'a> {
             egress: pinned(&paths, maps::EGRESS),
             places: pinned(&paths, maps::POD_PLACES),
             notes: pinned(&paths, maps::POD_NOTES),
-            members: pinned(&paths, maps::MEMBERS),
             outs: pinned(&paths, maps::NAT_OUT),
             backs: pinned(&paths, maps::NAT_BACK),
             sources: pinned(&paths, maps::NAT_SOURCES),
@@ -248,9 +246,9 @@ impl<'a> Node<'a> {
 
     /// Sends all that rules send out through this gateway, whose counters then move.
     pub fn steer_to(&mut self, gateway: &Gateway) {
-        for id in self.lab.state().members.keys() {
-            let member = Member::here(*id, gateway.id, MTU, Addr::default());
-            self.members.set(*id, member, 0).unwrap();
+        for id in self.lab.state().members.clone().into_keys() {
+            let member = Member::here(id, gateway.id, MTU, Addr::default());
+            self.lab.write_member(id, &member).unwrap();
         }
         self.gateway = *gateway;
     }
