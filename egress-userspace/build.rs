@@ -190,6 +190,8 @@ impl Toolchain {
                     &*format!("--cfg=bpf_target_arch=\"{arch}\""),
                     "-Cdebuginfo=2",
                     "-Clink-arg=--btf",
+                    // By words where they are aligned, not byte by byte.
+                    "-Clink-arg=--disable-expand-memcpy-in-order",
                 ]
                 .join("\x1f"),
             );
