@@ -5,7 +5,7 @@ use aya::{
     Pod,
     maps::{Array, HashMap, Map, MapData},
 };
-use egress_common::table::{Bucket, Record};
+use egress_common::table::{Bucket, PROTOCOL_BITS, PROTOCOL_WORD, Record};
 use egress_userspace::kernel::{FlowTable, Paths};
 
 /// A table of flows.
@@ -44,6 +44,9 @@ impl Table {
         self.change(|bucket| {
             for until in &mut bucket.untils {
                 *until = until.saturating_sub(seconds);
+            }
+            for record in &mut bucket.records {
+                record.key[PROTOCOL_WORD] &= PROTOCOL_BITS;
             }
         });
     }
