@@ -34,6 +34,11 @@ impl Table {
         entries
     }
 
+    /// How many of its entries have not ended.
+    pub(super) fn alive(&self) -> u64 {
+        self.read.alive().unwrap()
+    }
+
     /// Removes all that it has.
     pub(crate) fn clear(&mut self) {
         self.change(|bucket| *bucket = Bucket::default());
