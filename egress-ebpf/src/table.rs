@@ -383,8 +383,8 @@ pub(crate) fn turn(bucket: *mut Bucket, look: &Look, state: u32, seconds: u32) {
     let index = (look.index & LAST) as usize;
     lock(bucket);
     if print(bucket, index) == look.print {
-        // SAFETY: within an array's element; the mask is that of a bucket.
         set_seen(bucket, index, look.now.wrapping_sub(1) as u16);
+        // SAFETY: within an array's element; the mask is that of a bucket.
         unsafe {
             (*bucket).states.as_mut_ptr().add(index).write(state as u8);
             let untils = (&raw mut (*bucket).untils).cast::<u32>();
