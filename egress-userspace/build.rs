@@ -190,7 +190,7 @@ impl Toolchain {
                     &*format!("--cfg=bpf_target_arch=\"{arch}\""),
                     "-Cdebuginfo=2",
                     "-Clink-arg=--btf",
-                    // Copies would be made byte by byte.
+                    // By words where they are aligned, not byte by byte.
                     "-Clink-arg=--disable-expand-memcpy-in-order",
                 ]
                 .join("\x1f"),

@@ -22,6 +22,14 @@ pub const WAYS: usize = 8;
 pub const KEY_WORDS: usize = 11;
 /// Words of a value; those that a value does not have say nothing.
 pub const VALUE_WORDS: usize = 5;
+/// The word of a key that has a protocol's number in its lower half.
+///
+/// In the upper half a [`Record`] has the second at which the entry was found settled, and its time was set, the last
+/// time; one of 18 hours. Whoever finds it to be the present one, and the flow to say what it said, has nothing to
+/// note, and need not look at what the bucket knows beside the record.
+pub const PROTOCOL_WORD: usize = 9;
+/// The protocol's half.
+pub const PROTOCOL_BITS: u32 = 0xffff;
 
 /// What a flow is found by, in words whose bytes in memory are those of its fields.
 pub type Key = [u32; KEY_WORDS];
@@ -36,9 +44,10 @@ pub struct bpf_spin_lock {
     pub val: u32,
 }
 
-/// An element of a table.
+/// An element of a table: ten lines of a cache, since tables begin at a page (`BPF_F_MMAPABLE`).
 ///
 /// Whoever makes, moves or removes an entry, or changes its state, holds the lock. Times are written without it.
+/// Where there is room, an entry has the place that its hash names ([`home`]).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Bucket {
@@ -53,17 +62,17 @@ pub struct Bucket {
     /// Held by programs while they write.
     pub lock: bpf_spin_lock,
     /// Always zero.
-    pub pad: u32,
+    pub pad: [u32; 5],
     /// What the entries say.
     pub records: [Record; WAYS],
 }
-map_type!(Bucket, size = 624, align = 8);
+map_type!(Bucket, size = 640, align = 8);
 
-/// What an entry of a bucket says. Keys are compared by words of 64 bits.
+/// What an entry of a bucket says: a line of a cache. Keys are compared by words of 64 bits.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Record {
-    /// The flow.
+    /// The flow, and when it was seen ([`PROTOCOL_WORD`]).
     pub key: Key,
     /// What is remembered of it.
     pub value: Value,
@@ -112,16 +121,54 @@ pub mod life {
 }
 
 /// A well-mixed number of a key: its upper bits say the bucket, all of them tell entries of a bucket apart.
+///
+/// A sum of products, none of which waits for another.
 #[inline(always)]
 pub const fn hash(key: &Key) -> u32 {
-    let mut h = 0x9e37_79b9_7f4a_7c15;
-    h = mix(h, key[0], key[1]);
-    h = mix(h, key[2], key[3]);
-    h = mix(h, key[4], key[5]);
-    h = mix(h, key[6], key[7]);
-    h = mix(h, key[8], key[9]);
-    h = mix(h, key[10], 0);
+    let mut sum = 0_u64;
+    let mut at = 0;
+    while at < PAIRS {
+        let high = if at * 2 + 1 < KEY_WORDS {
+            key[at * 2 + 1]
+        } else {
+            0
+        };
+        sum = sum.wrapping_add(product(at, key[at * 2], high));
+        at += 1;
+    }
+    folded(sum)
+}
+
+/// Pairs of words in a key.
+pub const PAIRS: usize = KEY_WORDS.div_ceil(2);
+
+/// What a pair of a key's words adds to the sum that [`folded`] makes the [`hash`] of.
+#[inline(always)]
+pub const fn product(pair: usize, low: u32, high: u32) -> u64 {
+    // Odd; of the finalizers of `MurmurHash3` and `SplitMix64` (public domain), and the golden ratio.
+    const FACTORS: [u64; PAIRS] = [
+        0x9e37_79b9_7f4a_7c15,
+        0xbf58_476d_1ce4_e5b9,
+        0x94d0_49bb_1331_11eb,
+        0xc4ce_b9fe_1a85_ec53,
+        0xff51_afd7_ed55_8ccd,
+        0xd6e8_feb8_6659_fd93,
+    ];
+    (low as u64 | (high as u64) << 32).wrapping_mul(FACTORS[pair])
+}
+
+/// The hash of a key by the sum of its products: their upper halves know most.
+#[inline(always)]
+pub const fn folded(sum: u64) -> u32 {
+    let h = mix(sum, (sum >> 32) as u32, 0);
     (h ^ (h >> 29)) as u32
+}
+
+/// Where in its bucket an entry of that hash is, if nothing else was there before it.
+#[inline(always)]
+pub const fn home(hash: u32) -> usize {
+    // The lowest bit is not in the print, and the upper ones name the bucket.
+    (hash >> 1) as usize % WAYS
 }
 
 /// Multiply and fold, with a constant of `MurmurHash3`'s finalizer (Appleby, public domain).

@@ -115,7 +115,8 @@ fn choose(packet: &Packet<'_>, ip: &Ip, group: &Group, number: &mut u32) -> Resu
     let look = table::look().ok_or(DropReason::StateMissing)?;
     look.set_flow(key);
     let bucket = look.bucket(Table::Flows).ok_or(DropReason::StateMissing)?;
-    let found = table::find(look);
+    let noted = table::recall(bucket, look);
+    let found = noted || table::find(look);
     let mut known = Choice::PASSED;
     if found {
         look.get(&mut known);
@@ -130,9 +131,10 @@ fn choose(packet: &Packet<'_>, ip: &Ip, group: &Group, number: &mut u32) -> Resu
             .ok_or(DropReason::StateMissing)?,
         number: *number,
     };
-    if is_error.get() == 0 {
+    let flags = table::flags(packet, ip);
+    if is_error.get() == 0 && !(noted && choice == known && table::is_plain(flags)) {
         look.put(&choice, found);
-        look.flags = table::flags(packet, ip);
+        look.flags = flags;
         // Without room it goes on without.
         table::note(bucket, look, Payer::First);
     }

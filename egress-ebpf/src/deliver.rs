@@ -1,6 +1,6 @@
 //! The way back: straight out of the pod's interface.
 
-use egress_common::{Addr, DropReason, keys::ReplyPath};
+use egress_common::{Addr, DropReason, keys::ReplyPath, pod::PodPlace};
 
 use crate::{forward, packet::Packet, parse::Ip, pods};
 
@@ -8,12 +8,28 @@ use crate::{forward, packet::Packet, parse::Ip, pods};
 /// `egress_to_pod` takes it off: such a packet opens no connection to the pod.
 pub(crate) const DELIVERED: u32 = 0x6567_6465;
 
-/// Largest IP packet in bytes that the steered pod with this address takes; any, if there is none.
+/// No steered pod's place.
+const NOWHERE: PodPlace = PodPlace {
+    ifindex: 0,
+    slot: 0,
+};
+
+/// Where the steered pod with this address is, if there is one.
+#[inline(always)]
+pub(crate) fn place(pod: &Addr) -> PodPlace {
+    pods::place(pod).unwrap_or(NOWHERE)
+}
+
+/// Largest IP packet in bytes that the pod takes which is there; any, if there is none.
 ///
 /// Its own side of a veth drops what is larger, and nobody is told.
 #[inline(always)]
-pub(crate) fn room(pod: &Addr) -> u32 {
-    pods::place(pod).map_or(u32::MAX, |place| pods::mtu(place.slot))
+pub(crate) fn room(place: PodPlace) -> u32 {
+    if place == NOWHERE {
+        u32::MAX
+    } else {
+        pods::mtu(place.slot)
+    }
 }
 
 /// Hands the packet to the pod of a recorded connection.
@@ -24,7 +40,8 @@ pub(crate) fn to_pod(packet: &Packet<'_>, ip: &Ip, path: &ReplyPath) -> Result<(
     hand_over(packet, path.ifindex)
 }
 
-/// Hands the packet, whose destination is `pod` by now, to the steered pod of this node that has that address.
+/// Hands the packet, whose destination is `pod` by now, to the steered pod of this node that has that address, which is
+/// at `place`.
 ///
 /// `ip` tells family and TTL; its addresses may be those from before a translation.
 ///
@@ -33,8 +50,15 @@ pub(crate) fn to_pod(packet: &Packet<'_>, ip: &Ip, path: &ReplyPath) -> Result<(
 ///
 /// A function of its own, for the sake of its callers' stack.
 #[inline(never)]
-pub(crate) fn to_local_pod(packet: &Packet<'_>, ip: &Ip, pod: &Addr) -> Result<(), DropReason> {
-    let place = pods::place(pod).ok_or(DropReason::PodUnknown)?;
+pub(crate) fn to_local_pod(
+    packet: &Packet<'_>,
+    ip: &Ip,
+    pod: &Addr,
+    place: &PodPlace,
+) -> Result<(), DropReason> {
+    if *place == NOWHERE {
+        return Err(DropReason::PodUnknown);
+    }
     // What the two maps say is written one after the other.
     if !pods::is_at(place.ifindex, *pod) {
         return Err(DropReason::PodUnknown);

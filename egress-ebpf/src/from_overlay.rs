@@ -137,9 +137,10 @@ fn out(packet: &Packet<'_>, ip: &Ip, gateway: GatewayId, origin: u32) -> Emergen
 #[inline(always)]
 fn back(packet: &Packet<'_>, ip: &Ip, gateway: GatewayId, origin: u32) -> Emergence {
     let shape = Shape::of(packet, ip);
-    let mtu = deliver::room(&ip.destination);
+    let place = deliver::place(&ip.destination);
+    let mtu = deliver::room(place);
     let delivered = forward::fits(ip, shape, mtu)
-        .and_then(|()| deliver::to_local_pod(packet, ip, &ip.destination));
+        .and_then(|()| deliver::to_local_pod(packet, ip, &ip.destination, &place));
     let Err(reason) = delivered else {
         return Emergence::Delivered;
     };

@@ -21,6 +21,7 @@ mod choose;
 mod classify;
 mod counters;
 mod deliver;
+mod direct;
 mod egress;
 mod forward;
 mod fragments;

@@ -19,7 +19,7 @@ use aya_ebpf::{
 };
 use egress_common::{Addr, DropReason, Mac};
 
-use crate::verifier::Forgotten;
+use crate::{direct, verifier::Forgotten};
 
 /// Length of an Ethernet header: where the IP header starts, since a tagged frame never gets that far.
 pub(crate) const L3: u32 = 14;
@@ -38,8 +38,6 @@ const PACKET_MULTICAST: u32 = 2;
 const VLAN_ID: u32 = 0x0fff;
 /// How far [`Packet::byte`] looks by itself: the verifier wants a bound, and headers rarely go beyond.
 const NEAR: u32 = 255;
-/// The bits of a word that a MAC fills, when its first byte in memory is the lowest.
-const MAC_BITS: u64 = 0xffff_ffff_ffff;
 /// First byte of a MAC that somebody made up for one host.
 const UNICAST: u8 = 0x02;
 /// TTL of the overlay's outer packets.
@@ -228,10 +226,13 @@ impl<'a> Packet<'a> {
     /// The MACs of the frame, destination, then source, each as `egress_common::pod::mac_to_word` makes it.
     #[inline(always)]
     pub(crate) fn mac_words(&self) -> Option<(u64, u64)> {
-        let header: [u64; 2] = self.load(0)?;
-        let (first, second) = (u64::from_le(header[0]), u64::from_le(header[1]));
-        let destination = first & MAC_BITS;
-        let source = (first >> 48 | second << 16) & MAC_BITS;
+        let words: [u32; 3] = match direct::macs(self) {
+            Some(words) => words,
+            None => self.load(0)?,
+        };
+        let [first, second, third] = words.map(|word| u64::from(u32::from_le(word)));
+        let destination = first | (second & 0xffff) << 32;
+        let source = second >> 16 | third << 16;
         Some((destination.to_le(), source.to_le()))
     }
 
@@ -256,6 +257,9 @@ impl<'a> Packet<'a> {
             ((destination >> 32) as u32 | (source as u32) << 16).to_le(),
             ((source >> 16) as u32).to_le(),
         ];
+        if direct::set_macs(self, words) {
+            return Ok(());
+        }
         self.ctx
             .store(0, &words, 0)
             .map_err(|_| DropReason::RedirectFailed)
@@ -387,8 +391,14 @@ impl<'a> Packet<'a> {
     /// A tag may look like a group's address, to which the kernel redirects nothing (`__bpf_redirect_neigh`).
     #[inline(always)]
     pub(crate) fn claim(&self) -> Result<(), DropReason> {
-        self.ctx
-            .store(0, &UNICAST, 0)
+        let written = match direct::start::<2>(self) {
+            Some(frame) => {
+                frame.set_byte::<0>(UNICAST);
+                Ok(())
+            }
+            None => self.ctx.store(0, &UNICAST, 0),
+        };
+        written
             .and_then(|()| self.ctx.change_type(PACKET_HOST))
             .map_err(|_| DropReason::RedirectFailed)
     }

@@ -6,8 +6,9 @@ use egress_common::{
 };
 
 use crate::{
+    direct,
     packet::Packet,
-    parse::{self, Fragment, Ip, Quoted, TransportKind, transport},
+    parse::{self, Fragment, Ip, Quoted, TransportKind, protocol, transport},
     table::{self, Look, Payer, Table},
 };
 
@@ -16,6 +17,9 @@ use crate::{
 pub(crate) fn record(packet: &Packet<'_>, ip: &Ip, via: u32) -> Result<(), DropReason> {
     // A later fragment belongs to a connection that its first fragment has recorded.
     if matches!(ip.fragment, Fragment::Later(_)) {
+        return Ok(());
+    }
+    if is_noted(packet, ip, via) {
         return Ok(());
     }
     let look = table::look().ok_or(DropReason::StateMissing)?;
@@ -34,6 +38,52 @@ pub(crate) fn record(packet: &Packet<'_>, ip: &Ip, via: u32) -> Result<(), DropR
     };
     note(look, &path)
 }
+
+/// Whether the packet is of a connection that is recorded, in use, and was noted in this very second: as almost every
+/// packet is of one that is busy.
+///
+/// Only of TCP and UDP, where the kernel has the headers in one piece; whatever else it may be, the long way tells.
+#[inline(never)]
+fn is_noted(packet: &Packet<'_>, ip: &Ip, via: u32) -> bool {
+    let Some([a, b, c]) = direct::reply_macs(packet) else {
+        return false;
+    };
+    let room = ip.end().saturating_sub(ip.l4) as usize;
+    let ports = match ip.protocol {
+        protocol::TCP if room >= TCP_START => {
+            let Some(header) = direct::at::<TCP_START>(packet, ip.l4) else {
+                return false;
+            };
+            if !table::is_plain(header.byte::<{ TCP_START - 1 }>().into()) {
+                return false;
+            }
+            header.word::<0>()
+        }
+        protocol::UDP if room >= PORTS => match direct::at::<PORTS>(packet, ip.l4) {
+            Some(header) => header.word::<0>(),
+            None => return false,
+        },
+        _ => return false,
+    };
+    let Some(look) = table::look() else {
+        return false;
+    };
+    // The far end's port comes first.
+    let ports = ports.rotate_left(16);
+    let found = look.seek(
+        Table::Replies,
+        &ip.destination,
+        &ip.source,
+        ports,
+        ip.protocol,
+    );
+    let path = [packet.ifindex(), a, b, c, via];
+    found.is_some_and(|bucket| table::is_noted(bucket, look, &path))
+}
+
+/// Bytes of a TCP header up to its flags, and of both ports.
+const TCP_START: usize = 14;
+const PORTS: usize = 4;
 
 /// Fills in what the connection of a pod's packet is recorded under, if there may be replies. Gives a constant, or
 /// [`BROKEN`].
@@ -112,6 +162,10 @@ fn recall(key: &ReplyKey, path: &mut ReplyPath, flags: u32) -> bool {
     let Some(bucket) = look.bucket(Table::Replies) else {
         return false;
     };
+    if table::recall(bucket, look) {
+        look.get(path);
+        return true;
+    }
     if !table::find(look) {
         return false;
     }

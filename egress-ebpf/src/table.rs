@@ -18,7 +18,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use egress_common::{
-    Family,
+    Addr, Family,
     keys::{ReplyKey, ReplyPath},
     pod::{Choice, FlowKey},
     table::{self, Bucket, KEY_WORDS, Key, State, VALUE_WORDS, Value, WAYS, life},
@@ -27,7 +27,10 @@ use egress_common::{
 pub(crate) use self::tables::Table;
 
 use self::{
-    bucket::{is_key, lock, print, record, rolled, set_print, state, unlock, until, value},
+    bucket::{
+        is_key, is_value, lock, print, record, rolled, seen, set_print, set_seen, state, unlock,
+        until, value,
+    },
     place::{best, crowded_out, free},
 };
 use crate::{
@@ -131,6 +134,45 @@ pub(crate) enum Payer {
 }
 
 impl Look {
+    /// Fills in the key of a flow between two addresses, and gives its bucket: what [`Look::set_reply`] and
+    /// [`Look::bucket`] do, in one go.
+    #[inline(always)]
+    pub(crate) fn seek(
+        &mut self,
+        table: Table,
+        first: &Addr,
+        second: &Addr,
+        ports: u32,
+        protocol: u8,
+    ) -> Option<*mut Bucket> {
+        let [a, b, c, d] = first.words();
+        let sum = self.put_pair(0, a, b);
+        let sum = sum.wrapping_add(self.put_pair(1, c, d));
+        let [a, b, c, d] = second.words();
+        let sum = sum.wrapping_add(self.put_pair(2, a, b));
+        let sum = sum.wrapping_add(self.put_pair(3, c, d));
+        let protocol = u32::from_le(protocol.into());
+        let sum = sum.wrapping_add(self.put_pair(4, ports, protocol));
+        // Of the last, which is zero, the product is zero.
+        write(&mut self.key[KEY_WORDS - 1], 0);
+        self.refresh();
+        self.at(table, table::folded(sum))
+    }
+
+    /// Puts two words of the key at once, as they are read again, and gives their product.
+    #[inline(always)]
+    fn put_pair(&mut self, pair: usize, low: u32, high: u32) -> u64 {
+        let (low_at, high_at) = if cfg!(target_endian = "little") {
+            (0, 32)
+        } else {
+            (32, 0)
+        };
+        let word = u64::from(low) << low_at | u64::from(high) << high_at;
+        // SAFETY: the key starts what is aligned to eight, and callers' pairs are within it.
+        unsafe { core::ptr::write_volatile(self.key.as_mut_ptr().cast::<u64>().add(pair), word) };
+        table::product(pair, low, high)
+    }
+
     /// Fills in the key of a recorded connection.
     #[inline(always)]
     pub(crate) fn set_reply(&mut self, key: &ReplyKey) {
@@ -196,9 +238,34 @@ impl Look {
     #[inline(always)]
     pub(crate) fn bucket(&mut self, table: Table) -> Option<*mut Bucket> {
         let hash = prepare(self);
+        self.at(table, hash)
+    }
+
+    #[inline(always)]
+    fn at(&mut self, table: Table, hash: u32) -> Option<*mut Bucket> {
+        self.print = table::print(hash);
         self.table = table as u32;
         self.bucket = table.index(hash);
         table.bucket(self.bucket)
+    }
+
+    /// Brings the present second up to date.
+    #[inline(always)]
+    fn refresh(&mut self) {
+        // Of all that is done here, asking the clock would take longest: a tick of the kernel has one answer.
+        // SAFETY: a helper without arguments.
+        let tick = unsafe { bpf_jiffies64() };
+        if tick != self.tick {
+            self.tick = tick;
+            // SAFETY: likewise.
+            self.now = (unsafe { bpf_ktime_get_ns() } / SECOND) as u32;
+        }
+    }
+
+    /// Where the entry of the key is, if nothing else was there before it.
+    #[inline(always)]
+    pub(in crate::table) fn home(&self) -> usize {
+        table::home(self.print)
     }
 
     /// The bucket that [`Look::bucket`] gave last, for a function that the verifier looks at by itself.
@@ -225,17 +292,33 @@ impl Look {
 /// A function of its own: all words of the key at once would lie on the caller's stack.
 #[inline(never)]
 fn prepare(look: &mut Look) -> u32 {
-    // Of all that this does, asking the clock would take longest: a tick of the kernel has one answer.
-    // SAFETY: a helper without arguments.
-    let tick = unsafe { bpf_jiffies64() };
-    if tick != look.tick {
-        look.tick = tick;
-        // SAFETY: likewise.
-        look.now = (unsafe { bpf_ktime_get_ns() } / SECOND) as u32;
+    look.refresh();
+    table::hash(&look.key)
+}
+
+/// Whether the flow that is looked for says `value`, and has been noted in this very second: then there is nothing more
+/// to note of a packet that changes no state. All this is told by one line of a cache.
+#[inline(always)]
+pub(crate) fn is_noted(bucket: *mut Bucket, look: &Look, value: &Value) -> bool {
+    let index = look.home() & LAST as usize;
+    seen(bucket, index) == look.now as u16
+        && is_key(bucket, index, &look.key)
+        && is_value(bucket, index, value)
+}
+
+/// Fills in what a flow says that has been noted in this very second, and says whether it was found so. There is nothing
+/// more to note of a packet that changes no state.
+#[inline(always)]
+pub(crate) fn recall(bucket: *mut Bucket, look: &mut Look) -> bool {
+    let index = look.home() & LAST as usize;
+    if seen(bucket, index) != look.now as u16 || !is_key(bucket, index, &look.key) {
+        return false;
     }
-    let hash = table::hash(&look.key);
-    look.print = table::print(hash);
-    hash
+    for word in 0..VALUE_WORDS {
+        look.value[word] = value(bucket, index, word);
+    }
+    // As in `find_in`; that it was seen may have been said of the flow that was here before.
+    print(bucket, index) == look.print
 }
 
 /// Finds the entry of the key: fills in value, state and end, and says whether there is one.
@@ -300,6 +383,7 @@ pub(crate) fn turn(bucket: *mut Bucket, look: &Look, state: u32, seconds: u32) {
     let index = (look.index & LAST) as usize;
     lock(bucket);
     if print(bucket, index) == look.print {
+        set_seen(bucket, index, look.now.wrapping_sub(1) as u16);
         // SAFETY: within an array's element; the mask is that of a bucket.
         unsafe {
             (*bucket).states.as_mut_ptr().add(index).write(state as u8);
@@ -316,6 +400,7 @@ pub(crate) fn remove(bucket: *mut Bucket, look: &Look) {
     let index = (look.index & LAST) as usize;
     lock(bucket);
     if print(bucket, index) == look.print {
+        set_seen(bucket, index, look.now.wrapping_sub(1) as u16);
         set_print(bucket, index, 0);
     }
     unlock(bucket);
@@ -354,12 +439,19 @@ fn enter_in(bucket: *mut Bucket, look: &mut Look) -> bool {
     let best = best(look);
     if best != 0 {
         let index = (best as u32 & LAST) as usize;
+        set_seen(bucket, index, look.now.wrapping_sub(1) as u16);
         set_print(bucket, index, 0);
         fill(bucket, index, look, owner);
         set_print(bucket, index, look.print);
     }
     unlock(bucket);
     best != 0
+}
+
+/// Whether a packet with these flags leaves a flow that is settled in its state.
+#[inline(always)]
+pub(crate) const fn is_plain(flags: u32) -> bool {
+    flags & (SYN | FIN | RST) == 0
 }
 
 /// TCP's flags of a packet that is no later fragment, or [`NOT_TCP`].
@@ -410,8 +502,17 @@ fn follow(bucket: *mut Bucket, look: &Look) {
     let seconds = life::of(is_tcp, next);
     if look.is(next) || (look.is(State::Settled) && matches!(next, State::New)) {
         touch(bucket, look, seconds);
+        settled(bucket, look, next);
     } else {
         turn(bucket, look, next as u32, seconds);
+    }
+}
+
+/// Says that a flow which is settled, and stays so, was noted.
+#[inline(always)]
+fn settled(bucket: *mut Bucket, look: &Look, next: State) {
+    if look.is(State::Settled) && matches!(next, State::Settled) {
+        set_seen(bucket, (look.index & LAST) as usize, look.now as u16);
     }
 }
 
@@ -434,6 +535,7 @@ pub(crate) fn answered(bucket: *mut Bucket, look: &Look) {
         life::of(is_tcp, State::Closing)
     };
     touch(bucket, look, seconds);
+    settled(bucket, look, State::Settled);
 }
 
 /// Writes all of an entry but its print.

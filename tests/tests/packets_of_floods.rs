@@ -17,8 +17,8 @@ use egress_common::{
 use egress_tests::packets::{
     Action, Input, Lab, Slot,
     build::{
-        Frame, GATEWAY_MAC, HOST_MAC, L3, address,
-        flag::{ACK, SYN},
+        Frame, GATEWAY_MAC, HOST_MAC, L3, POD_MAC, address,
+        flag::{ACK, FIN, SYN},
         fragment6, icmp,
         proto::{FRAGMENT, ICMP, ICMPV6, TCP, UDP},
         segment, udp,
@@ -408,6 +408,36 @@ fn of_flows_in_use_take_no_places_of_new_ones() {
         // It was a flood: most of its own replies find nobody.
         let kept = flood.iter().filter(|(_, back)| is_delivered(lab, back));
         assert_eq!(kept.count(), table::WAYS - new.len());
+    });
+}
+
+/// What a busy connection does anew is noted in the same second in which it was noted before.
+#[test]
+fn busy_connections_are_noted_when_they_change() {
+    with_lab(|lab| {
+        lab.bring_to(&through(&["red"]));
+        for family in [&V4, &V6] {
+            let (pod, far) = (family.pods[0], family.far);
+            let out = |flags| Frame::ip(pod, far, TCP, &segment(20_000, 443, flags, 2, 0));
+            sent(lab, &out(SYN));
+            let path = |lab: &Lab| lab.replies().into_values().next().unwrap();
+            let settle = |lab: &mut Lab, mac: [u8; 6]| {
+                for _ in 0..3 {
+                    sent(lab, &out(ACK).macs(HOST_MAC, mac));
+                    assert_eq!(path(lab).pod_mac.0, mac, "the MAC that the pod has now");
+                }
+            };
+            settle(lab, [2, 0, 0, 0, 0, 0x77]);
+            settle(lab, POD_MAC);
+            assert_eq!(lab.replies().len(), 1);
+            sent(lab, &out(FIN | ACK));
+            sent(lab, &out(ACK));
+            // Closed, it does not live for as long as one that is in use.
+            lab.idle(life::HALF_TCP);
+            assert_eq!(lab.live_replies(), 0);
+            sent(lab, &out(SYN));
+            lab.forget();
+        }
     });
 }
 

@@ -151,7 +151,7 @@ fn write_v4(packet: &Packet<'_>, s: &Scratch) -> Result<(), DropReason> {
 #[inline(always)]
 fn write_v6(packet: &Packet<'_>, s: &Scratch) -> Result<(), DropReason> {
     let edit = &s.quoted_edit;
-    let difference = rewrite::difference(&edit.old, &edit.new)?;
+    let difference = rewrite::difference(&edit.old, &edit.new);
     if edit.checksum_at != 0 && edit.checksum & SUM_PSEUDO != 0 {
         mend_quoted(packet, edit.checksum_at, 0, difference, 0)?;
     } else {

@@ -193,7 +193,7 @@ struct Refusal {
 
 /// Whether the packet may not live for another hop, or its pod's node is gone, or it does not fit the way there.
 #[inline(always)]
-fn refusal(s: &Scratch, largest: u32) -> Option<Refusal> {
+fn refusal(s: &mut Scratch, largest: u32) -> Option<Refusal> {
     if s.ip.ttl <= 1 {
         return Some(Refusal {
             reason: DropReason::TtlExceeded,
@@ -202,8 +202,9 @@ fn refusal(s: &Scratch, largest: u32) -> Option<Refusal> {
         });
     }
     let room = if s.back.origin == ORIGIN_HERE {
+        s.place = deliver::place(&s.edit.new);
         Some(Room {
-            mtu: deliver::room(&s.edit.new),
+            mtu: deliver::room(s.place),
             is_soft: false,
         })
     } else {
@@ -247,7 +248,7 @@ fn send_back(
     }
     rewrite::write(packet, s.ip.family, &s.edit)?;
     if s.back.origin == ORIGIN_HERE {
-        return deliver::to_local_pod(packet, &s.ip, &s.edit.new);
+        return deliver::to_local_pod(packet, &s.ip, &s.edit.new, &s.place);
     }
     forward::lower_ttl(packet, &s.ip)?;
     overlay::send_to(packet, s.back.origin, FrameKind::Back(egress.gateway))

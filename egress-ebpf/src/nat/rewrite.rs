@@ -2,12 +2,15 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM},
-    helpers::bpf_csum_diff,
+    helpers::bpf_csum_update,
 };
 use egress_common::{Addr, DropReason, Family};
 
 use super::scratch::{Edit, SUM_NEVER_ZERO, SUM_PSEUDO};
-use crate::packet::{L3, Packet};
+use crate::{
+    direct,
+    packet::{L3, Packet},
+};
 
 const IPV4_CHECKSUM: u32 = 10;
 pub(super) const IPV4_SOURCE: u32 = 12;
@@ -43,7 +46,8 @@ pub(super) fn write(packet: &Packet<'_>, family: Family, edit: &Edit) -> Result<
         Family::V4 => write_v4(packet, edit),
         Family::V6 => write_v6(packet, edit),
     }?;
-    if edit.port_at == 0 {
+    // Most keep their own port.
+    if edit.port_at == 0 || edit.old_port.0 == edit.new_port.0 {
         return Ok(());
     }
     let flags = if edit.checksum_at == 0 {
@@ -64,28 +68,59 @@ pub(super) fn write(packet: &Packet<'_>, family: Family, edit: &Edit) -> Result<
 #[inline(always)]
 fn write_v4(packet: &Packet<'_>, edit: &Edit) -> Result<(), DropReason> {
     let (old, new) = (edit.old.words()[3], edit.new.words()[3]);
-    packet
-        .ctx
-        .l3_csum_replace((L3 + IPV4_CHECKSUM) as usize, old.into(), new.into(), 4)
-        .map_err(|_| DropReason::RedirectFailed)?;
+    // Only the helper knows whether a device is still to complete the sum (`CHECKSUM_PARTIAL`).
     if edit.checksum_at != 0 && edit.checksum & SUM_PSEUDO != 0 {
         let flags = 4 | u64::from(BPF_F_PSEUDO_HDR);
         mend(packet, edit, old.into(), new.into(), flags)?;
     }
+    const SUM: usize = (L3 + IPV4_CHECKSUM) as usize;
+    const SOURCE: usize = (L3 + IPV4_SOURCE) as usize;
+    const DESTINATION: usize = (L3 + IPV4_DESTINATION) as usize;
+    if let Some(header) = direct::start::<{ DESTINATION + 4 }>(packet) {
+        header.set_half::<SUM>(direct::mended(header.half::<SUM>(), old, new));
+        if edit.address_at == L3 + IPV4_SOURCE {
+            header.set_word::<SOURCE>(new);
+        } else {
+            header.set_word::<DESTINATION>(new);
+        }
+        return Ok(());
+    }
     packet
         .ctx
-        .store(edit.address_at as usize, &new, 0)
+        .l3_csum_replace(SUM, old.into(), new.into(), 4)
+        .and_then(|()| packet.ctx.store(edit.address_at as usize, &new, 0))
         .map_err(|_| DropReason::RedirectFailed)
 }
 
 #[inline(always)]
 fn write_v6(packet: &Packet<'_>, edit: &Edit) -> Result<(), DropReason> {
+    let (old, new) = (edit.old.words(), edit.new.words());
+    let growth = direct::growth(old, new);
     if edit.checksum_at != 0 && edit.checksum & SUM_PSEUDO != 0 {
-        let difference = difference(&edit.old, &edit.new)?;
-        mend(packet, edit, 0, difference, u64::from(BPF_F_PSEUDO_HDR))?;
+        mend(packet, edit, 0, growth.into(), u64::from(BPF_F_PSEUDO_HDR))?;
     }
-    // The kernel assumed above that an IPv4 header's checksum makes up for the address, and took the
-    // difference off its own sum: recomputing puts it back (`inet_proto_csum_replace_by_diff`).
+    const SOURCE: usize = (L3 + IPV6_SOURCE) as usize;
+    const DESTINATION: usize = (L3 + IPV6_DESTINATION) as usize;
+    if let Some(header) = direct::start::<{ DESTINATION + 16 }>(packet) {
+        let [a, b, c, d] = new;
+        if edit.address_at == L3 + IPV6_SOURCE {
+            header.set_word::<SOURCE>(a);
+            header.set_word::<{ SOURCE + 4 }>(b);
+            header.set_word::<{ SOURCE + 8 }>(c);
+            header.set_word::<{ SOURCE + 12 }>(d);
+        } else {
+            header.set_word::<DESTINATION>(a);
+            header.set_word::<{ DESTINATION + 4 }>(b);
+            header.set_word::<{ DESTINATION + 8 }>(c);
+            header.set_word::<{ DESTINATION + 12 }>(d);
+        }
+        // The kernel assumed above that an IPv4 header's checksum makes up for the address, and took the
+        // difference off its own sum (`inet_proto_csum_replace_by_diff`): here it comes back.
+        // SAFETY: the kernel passes a valid context; it refuses what has no such sum, and then there is nothing to do.
+        unsafe { bpf_csum_update(packet.skb(), growth) };
+        return Ok(());
+    }
+    // Likewise by recomputing.
     packet
         .ctx
         .store(
@@ -115,12 +150,8 @@ fn mend(
         .map_err(|_| DropReason::RedirectFailed)
 }
 
-/// What a sum over all 16 bytes changes by.
+/// What a sum over all 16 bytes grows by.
 #[inline(always)]
-pub(super) fn difference(old: &Addr, new: &Addr) -> Result<u64, DropReason> {
-    let from = core::ptr::from_ref(old).cast_mut().cast();
-    let to = core::ptr::from_ref(new).cast_mut().cast();
-    // SAFETY: the helper reads 16 bytes at each, and does not write.
-    let sum = unsafe { bpf_csum_diff(from, 16, to, 16, 0) };
-    u64::try_from(sum).map_err(|_| DropReason::RedirectFailed)
+pub(super) fn difference(old: &Addr, new: &Addr) -> u64 {
+    direct::growth(old.words(), new.words()).into()
 }

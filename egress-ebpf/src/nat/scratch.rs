@@ -1,9 +1,14 @@
 //! Where a packet's facts, keys and values lie while it is translated: not on the stack.
 
-use aya_ebpf::{btf_maps::PerCpuArray, helpers::bpf_ktime_get_ns, macros::btf_map};
+use aya_ebpf::{
+    btf_maps::PerCpuArray,
+    helpers::{bpf_jiffies64, bpf_ktime_get_ns},
+    macros::btf_map,
+};
 use egress_common::{
     Addr, DropReason, WireU16,
     nat::{NatBack, NatBackKey, NatOut, NatOutKey},
+    pod::PodPlace,
 };
 
 use super::route::Question;
@@ -17,8 +22,10 @@ static NAT_SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 /// What is read from it the verifier knows nothing of, so that the ways through the parser become one.
 #[repr(C)]
 pub(super) struct Scratch {
-    /// Nanoseconds of `CLOCK_MONOTONIC`.
+    /// Nanoseconds of `CLOCK_MONOTONIC`, as of `tick`.
     pub(super) now: u64,
+    /// The tick of the kernel's clock at which this CPU last asked for the time.
+    tick: u64,
     pub(super) out: NatOut,
     pub(super) back: NatBack,
     pub(super) out_key: NatOutKey,
@@ -36,6 +43,8 @@ pub(super) struct Scratch {
     pub(super) route: Question,
     /// Where the packet goes next; unspecified where the kernel is to find out by itself.
     pub(super) next_hop: Addr,
+    /// Where the pod of a reply is, if it is on this node.
+    pub(super) place: PodPlace,
 }
 
 /// What the first fragment of a datagram became.
@@ -69,6 +78,15 @@ pub(super) struct Upper {
     /// One of the constants of `upper::kind`.
     pub(super) kind: u8,
     pub(super) pad: [u8; 2],
+}
+
+impl Upper {
+    /// Both ports as they lie in a header: at once, where the compiler would write four bytes.
+    #[inline(always)]
+    pub(super) fn set_ports(&mut self, ports: u32) {
+        // SAFETY: `repr(C)`, two ports of two bytes at the start of what is aligned to four.
+        unsafe { core::ptr::from_mut(self).cast::<u32>().write(ports) };
+    }
 }
 
 /// The checksum covers the addresses too.
@@ -134,7 +152,13 @@ pub(super) fn take(ip: &Ip) -> Result<&'static mut Scratch, DropReason> {
     scratch.ip.length = ip.length;
     scratch.ip.l4 = ip.l4;
     scratch.ip.fragment = ip.fragment;
+    // Asking the clock takes longer than most of what a packet needs: a tick has one answer.
     // SAFETY: a helper without arguments.
-    scratch.now = unsafe { bpf_ktime_get_ns() };
+    let tick = unsafe { bpf_jiffies64() };
+    if tick != scratch.tick {
+        scratch.tick = tick;
+        // SAFETY: likewise.
+        scratch.now = unsafe { bpf_ktime_get_ns() };
+    }
     Ok(scratch)
 }

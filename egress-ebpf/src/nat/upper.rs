@@ -4,6 +4,7 @@ use egress_common::{DropReason, Family, WireU16};
 
 use super::scratch::{SUM_NEVER_ZERO, SUM_PSEUDO, Upper};
 use crate::{
+    direct,
     packet::Packet,
     parse::{self, load_within, protocol},
 };
@@ -55,8 +56,7 @@ pub(super) fn read(
     l4: u32,
     end: u32,
 ) -> Result<(), DropReason> {
-    upper.source_port = WireU16([0, 0]);
-    upper.destination_port = WireU16([0, 0]);
+    upper.set_ports(0);
     upper.source_at = 0;
     upper.destination_at = 0;
     upper.checksum_at = 0;
@@ -66,9 +66,9 @@ pub(super) fn read(
     match facts.protocol() {
         protocol::TCP => read_tcp(packet, upper, facts, l4, end),
         protocol::UDP => {
-            let sum: WireU16 = read_ports(packet, upper, l4, end)?;
+            let sum = read_ports(packet, upper, l4, end)?;
             upper.checksum = SUM_PSEUDO | SUM_NEVER_ZERO;
-            if sum.0 != [0, 0] {
+            if sum != 0 {
                 upper.checksum_at = l4 + UDP_CHECKSUM;
             }
             Ok(())
@@ -152,7 +152,7 @@ fn read_tcp(
     upper.checksum = SUM_PSEUDO;
     let _sequence = read_ports(packet, upper, l4, end)?;
     if l4 + TCP_LENGTH <= end {
-        upper.tcp = packet.load(l4 + TCP_FLAGS).ok_or(DropReason::Malformed)?;
+        upper.tcp = packet.byte(l4 + TCP_FLAGS).ok_or(DropReason::Malformed)?;
         upper.checksum_at = l4 + TCP_CHECKSUM;
         Ok(())
     } else if facts.is_quoted() {
@@ -165,21 +165,30 @@ fn read_tcp(
     }
 }
 
-/// Reads both ports, and gives the last two of the header's first eight bytes.
+/// Reads both ports, and gives the last two of the header's first eight bytes, as they lie in memory.
 #[inline(always)]
 fn read_ports(
     packet: &Packet<'_>,
     upper: &mut Upper,
     l4: u32,
     end: u32,
-) -> Result<WireU16, DropReason> {
-    let words: [WireU16; 4] = load_within(packet, l4, end).ok_or(DropReason::Malformed)?;
-    upper.source_port = words[0];
-    upper.destination_port = words[1];
+) -> Result<u16, DropReason> {
+    if l4 + UDP_LENGTH > end {
+        return Err(DropReason::Malformed);
+    }
+    let last = if let Some(header) = direct::at::<{ UDP_LENGTH as usize }>(packet, l4) {
+        upper.set_ports(header.word::<0>());
+        header.half::<6>()
+    } else {
+        let [ports, last]: [u32; 2] = packet.load(l4).ok_or(DropReason::Malformed)?;
+        upper.set_ports(ports);
+        let [.., a, b] = last.to_ne_bytes();
+        u16::from_ne_bytes([a, b])
+    };
     upper.source_at = l4;
     upper.destination_at = l4 + 2;
     upper.kind = kind::PORTS;
-    Ok(words[3])
+    Ok(last)
 }
 
 #[inline(always)]

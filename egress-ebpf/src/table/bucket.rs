@@ -1,14 +1,14 @@
 //! A bucket as it lies in its map: callers' indices are below its length.
 
 use aya_ebpf::helpers::{bpf_spin_lock, bpf_spin_unlock};
-use egress_common::table::{Bucket, KEY_WORDS, Key, Record};
+use egress_common::table::{Bucket, KEY_WORDS, Key, PROTOCOL_WORD, Record, Value};
 
 /// Whether the entry's key is this one.
 #[inline(always)]
 pub(super) fn is_key(bucket: *mut Bucket, index: usize, key: &Key) -> bool {
     let wanted = key.as_ptr();
     let key = record(bucket, index).cast::<u32>();
-    for pair in 0..KEY_WORDS / 2 {
+    for pair in 0..PROTOCOL_WORD / 2 {
         // SAFETY: aligned words of 64 bits within an array's element and a `Look`. Read one by one, since all of a key
         // at once would lie on the stack.
         let differs = unsafe {
@@ -19,11 +19,48 @@ pub(super) fn is_key(bucket: *mut Bucket, index: usize, key: &Key) -> bool {
             return false;
         }
     }
-    // SAFETY: likewise, the word that is left.
+    // SAFETY: likewise, the words that are left; of the one with the protocol the half that has it.
     unsafe {
-        core::ptr::read_volatile(key.add(KEY_WORDS - 1))
-            == core::ptr::read_volatile(wanted.add(KEY_WORDS - 1))
+        let word = |at: usize| {
+            core::ptr::read_volatile(key.add(at)) ^ core::ptr::read_volatile(wanted.add(at))
+        };
+        let half = |words: *const u32| {
+            u32::from(core::ptr::read_volatile(
+                words.add(PROTOCOL_WORD).cast::<u16>(),
+            ))
+        };
+        word(PROTOCOL_WORD - 1) | (half(key) ^ half(wanted)) | word(KEY_WORDS - 1) == 0
     }
+}
+
+/// Whether the entry says the same.
+#[inline(always)]
+pub(super) fn is_value(bucket: *mut Bucket, index: usize, wanted: &Value) -> bool {
+    let mut differences = 0;
+    for (word, wanted) in wanted.iter().enumerate() {
+        differences |= value(bucket, index, word) ^ wanted;
+    }
+    differences == 0
+}
+
+/// The second at which the entry was found settled the last time, see [`PROTOCOL_WORD`].
+#[inline(always)]
+pub(super) fn seen(bucket: *mut Bucket, index: usize) -> u16 {
+    // SAFETY: an aligned half of a word within an array's element.
+    unsafe { core::ptr::read_volatile(seen_at(bucket, index)) }
+}
+
+#[inline(always)]
+pub(super) fn set_seen(bucket: *mut Bucket, index: usize, second: u16) {
+    // SAFETY: as in `seen`. Without the lock: what else stands there is not touched, whoever's it is by now.
+    unsafe { core::ptr::write_volatile(seen_at(bucket, index), second) };
+}
+
+#[inline(always)]
+fn seen_at(bucket: *mut Bucket, index: usize) -> *mut u16 {
+    record(bucket, index)
+        .cast::<u16>()
+        .wrapping_add(PROTOCOL_WORD * 2 + 1)
 }
 
 /// An entry, which starts with its key.

@@ -11,11 +11,13 @@ use super::{
 const FEW: u64 = 2;
 const HALF: u64 = 4;
 
-/// Looks for an entry of the same key, an empty place, or what ended first.
+/// Looks for an entry of the same key, an empty place, or what ended first: of places that are as good, the one that the
+/// key's hash names, or the next after it.
 #[inline(always)]
 pub(super) fn free(bucket: *mut Bucket, look: &mut Look) {
-    let mut index = 0;
-    while index < WAYS {
+    let mut step = 0;
+    while step < WAYS {
+        let index = (look.home() + step) & (WAYS - 1);
         let (print, until) = (print(bucket, index), until(bucket, index));
         if print == look.print && is_key(bucket, index, &look.key) {
             rank(look, 3 << 40, index);
@@ -24,7 +26,7 @@ pub(super) fn free(bucket: *mut Bucket, look: &mut Look) {
         } else if until <= look.now {
             rank(look, (1 << 40) | (u64::from(u32::MAX - until) << 4), index);
         }
-        index = rolled(index + 1);
+        step = rolled(step + 1);
     }
 }
 

@@ -5,7 +5,7 @@ use aya::{
     Pod,
     maps::{Array, HashMap, Map, MapData},
 };
-use egress_common::table::{Bucket, Record};
+use egress_common::table::{Bucket, PROTOCOL_BITS, PROTOCOL_WORD, Record};
 use egress_userspace::kernel::{FlowTable, Paths};
 
 /// A table of flows.
@@ -34,6 +34,11 @@ impl Table {
         entries
     }
 
+    /// How many of its entries have not ended.
+    pub(super) fn alive(&self) -> u64 {
+        self.read.alive().unwrap()
+    }
+
     /// Removes all that it has.
     pub(crate) fn clear(&mut self) {
         self.change(|bucket| *bucket = Bucket::default());
@@ -44,6 +49,9 @@ impl Table {
         self.change(|bucket| {
             for until in &mut bucket.untils {
                 *until = until.saturating_sub(seconds);
+            }
+            for record in &mut bucket.records {
+                record.key[PROTOCOL_WORD] &= PROTOCOL_BITS;
             }
         });
     }

@@ -31,6 +31,12 @@ impl Lab {
             .collect()
     }
 
+    /// How many of the recorded connections have not ended.
+    #[must_use]
+    pub fn live_replies(&self) -> u64 {
+        self.replies.alive()
+    }
+
     /// How many buckets the table of recorded connections has.
     #[must_use]
     pub fn reply_buckets(&self) -> u32 {
