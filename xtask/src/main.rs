@@ -1,10 +1,11 @@
-//! Set-up, build, run, demo, test and lint: what a checkout needs, each as one command.
+//! Set-up, build, run, demo, test, bench and lint: what a checkout needs, each as one command.
 //!
 //! Nothing here knows what a policy is. One module per subcommand; `command` runs every program, so
 //! that every failure names its command line.
 
 #![forbid(unsafe_code)]
 
+mod bench;
 mod build;
 mod command;
 mod demo;
@@ -64,6 +65,7 @@ fn perform(task: Task) -> Result<()> {
             },
         ),
         Task::Test { soak, filters, .. } => test::run(&workspace, soak, &filters),
+        Task::Bench { arguments } => bench::run(&workspace, &arguments),
         Task::Lint => lint::run(&workspace),
     }
 }
@@ -124,6 +126,13 @@ enum Task {
         /// with `--fuzz`, only these targets
         filters: Vec<String>,
     },
+    /// Measure what packets cost in our programs and in others beside them, in a release build, elevated
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// Such as `--quick` and `--check`; `--help` tells all
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
     /// Check formatting, clippy on both sides of the kernel boundary, and dependencies
     Lint,
 }
@@ -159,6 +168,7 @@ mod tests {
                     | Task::Build { .. }
                     | Task::Run { .. }
                     | Task::Test { .. }
+                    | Task::Bench { .. }
                     | Task::Lint,
                 )
                 | Err(_) => None,
@@ -177,10 +187,29 @@ mod tests {
                 | Task::Build { .. }
                 | Task::Demo { .. }
                 | Task::Test { .. }
+                | Task::Bench { .. }
                 | Task::Lint,
             )
             | Err(_) => Vec::new(),
         };
         assert_eq!(arguments, ["--resources", "DIR"]);
+    }
+
+    #[test]
+    fn what_benchmarks_are_told_is_theirs() {
+        let parsed = Arguments::try_parse_from(["cargo xtask", "bench", "--check=loose", "--help"]);
+        let arguments = match parsed.map(|arguments| arguments.task) {
+            Ok(Task::Bench { arguments }) => arguments,
+            Ok(
+                Task::Setup
+                | Task::Build { .. }
+                | Task::Run { .. }
+                | Task::Demo { .. }
+                | Task::Test { .. }
+                | Task::Lint,
+            )
+            | Err(_) => Vec::new(),
+        };
+        assert_eq!(arguments, ["--check=loose", "--help"]);
     }
 }
