@@ -175,7 +175,7 @@ impl World {
 
     /// So many flows of all kinds: steered, local, to where no rule leads, and of nobody's source.
     pub(crate) fn mixed(&self, count: usize) -> Vec<Flow> {
-        let mut random = Random::new(0x6d69_7865_64);
+        let mut random = Random::new(0x006d_6978_6564);
         let nets: Vec<Vec<IpNet>> = self.policies.iter().map(Plain::nets).collect();
         (0..count)
             .map(|number| {
