@@ -9,10 +9,11 @@ use crate::{
     workspace::{Profile, Workspace},
 };
 
-/// Sets up, builds the benchmarks as releases are built, and becomes them, elevated.
-pub(crate) fn run(workspace: &Workspace, arguments: &[OsString]) -> Result<()> {
+/// Sets up, builds the benchmarks as releases are built unless that takes too long, and becomes them, elevated.
+pub(crate) fn run(workspace: &Workspace, dev: bool, arguments: &[OsString]) -> Result<()> {
     setup::everything(workspace)?;
-    let bench = build::bench(workspace, Profile::Release)?;
+    let profile = if dev { Profile::Dev } else { Profile::Release };
+    let bench = build::bench(workspace, profile)?;
     command::become_program(
         command::elevated(bench, &[])?
             .current_dir(workspace.root())

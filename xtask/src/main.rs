@@ -65,7 +65,7 @@ fn perform(task: Task) -> Result<()> {
             },
         ),
         Task::Test { soak, filters, .. } => test::run(&workspace, soak, &filters),
-        Task::Bench { arguments } => bench::run(&workspace, &arguments),
+        Task::Bench { dev, arguments } => bench::run(&workspace, dev, &arguments),
         Task::Lint => lint::run(&workspace),
     }
 }
@@ -126,9 +126,12 @@ enum Task {
         /// with `--fuzz`, only these targets
         filters: Vec<String>,
     },
-    /// Measure what packets cost in our programs and in others beside them, in a release build, elevated
+    /// Measure what packets cost in our programs and in others beside them, elevated
     #[command(disable_help_flag = true)]
     Bench {
+        /// Not in a release build: set-up takes longer, and what is measured is the kernel's all the same
+        #[arg(long)]
+        dev: bool,
         /// Such as `--quick` and `--check`; `--help` tells all
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
@@ -197,19 +200,25 @@ mod tests {
 
     #[test]
     fn what_benchmarks_are_told_is_theirs() {
-        let parsed = Arguments::try_parse_from(["cargo xtask", "bench", "--check=loose", "--help"]);
-        let arguments = match parsed.map(|arguments| arguments.task) {
-            Ok(Task::Bench { arguments }) => arguments,
-            Ok(
-                Task::Setup
-                | Task::Build { .. }
-                | Task::Run { .. }
-                | Task::Demo { .. }
-                | Task::Test { .. }
-                | Task::Lint,
-            )
-            | Err(_) => Vec::new(),
-        };
-        assert_eq!(arguments, ["--check=loose", "--help"]);
+        for (words, expected) in [
+            (&["--check=loose", "--help"][..], (false, 2)),
+            (&["--dev", "--quick"], (true, 1)),
+            (&[], (false, 0)),
+        ] {
+            let all = [&["cargo xtask", "bench"], words].concat();
+            let found = match Arguments::try_parse_from(all).map(|arguments| arguments.task) {
+                Ok(Task::Bench { dev, arguments }) => Some((dev, arguments.len())),
+                Ok(
+                    Task::Setup
+                    | Task::Build { .. }
+                    | Task::Run { .. }
+                    | Task::Demo { .. }
+                    | Task::Test { .. }
+                    | Task::Lint,
+                )
+                | Err(_) => None,
+            };
+            assert_eq!(found, Some(expected), "{words:?}");
+        }
     }
 }
