@@ -76,9 +76,13 @@ pub(crate) fn write_source(ctx: &TcContext, address: u32, port: u16) -> Option<(
 }
 
 /// A checksum after a word has changed (RFC 1624).
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "what was above has been added"
+)]
 #[inline(always)]
 const fn changed(checksum: u16, old: u32, new: u32) -> u16 {
-    let mut sum = (!checksum & 0xffff) as u32;
+    let mut sum = !checksum as u32;
     sum += (!old & 0xffff) + (!old >> 16);
     sum += (new & 0xffff) + (new >> 16);
     sum = (sum & 0xffff) + (sum >> 16);
@@ -90,7 +94,7 @@ const fn changed(checksum: u16, old: u32, new: u32) -> u16 {
 #[inline(always)]
 pub(crate) fn redirect() -> i32 {
     // SAFETY: a call without pointers.
-    unsafe { bpf_redirect(uplink(), 0) as i32 }
+    action(unsafe { bpf_redirect(uplink(), 0) })
 }
 
 /// Sends it to a next hop there.
@@ -103,7 +107,16 @@ pub(crate) fn redirect_to_neighbour() -> i32 {
         },
     };
     // SAFETY: the next hop lives for the call, and is as long as is said.
-    unsafe { bpf_redirect_neigh(uplink(), &raw mut next_hop, NEIGHBOUR_LEN, 0) as i32 }
+    action(unsafe { bpf_redirect_neigh(uplink(), &raw mut next_hop, NEIGHBOUR_LEN, 0) })
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the helpers return actions, which are small"
+)]
+#[inline(always)]
+const fn action(returned: i64) -> i32 {
+    returned as i32
 }
 
 #[inline(always)]

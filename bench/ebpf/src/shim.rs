@@ -16,7 +16,8 @@ use aya_ebpf::{
 const FAILED: i32 = 98;
 /// A frame's headers: Ethernet, IPv4 or IPv6, ports.
 type Template = [u64; 8];
-const TUNNEL_KEY_LEN: u32 = size_of::<bpf_tunnel_key>() as u32;
+const TUNNEL_KEY_LEN: u32 = 44;
+const _: () = assert!(size_of::<bpf_tunnel_key>() == 44);
 
 #[map]
 static TEMPLATES: Array<Template> = Array::with_max_entries(1, 0);

@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     fs,
     num::NonZeroU32,
+    os::fd::{AsFd as _, AsRawFd as _},
     path::PathBuf,
     process,
     sync::{
@@ -13,7 +14,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use aya::programs::SchedClassifier;
+use aya::{maps::MapData, programs::SchedClassifier};
 use egress_common::{counter::Count, gateway::Settings, verdict::Replies};
 use egress_userspace::{
     compile::compile,
@@ -33,6 +34,9 @@ const NAMESPACE: &str = "bench";
 /// What a datapath may take for the matrix, in bytes: what the benchmark has is far more than a node's default.
 const MATRIX: u64 = 512 << 20;
 
+/// What the names of the maps begin with that lead from destinations to classes: whatever they are.
+const TRIE: &[&str] = &["PREFIXES", "ROOTS", "TRIE"];
+
 /// How much one scene needs beside its world.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Capacity {
@@ -49,6 +53,8 @@ pub(crate) struct Ours {
     members: HashMap<MemberLabel, u32>,
     /// Bytes of the matrix's lines.
     pub(crate) matrix: u64,
+    /// Bytes of the maps that lead from destinations to classes.
+    pub(crate) trie: u64,
 }
 
 impl Ours {
@@ -96,6 +102,7 @@ impl Ours {
             counters: CounterMaps::open(&paths)?,
             members: plan.names.members.into_iter().collect(),
             matrix: datapath.maps.line_bytes(),
+            trie: bytes_of(&paths, TRIE)?,
             datapath,
         })
     }
@@ -214,6 +221,26 @@ fn limits(resolved: &Resolved) -> Limits {
         members: room(rules + 1).clamp(1024, 1 << 18),
         policies: room(policies.len() + 2),
     }
+}
+
+/// Bytes that the kernel says these maps take.
+fn bytes_of(paths: &Paths, names: &[&str]) -> Result<u64> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(paths.maps())? {
+        let path = entry?.path();
+        let file = path.file_name().unwrap_or_default().to_string_lossy();
+        if !names.iter().any(|name| file.starts_with(name)) {
+            continue;
+        }
+        let map = MapData::from_pin(&path)?;
+        let info = format!("/proc/self/fdinfo/{}", map.fd().as_fd().as_raw_fd());
+        let text = fs::read_to_string(&info).with_context(|| format!("cannot read {info}"))?;
+        let memory = text.lines().find_map(|line| line.strip_prefix("memlock:"));
+        bytes += memory
+            .and_then(|memory| memory.trim().parse::<u64>().ok())
+            .with_context(|| format!("{info} does not tell how much memory the map takes"))?;
+    }
+    Ok(bytes)
 }
 
 static NEXT: AtomicU32 = AtomicU32::new(0);

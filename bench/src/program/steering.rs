@@ -85,32 +85,31 @@ fn make(
         progress.making(&name);
         let (more, bytes) = scene(scale, flows, references).with_context(|| name.clone())?;
         beds.extend(more);
-        figures.push(Measured::exactly(
-            group,
-            &name,
-            "ours, matrix",
-            Unit::Bytes,
-            bytes,
-        ));
+        figures.extend(
+            bytes.map(|(what, bytes)| Measured::exactly(group, &name, what, Unit::Bytes, bytes)),
+        );
     }
     Ok((beds, figures))
 }
 
-/// One scale, and the bytes of its matrix; where there is much of everything, also other ways and the way back.
-fn scene(scale: &Scale, flows: usize, references: &[Reference]) -> Result<(Vec<Bed>, f64)> {
+/// What takes memory, and how many bytes.
+type Memory = [(&'static str, f64); 2];
+
+/// One scale, and the memory that it takes; where there is much of everything, also other ways and the way back.
+fn scene(scale: &Scale, flows: usize, references: &[Reference]) -> Result<(Vec<Bed>, Memory)> {
     let world = World::new(scale)?;
     let mut ground = Ground::new(scale, &world, flows)?;
     if scale.family == Family::V4 {
         ground.references(references)?;
     }
-    let matrix = ground.ours(OURS, Replies::Kernel)?;
+    let memory = ground.ours(OURS, Replies::Kernel)?;
     let mut beds = Vec::new();
     if *scale == LARGE || *scale == LARGE_V6 {
         beds.push(ground.recorded()?);
         ground.elsewhere()?;
     }
     beds.push(ground.bed);
-    Ok((beds, matrix))
+    Ok((beds, memory))
 }
 
 /// A world with the packets that are sent through it.
@@ -170,15 +169,18 @@ impl<'a> Ground<'a> {
         Ok(())
     }
 
-    /// Adds our program, with next hops as gateways, and tells how many bytes its matrix has.
-    fn ours(&mut self, name: &str, replies: Replies) -> Result<f64> {
+    /// Adds our program, with next hops as gateways, and tells how much memory it takes.
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "memory of one machine is counted exactly"
+    )]
+    fn ours(&mut self, name: &str, replies: Replies) -> Result<Memory> {
         let (ours, shim) = self.next_hops(replies)?;
         self.bed.add(name, shim, Action::Redirect);
-        #[expect(
-            clippy::cast_precision_loss,
-            reason = "memory of one machine is counted exactly"
-        )]
-        Ok(ours.matrix as f64)
+        Ok([
+            ("ours, matrix", ours.matrix as f64),
+            ("ours, trie", ours.trie as f64),
+        ])
     }
 
     /// Adds the same with replies recorded, and makes a bed of the replies.
