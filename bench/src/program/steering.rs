@@ -103,13 +103,12 @@ fn scene(scale: &Scale, flows: usize, references: &[Reference]) -> Result<(Vec<B
         ground.references(references)?;
     }
     let memory = ground.ours(OURS, Replies::Kernel)?;
-    let mut beds = Vec::new();
+    let mut replies = None;
     if *scale == LARGE || *scale == LARGE_V6 {
-        beds.push(ground.recorded()?);
+        replies = Some(ground.recorded()?);
         ground.elsewhere()?;
     }
-    beds.push(ground.bed);
-    Ok((beds, memory))
+    Ok(([ground.bed].into_iter().chain(replies).collect(), memory))
 }
 
 /// A world with the packets that are sent through it.
