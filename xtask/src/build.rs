@@ -10,6 +10,9 @@ use crate::{
     workspace::{Profile, Workspace},
 };
 
+/// Packages of eBPF programs, which nothing builds for the host.
+pub(crate) const FOR_THE_KERNEL: [&str; 2] = ["egress-ebpf", "egress-bench-ebpf"];
+
 /// Builds the binary and says where it is.
 pub(crate) fn run(workspace: &Workspace, release: bool) -> Result<()> {
     setup::build_tools(workspace)?;
@@ -34,6 +37,23 @@ pub(crate) fn egress(workspace: &Workspace, profile: Profile) -> Result<PathBuf>
     Ok(workspace.binary(profile, "egress"))
 }
 
+/// Builds the benchmarks alone, after set-up.
+pub(crate) fn bench(workspace: &Workspace, profile: Profile) -> Result<PathBuf> {
+    command::run(
+        command::cargo()
+            .current_dir(workspace.root())
+            .args([
+                "build",
+                "--package",
+                "egress-bench",
+                "--bin",
+                "egress-bench",
+            ])
+            .args(profile.arguments()),
+    )?;
+    Ok(workspace.binary(profile, "egress-bench"))
+}
+
 /// Builds what runs in a virtual machine of another kernel, after set-up, and says where it is.
 ///
 /// The same packages as for all tests, so that no dependency is built again.
@@ -41,7 +61,12 @@ pub(crate) fn kernel_tests(workspace: &Workspace) -> Result<PathBuf> {
     let told = command::output(
         command::cargo()
             .current_dir(workspace.root())
-            .args(["test", "--workspace", "--exclude", "egress-ebpf"])
+            .args(["test", "--workspace"])
+            .args(
+                FOR_THE_KERNEL
+                    .iter()
+                    .flat_map(|package| ["--exclude", package]),
+            )
             .args(["--no-run", "--test", "kernels"])
             .args(["--message-format", "json-render-diagnostics"])
             .stderr(Stdio::inherit()),

@@ -5,6 +5,7 @@ use std::{env, process::Command};
 use anyhow::{Result, bail};
 
 use crate::{
+    build,
     command::{self, find_program, is_executable, say},
     setup::{self, EbpfTools},
     workspace::Workspace,
@@ -50,13 +51,12 @@ fn host(workspace: &Workspace) -> Result<()> {
     command::run(
         command::cargo()
             .current_dir(workspace.root())
-            .args([
-                "clippy",
-                "--workspace",
-                "--exclude",
-                "egress-ebpf",
-                "--all-targets",
-            ])
+            .args(["clippy", "--workspace", "--all-targets"])
+            .args(
+                build::FOR_THE_KERNEL
+                    .iter()
+                    .flat_map(|package| ["--exclude", package]),
+            )
             .args(["--", "-D", "warnings"]),
     )?;
     // Not built with the others, since it has tests that they have.
@@ -90,7 +90,12 @@ fn ebpf(workspace: &Workspace, tools: &EbpfTools) -> Result<()> {
     let mut command = Command::new(clippy);
     command
         .current_dir(workspace.root())
-        .args(["clippy", "--package", "egress-ebpf", "--profile", "ebpf"])
+        .args(["clippy", "--profile", "ebpf"])
+        .args(
+            build::FOR_THE_KERNEL
+                .iter()
+                .flat_map(|package| ["--package", package]),
+        )
         .args(["-Z", "build-std=core", "--target", target])
         // Its artifacts come from another compiler than those in the usual folder.
         .arg("--target-dir")

@@ -1,10 +1,11 @@
-//! Set-up, build, run, demo, test and lint: what a checkout needs, each as one command.
+//! Set-up, build, run, demo, test, bench and lint: what a checkout needs, each as one command.
 //!
 //! Nothing here knows what a policy is. One module per subcommand; `command` runs every program, so
 //! that every failure names its command line.
 
 #![forbid(unsafe_code)]
 
+mod bench;
 mod build;
 mod command;
 mod demo;
@@ -64,6 +65,7 @@ fn perform(task: Task) -> Result<()> {
             },
         ),
         Task::Test { soak, filters, .. } => test::run(&workspace, soak, &filters),
+        Task::Bench { dev, arguments } => bench::run(&workspace, dev, &arguments),
         Task::Lint => lint::run(&workspace),
     }
 }
@@ -124,6 +126,16 @@ enum Task {
         /// with `--fuzz`, only these targets
         filters: Vec<String>,
     },
+    /// Measure what packets cost in our programs and in others beside them, elevated
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// Not in a release build: set-up takes longer, and what is measured is the kernel's all the same
+        #[arg(long)]
+        dev: bool,
+        /// Such as `--quick` and `--check`; `--help` tells all
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
     /// Check formatting, clippy on both sides of the kernel boundary, and dependencies
     Lint,
 }
@@ -159,6 +171,7 @@ mod tests {
                     | Task::Build { .. }
                     | Task::Run { .. }
                     | Task::Test { .. }
+                    | Task::Bench { .. }
                     | Task::Lint,
                 )
                 | Err(_) => None,
@@ -177,10 +190,35 @@ mod tests {
                 | Task::Build { .. }
                 | Task::Demo { .. }
                 | Task::Test { .. }
+                | Task::Bench { .. }
                 | Task::Lint,
             )
             | Err(_) => Vec::new(),
         };
         assert_eq!(arguments, ["--resources", "DIR"]);
+    }
+
+    #[test]
+    fn what_benchmarks_are_told_is_theirs() {
+        for (words, expected) in [
+            (&["--check=loose", "--help"][..], (false, 2)),
+            (&["--dev", "--quick"], (true, 1)),
+            (&[], (false, 0)),
+        ] {
+            let all = [&["cargo xtask", "bench"], words].concat();
+            let found = match Arguments::try_parse_from(all).map(|arguments| arguments.task) {
+                Ok(Task::Bench { dev, arguments }) => Some((dev, arguments.len())),
+                Ok(
+                    Task::Setup
+                    | Task::Build { .. }
+                    | Task::Run { .. }
+                    | Task::Demo { .. }
+                    | Task::Test { .. }
+                    | Task::Lint,
+                )
+                | Err(_) => None,
+            };
+            assert_eq!(found, Some(expected), "{words:?}");
+        }
     }
 }

@@ -98,6 +98,8 @@ impl Stage {
                 "--exclude",
                 "egress-ebpf",
                 "--exclude",
+                "egress-bench-ebpf",
+                "--exclude",
                 ROOT_PACKAGE,
             ],
             Self::Root => &["--package", ROOT_PACKAGE, "--lib", "--bins", "--tests"],

@@ -1,0 +1,158 @@
+//! What a packet and a change cost, beside what a user would pick instead.
+//!
+//! `cargo xtask bench` builds this and runs it as root. Each benchmark hands on [`measured::Measured`] figures; tables,
+//! the file, pictures and gates know nothing but those.
+
+#![forbid(unsafe_code)]
+
+mod gates;
+mod lab;
+mod measured;
+mod program;
+mod progress;
+mod report;
+mod rounds;
+mod statistics;
+mod world;
+
+use std::{
+    fs,
+    io::{self, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use clap::Parser;
+
+use crate::{
+    gates::{Gate, Outcome, Strictness},
+    measured::Measured,
+    program::Effort,
+    progress::Progress,
+};
+
+/// How long the rounds of a group go on.
+const THOROUGH: Duration = Duration::from_secs(60);
+const QUICK: Duration = Duration::from_secs(10);
+
+/// Measures what packets cost in our programs, and in others beside them.
+#[derive(Parser)]
+#[command(name = "cargo xtask bench", bin_name = "cargo xtask bench")]
+struct Arguments {
+    /// Two minutes instead of ten: shorter rounds, and no scenes that no gate asks for
+    #[arg(long)]
+    quick: bool,
+    /// Fail where a gate does not hold, and say by how much
+    #[arg(long, value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "strict")]
+    check: Option<Strictness>,
+    /// Only groups whose names contain this; may be given more than once
+    #[arg(long, value_name = "TEXT")]
+    only: Vec<String>,
+    /// How long the rounds of each group go on, in seconds
+    #[arg(long, value_name = "SECONDS")]
+    time: Option<u64>,
+    /// Where results.json and the pictures go
+    #[arg(long, value_name = "FOLDER", default_value = "target/bench")]
+    output: PathBuf,
+}
+
+#[expect(clippy::print_stderr, reason = "errors go where errors belong")]
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Measures and reports; false if gates do not hold that were to be checked.
+fn run(arguments: &Arguments) -> Result<bool> {
+    fs::create_dir_all(&arguments.output)
+        .with_context(|| format!("cannot make {}", arguments.output.display()))?;
+    let effort = Effort {
+        time: match arguments.time {
+            Some(seconds) => Duration::from_secs(seconds),
+            None if arguments.quick => QUICK,
+            None => THOROUGH,
+        },
+        quick: arguments.quick,
+    };
+    let figures = measure(&arguments.only, effort)?;
+    report::write_json(&arguments.output.join("results.json"), &figures)?;
+    report::draw(&arguments.output, &figures)?;
+
+    let strictness = arguments.check.unwrap_or(Strictness::Strict);
+    let judged: Vec<(&Gate, Outcome)> = gates::PROGRAM
+        .iter()
+        .map(|gate| (gate, gate.judge(&figures, strictness)))
+        .collect();
+    let mut out = io::stdout().lock();
+    writeln!(out, "{}\n", report::figures(&figures))?;
+    writeln!(out, "{}\n", report::gates(&judged, strictness))?;
+    writeln!(
+        out,
+        "results.json and pictures are in {}",
+        arguments.output.display()
+    )?;
+    let holds = judged.iter().all(|(_, outcome)| match outcome {
+        Outcome::Holds(_) | Outcome::NotAsked => true,
+        Outcome::Fails(_) | Outcome::Missing => false,
+    });
+    Ok(holds || arguments.check.is_none())
+}
+
+/// Every group that was asked for, one after the other.
+fn measure(only: &[String], effort: Effort) -> Result<Vec<Measured>> {
+    let asked =
+        |name: &str| only.is_empty() || only.iter().any(|text| name.contains(text.as_str()));
+    let groups: Vec<_> = program::GROUPS
+        .into_iter()
+        .filter(|(name, _)| asked(name))
+        .collect();
+    ensure!(
+        !groups.is_empty(),
+        "no group's name contains any of {only:?}: they are {}",
+        program::GROUPS.map(|(name, _)| name).join(", ")
+    );
+    let expected = groups.iter().map(|(_, setup)| *setup + effort.time).sum();
+    let progress = Progress::new(expected);
+    let mut figures = Vec::new();
+    for (group, _) in groups {
+        figures.extend(program::measure(group, effort, &progress)?);
+    }
+    progress.finish();
+    Ok(figures)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn gates_are_checked_strictly_unless_told_otherwise() {
+        for (words, expected) in [
+            (&["bench"][..], None),
+            (&["bench", "--check"], Some(Strictness::Strict)),
+            (&["bench", "--check=strict"], Some(Strictness::Strict)),
+            (
+                &["bench", "--check=loose", "--quick"],
+                Some(Strictness::Loose),
+            ),
+        ] {
+            let found = Arguments::try_parse_from(words).ok().map(|a| a.check);
+            assert_eq!(found, Some(expected), "{words:?}");
+        }
+    }
+}
