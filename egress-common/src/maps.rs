@@ -119,8 +119,8 @@ pub const fn layout(name: &str) -> u32 {
     if cfg!(feature = "other-layout") && same(name, MEMBERS) {
         return 2;
     }
-    // Raised whenever it changes.
-    if same(name, OWN_FLOWS) || is_table(name) {
+    // Raised whenever it changes. Counters of members are begun anew where there is room for more of them.
+    if same(name, OWN_FLOWS) || same(name, MEMBER_COUNTS) || is_table(name) {
         2
     } else {
         1
@@ -170,10 +170,10 @@ pub mod capacity {
     pub const PODS: u32 = 4096;
     /// Distinct prefixes of one family.
     pub const PREFIXES: u32 = 1_048_576;
-    /// Verdicts of all policies.
-    pub const VERDICTS: u32 = 65_536;
-    /// Members of all groups.
-    pub const MEMBERS: u32 = 16_384;
+    /// Verdicts of all policies: 4 MiB, for a thousand policies of a hundred rules twice over.
+    pub const VERDICTS: u32 = 262_144;
+    /// Members of all groups: 8 MiB, and 2 MiB of counters for each CPU that there can be.
+    pub const MEMBERS: u32 = 131_072;
     /// Policies that are counted.
     pub const POLICIES: u32 = 2048;
     /// Recorded connections: 9.75 MiB.

@@ -1,6 +1,11 @@
 //! Which counter belongs to which policy and member: stable while in use, never reused at once.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    borrow::Borrow,
+    collections::{BTreeSet, HashMap},
+    hash::Hash,
+    sync::Arc,
+};
 
 use egress_common::counter::NO_POLICY;
 
@@ -9,10 +14,10 @@ use crate::state::{DesiredState, KernelState, Limits, MemberLabel, Names, Verdic
 
 /// The ids of everything that a desired state names.
 pub(super) struct Assigned<'a> {
-    pub(super) policies: BTreeMap<&'a str, u32>,
-    pub(super) members: BTreeMap<&'a MemberLabel, u32>,
+    pub(super) policies: HashMap<&'a str, u32>,
+    pub(super) members: HashMap<&'a Arc<MemberLabel>, u32>,
     pub(super) retired_policies: Vec<(String, u32)>,
-    pub(super) retired_members: Vec<(MemberLabel, u32)>,
+    pub(super) retired_members: Vec<(Arc<MemberLabel>, u32)>,
 }
 
 impl<'a> Assigned<'a> {
@@ -25,14 +30,13 @@ impl<'a> Assigned<'a> {
         desired: &'a DesiredState,
         limits: &Limits,
     ) -> Result<Self, PlanError> {
-        let policies: BTreeSet<&str> = desired.profiles.iter().map(|p| p.policy.as_str()).collect();
-        let labels: BTreeSet<&MemberLabel> = desired
+        let policies = desired.profiles.iter().map(|p| p.policy.as_str());
+        let labels = desired
             .profiles
             .iter()
-            .flat_map(|profile| &profile.verdicts)
+            .flat_map(|profile| profile.verdicts.iter())
             .flat_map(VerdictSpec::members)
-            .map(|member| &member.label)
-            .collect();
+            .map(|member| &member.label);
         let counted = kernel.blocks.values().flatten().map(|v| v.policy);
         let (policies, retired_policies) = assign(
             policies,
@@ -60,62 +64,75 @@ impl<'a> Assigned<'a> {
 
     /// As they are kept beside the maps.
     pub(super) fn names(&self) -> Names {
+        let members = self.members.iter();
+        let mut members: Vec<_> = members.map(|(l, id)| (Arc::clone(l), *id)).collect();
+        members.sort_unstable_by_key(|(_, id)| *id);
         Names {
             policies: self
                 .policies
                 .iter()
                 .map(|(name, id)| ((*name).to_owned(), *id))
                 .collect(),
-            members: self
-                .members
-                .iter()
-                .map(|(label, id)| ((*label).clone(), *id))
-                .collect(),
+            members,
             ..Names::default()
         }
     }
 }
 
-/// Ids of wanted names, and what is retired.
-type Ids<'a, N> = (BTreeMap<&'a N, u32>, Vec<(<N as ToOwned>::Owned, u32)>);
+/// No id: there is never room for so many.
+const NONE: u32 = u32::MAX;
 
+/// Ids of wanted names, and what is retired.
+type Ids<'a, N> = (HashMap<&'a N, u32>, Vec<(<N as ToOwned>::Owned, u32)>);
+
+/// Wanted names may repeat. New ones get their ids in their own order, whatever order they come in.
 fn assign<'a, 'n, N>(
-    wanted: BTreeSet<&'a N>,
-    known: impl Iterator<Item = (&'n (impl std::borrow::Borrow<N> + 'n), u32)> + Clone,
+    wanted: impl Iterator<Item = &'a N>,
+    known: impl Iterator<Item = (&'n (impl Borrow<N> + 'n), u32)> + Clone,
     held: impl Iterator<Item = u32>,
     reserved: Option<u32>,
     limit: u32,
     what: &'static str,
 ) -> Result<Ids<'a, N>, PlanError>
 where
-    N: Ord + ToOwned + ?Sized + 'a,
+    N: Ord + Hash + ToOwned + ?Sized + 'a,
 {
-    let used: BTreeSet<u32> = known
+    let mut used: Vec<u32> = known
         .clone()
         .map(|(_, id)| id)
         .chain(held)
         .chain(reserved)
         .collect();
+    used.sort_unstable();
+    used.dedup();
     let mut space = Space::new(0, limit, used.into_iter().map(|id| (id, 1)));
-    let mut kept: BTreeMap<&N, u32> = BTreeMap::new();
+    let mut ids: HashMap<&N, u32> = wanted.map(|name| (name, NONE)).collect();
     // A list that was damaged may name one id twice: the first keeps it.
-    let mut taken = BTreeSet::from_iter(reserved);
+    let mut taken = Vec::new();
+    let mut take = |id: u32| {
+        let place = id as usize;
+        if taken.len() <= place {
+            taken.resize(place + 1, false);
+        }
+        !std::mem::replace(&mut taken[place], true)
+    };
+    if let Some(id) = reserved {
+        take(id);
+    }
     let mut retired = Vec::new();
     for (name, id) in known {
         let name = name.borrow();
-        match wanted.get(name) {
-            Some(wanted) if id < limit && !kept.contains_key(name) && taken.insert(id) => {
-                kept.insert(*wanted, id);
-            }
+        match ids.get_mut(name) {
+            Some(place) if *place == NONE && id < limit && take(id) => *place = id,
             Some(_) => {}
             None => retired.push((name.to_owned(), id)),
         }
     }
-    for name in wanted {
-        if !kept.contains_key(name) {
-            let id = space.take(1).ok_or(PlanError { what, room: limit })?;
-            kept.insert(name, id);
-        }
+    let unnamed = ids.iter().filter(|(_, id)| **id == NONE);
+    let fresh: BTreeSet<&N> = unnamed.map(|(name, _)| *name).collect();
+    for name in fresh {
+        let id = space.take(1).ok_or(PlanError { what, room: limit })?;
+        ids.insert(name, id);
     }
-    Ok((kept, retired))
+    Ok((ids, retired))
 }
