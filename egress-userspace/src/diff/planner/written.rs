@@ -120,7 +120,7 @@ impl<'a> Planner<'a> {
     }
 
     fn member_value(&self, spec: &MemberSpec) -> Member {
-        spec.value(self.assigned.members[&spec.label])
+        spec.value(self.assigned.member(&spec.label))
     }
 
     fn block(&mut self, block: BlockMeaning) -> Result<u32, PlanError> {
