@@ -23,6 +23,9 @@ pub(super) struct Assigned<'a> {
 /// Every wanted label, by its address in memory: most are known from there.
 type Members<'a> = HashMap<usize, (&'a Arc<MemberLabel>, u32), BuildHasherDefault<ByAddress>>;
 
+/// Ids of wanted members, and those that are retired.
+type MembersAndRetired<'a> = (Members<'a>, Vec<(Arc<MemberLabel>, u32)>);
+
 impl<'a> Assigned<'a> {
     /// Keeps the ids of names that are still wanted, gives new ones to new names, and retires the rest.
     ///
@@ -88,7 +91,7 @@ fn assign_members<'a>(
     names: &Names,
     desired: &'a DesiredState,
     limits: &Limits,
-) -> Result<(Members<'a>, Vec<(Arc<MemberLabel>, u32)>), PlanError> {
+) -> Result<MembersAndRetired<'a>, PlanError> {
     let labels = || {
         let verdicts = desired.profiles.iter().flat_map(|p| p.verdicts.iter());
         verdicts

@@ -16,6 +16,7 @@ mod tests;
 
 use std::{
     collections::BTreeMap,
+    fmt,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     ops::Range,
     sync::Arc,
@@ -97,6 +98,12 @@ pub struct Manifest {
     pub text: Arc<str>,
     /// A hash of it, of this run.
     pub hash: u64,
+}
+
+impl fmt::Display for Manifest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
 }
 
 impl From<String> for Manifest {
