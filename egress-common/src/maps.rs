@@ -185,10 +185,10 @@ pub mod capacity {
     pub const POD_INDEX: u32 = 8192;
     /// Distinct prefixes of one family.
     pub const PREFIXES: u32 = 1_048_576;
-    /// Verdicts of all policies.
-    pub const VERDICTS: u32 = 65_536;
-    /// Members of all groups.
-    pub const MEMBERS: u32 = 16_384;
+    /// Verdicts of all policies: 16 MiB, for a thousand policies of a hundred rules twice over.
+    pub const VERDICTS: u32 = 262_144;
+    /// Members of all groups: 8 MiB, and 2 MiB of counters for each CPU that there can be.
+    pub const MEMBERS: u32 = 131_072;
     /// Policies that are counted.
     pub const POLICIES: u32 = 2048;
     /// Recorded connections: 10 MiB.

@@ -116,6 +116,7 @@ fn dump_pinned(args: &Dump) -> anyhow::Result<ExitCode> {
     let state = diff::trace(&Maps::open(&paths)?)?;
     let reader = CounterReader::open(&paths)?;
     reader.set_state(&state, u64::from(MAX_SEGMENTS) * SEGMENT_BYTES)?;
+    reader.count_tables(|| ())?;
     let reading = reader.read(&Numbers::from(&names))?;
     let interfaces = state
         .pods
@@ -131,7 +132,7 @@ fn dump_pinned(args: &Dump) -> anyhow::Result<ExitCode> {
         kernel: &state,
         names: &names,
         reading: &reading,
-        map_use: &reader.map_use()?,
+        map_use: &reader.map_use(),
         interfaces: &interfaces,
     };
     dump::dump(&args.args, &maps)

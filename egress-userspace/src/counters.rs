@@ -2,12 +2,14 @@
 //!
 //! The kernel counts under numbers, and a number is given out again once nothing uses it. A series must
 //! outlive that: [`Counters`] adds up what each number gained between two readings, under the name
-//! that the number had meanwhile. One lock covers reading and adding, so readings never overtake
-//! each other.
+//! that the number had meanwhile. Readings of one number never overtake each other: a change of names reads
+//! the few numbers that it changes under the lock, and a reading of all, which takes its time without it, says
+//! nothing of those that were read meanwhile.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
 };
 
 use anyhow::Context as _;
@@ -48,6 +50,9 @@ pub struct MapUse {
     pub entries: u64,
     /// Entries there is room for.
     pub capacity: u64,
+    /// When the entries were counted, if that was not now.
+    #[serde(skip)]
+    pub counted: Option<Instant>,
 }
 
 /// Whoever can read the kernel's counters.
@@ -58,11 +63,8 @@ pub trait CounterSource: Send + Sync {
     /// When any of them cannot be read: half a reading is none.
     fn read(&self, numbers: &Numbers) -> anyhow::Result<Reading>;
 
-    /// Reads how full the maps are, which takes a look at every place of some.
-    ///
-    /// # Errors
-    /// When that of any map cannot be known.
-    fn map_use(&self) -> anyhow::Result<Vec<MapUse>>;
+    /// How full the maps are, as far as that is known: nothing is counted for the asking.
+    fn map_use(&self) -> Vec<MapUse>;
 }
 
 /// The numbers whose counters are wanted.
@@ -74,6 +76,14 @@ pub struct Numbers {
     pub policies: BTreeSet<u32>,
     /// Gateways of this node.
     pub gateways: BTreeSet<u32>,
+}
+
+impl Numbers {
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.members.is_empty() && self.policies.is_empty() && self.gateways.is_empty()
+    }
 }
 
 impl From<&Names> for Numbers {
@@ -90,7 +100,7 @@ impl From<&Names> for Numbers {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Series {
     /// Per member.
-    pub members: BTreeMap<MemberLabel, Count>,
+    pub members: BTreeMap<Arc<MemberLabel>, Count>,
     /// Per policy and reason; the policy is empty for packets that belong to none.
     pub drops: BTreeMap<(String, DropReason), Count>,
     /// Per policy and kind of pass.
@@ -119,10 +129,13 @@ const GATEWAYS_REASONS: [DropReason; 3] = [
     DropReason::SourceQuota,
     DropReason::NatNoState,
 ];
+
 /// The only reader of the kernel's counters.
 pub struct Counters {
     source: Arc<dyn CounterSource>,
     totals: Mutex<Totals>,
+    /// Held while all numbers are read: by one at a time.
+    reading: Mutex<()>,
 }
 
 impl std::fmt::Debug for Counters {
@@ -140,6 +153,7 @@ impl Counters {
         Self {
             source,
             totals: Mutex::new(totals),
+            reading: Mutex::default(),
         }
     }
 
@@ -154,16 +168,14 @@ impl Counters {
     /// When the kernel's counters cannot be read. The names are learnt nevertheless, and their numbers
     /// count from the next reading on.
     pub fn adopt(&self, names: &Names) -> anyhow::Result<()> {
-        let mut totals = self.totals.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = self.source.read(&totals.numbers());
-        if let Ok(reading) = &before {
-            totals.add(reading);
-        }
-        totals.name(names, false);
+        let mut totals = self.totals();
+        totals.moment += 1;
+        let moved = totals.changing_hands(names);
+        let before = self.read_some(&mut totals, &moved);
+        let fresh = totals.name(names, false);
         before.context("reading the counters before a change")?;
-        let reading = self.source.read(&totals.numbers());
-        totals.add(&reading.context("reading the counters that a change takes into use")?);
-        Ok(())
+        self.read_some(&mut totals, &fresh)
+            .context("reading the counters that a change takes into use")
     }
 
     /// Retires every number that `names` does not name; call it after the last packet that could count there.
@@ -172,26 +184,41 @@ impl Counters {
     /// When the kernel's counters cannot be read. The numbers are retired nevertheless, with what the
     /// reading before this one said.
     pub fn retain(&self, names: &Names) -> anyhow::Result<()> {
-        let mut totals = self.totals.lock().unwrap_or_else(PoisonError::into_inner);
-        let reading = self.source.read(&totals.numbers());
-        if let Ok(reading) = &reading {
-            totals.add(reading);
-        }
+        let mut totals = self.totals();
+        totals.moment += 1;
+        let retiring = totals.retiring(names);
+        let read = self.read_some(&mut totals, &retiring);
         totals.retain(names);
-        reading.context("reading the counters that a change retires")?;
-        Ok(())
+        read.context("reading the counters that a change retires")
     }
 
-    /// Reads the kernel's counters: every series, and how full the maps are.
+    /// Reads the kernel's counters: every series, and how full the maps are. Nobody who changes names waits for it.
     ///
     /// # Errors
     /// When the kernel's counters cannot be read. There are no series then, rather than stale ones.
     pub fn read(&self) -> anyhow::Result<(Series, Vec<MapUse>)> {
-        let maps = self.source.map_use()?;
-        let mut totals = self.totals.lock().unwrap_or_else(PoisonError::into_inner);
-        let reading = self.source.read(&totals.numbers())?;
-        totals.add(&reading);
-        Ok((totals.series.clone(), maps))
+        let _one_at_a_time = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        let (numbers, began) = {
+            let totals = self.totals();
+            (totals.numbers(), totals.moment)
+        };
+        let reading = self.source.read(&numbers)?;
+        let mut totals = self.totals();
+        totals.add(&reading, &numbers, began);
+        Ok((totals.series.clone(), self.source.map_use()))
+    }
+
+    /// Reads some numbers, while nobody else can.
+    fn read_some(&self, totals: &mut Totals, numbers: &Numbers) -> anyhow::Result<()> {
+        if !numbers.is_empty() {
+            let reading = self.source.read(numbers)?;
+            totals.add(&reading, numbers, totals.moment);
+        }
+        Ok(())
+    }
+
+    fn totals(&self) -> MutexGuard<'_, Totals> {
+        self.totals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -199,7 +226,9 @@ impl Counters {
 #[derive(Debug, Default)]
 struct Totals {
     series: Series,
-    members: BTreeMap<u32, Live<MemberLabel, ()>>,
+    /// How often names have changed.
+    moment: u64,
+    members: BTreeMap<u32, Live<Arc<MemberLabel>, ()>>,
     policies: BTreeMap<u32, Live<String, OfPolicy>>,
     gateways: BTreeMap<u32, Live<ObjectName, OfGateway>>,
 }
@@ -222,54 +251,134 @@ enum OfGateway {
 #[derive(Debug)]
 struct Live<L, K> {
     label: L,
-    /// What each of its counters said last.
-    last: BTreeMap<K, Count>,
+    /// What each of its counters said last: few, in the order in which they were met.
+    last: Vec<(K, Count)>,
     /// Whether counters that were never read start from zero, and not from their first reading.
     from_zero: bool,
+    /// The moment at which it was named or read on its own: readings that began before say nothing of it.
+    since: u64,
 }
 
-impl<L, K: Ord> Live<L, K> {
-    fn new(label: L, from_zero: bool) -> Self {
+impl<L, K: PartialEq> Live<L, K> {
+    fn new(label: L, from_zero: bool, since: u64) -> Self {
         Self {
             label,
-            last: BTreeMap::new(),
+            last: Vec::new(),
             from_zero,
+            since,
         }
     }
 
     /// What a counter gained since the reading before.
     fn gained(&mut self, counter: K, now: Count) -> Count {
         let start = self.from_zero.then(Count::default);
-        gain(self.last.insert(counter, now).or(start), now)
+        match self.last.iter_mut().find(|(known, _)| *known == counter) {
+            Some((_, last)) => gain(Some(std::mem::replace(last, now)), now),
+            None => {
+                self.last.push((counter, now));
+                gain(start, now)
+            }
+        }
     }
 }
 
 impl Totals {
-    /// Names numbers. Those that are new start from zero, or else from their first reading.
-    fn name(&mut self, names: &Names, from_zero: bool) {
+    /// Names numbers, and gives those that are new. These start from zero, or else from their first reading.
+    fn name(&mut self, names: &Names, from_zero: bool) -> Numbers {
+        let now = self.moment;
+        let mut fresh = Numbers::default();
         for (label, id) in &names.members {
-            self.series.members.entry(label.clone()).or_default();
-            let live = self
-                .members
-                .entry(*id)
-                .or_insert_with(|| Live::new(label.clone(), from_zero));
-            live.label.clone_from(label);
+            match self.members.get_mut(id) {
+                Some(live) if live.label == *label => continue,
+                Some(live) => {
+                    live.label = Arc::clone(label);
+                    live.since = now;
+                }
+                None => {
+                    let label = Arc::clone(label);
+                    self.members.insert(*id, Live::new(label, from_zero, now));
+                    fresh.members.insert(*id);
+                }
+            }
+            let label = Arc::clone(&self.members[id].label);
+            self.series.members.entry(label).or_default();
         }
         for (label, id) in with_nobody(names) {
-            let live = self
-                .policies
-                .entry(id)
-                .or_insert_with(|| Live::new(label.to_owned(), from_zero));
-            label.clone_into(&mut live.label);
+            match self.policies.get_mut(&id) {
+                Some(live) if live.label == label => continue,
+                Some(live) => {
+                    label.clone_into(&mut live.label);
+                    live.since = now;
+                }
+                None => {
+                    let live = Live::new(label.to_owned(), from_zero, now);
+                    self.policies.insert(id, live);
+                    fresh.policies.insert(id);
+                }
+            }
             self.export_policy(label, id);
         }
         for (label, id) in &names.gateways {
-            let live = self
-                .gateways
-                .entry(*id)
-                .or_insert_with(|| Live::new(label.clone(), from_zero));
-            live.label.clone_from(label);
+            match self.gateways.get_mut(id) {
+                Some(live) if live.label == *label => continue,
+                Some(live) => {
+                    live.label.clone_from(label);
+                    live.since = now;
+                }
+                None => {
+                    let live = Live::new(label.clone(), from_zero, now);
+                    self.gateways.insert(*id, live);
+                    fresh.gateways.insert(*id);
+                }
+            }
             self.export_gateway(label);
+        }
+        fresh
+    }
+
+    /// The numbers that have another name by now than these names give them.
+    fn changing_hands(&self, names: &Names) -> Numbers {
+        let mut moved = Numbers::default();
+        for (label, id) in &names.members {
+            if self
+                .members
+                .get(id)
+                .is_some_and(|live| live.label != *label)
+            {
+                moved.members.insert(*id);
+            }
+        }
+        for (label, id) in with_nobody(names) {
+            if self
+                .policies
+                .get(&id)
+                .is_some_and(|live| live.label != label)
+            {
+                moved.policies.insert(id);
+            }
+        }
+        for (label, id) in &names.gateways {
+            if self
+                .gateways
+                .get(id)
+                .is_some_and(|live| live.label != *label)
+            {
+                moved.gateways.insert(*id);
+            }
+        }
+        moved
+    }
+
+    /// The numbers that `names` does not name.
+    fn retiring(&self, names: &Names) -> Numbers {
+        let named = Numbers::from(names);
+        let others = |mine: Vec<u32>, named: &BTreeSet<u32>| {
+            mine.into_iter().filter(|id| !named.contains(id)).collect()
+        };
+        Numbers {
+            members: others(self.members.keys().copied().collect(), &named.members),
+            policies: others(self.policies.keys().copied().collect(), &named.policies),
+            gateways: others(self.gateways.keys().copied().collect(), &named.gateways),
         }
     }
 
@@ -303,54 +412,69 @@ impl Totals {
         }
     }
 
-    /// Adds what the numbers gained since the reading before.
-    fn add(&mut self, reading: &Reading) {
+    /// Adds what these numbers gained since the reading before, according to one that began at that moment.
+    fn add(&mut self, reading: &Reading, numbers: &Numbers, began: u64) {
         let series = &mut self.series;
         for (id, now) in &reading.members {
-            if let Some(live) = self.members.get_mut(id) {
+            if let Some(live) = self.members.get_mut(id).filter(|live| live.since <= began) {
                 let gained = live.gained((), *now);
-                grow(&mut series.members, live.label.clone(), gained);
+                grow(&mut series.members, &live.label, gained);
             }
         }
         for (id, reason, now) in &reading.drops {
-            if let Some(live) = self.policies.get_mut(id) {
+            if let Some(live) = self.policies.get_mut(id).filter(|live| live.since <= began) {
                 let gained = live.gained(OfPolicy::Dropped(*reason), *now);
-                grow(&mut series.drops, (live.label.clone(), *reason), gained);
+                if gained != Count::default() {
+                    grow(&mut series.drops, &(live.label.clone(), *reason), gained);
+                }
             }
         }
         for (id, kind, now) in &reading.passes {
-            if let Some(live) = self.policies.get_mut(id) {
+            if let Some(live) = self.policies.get_mut(id).filter(|live| live.since <= began) {
                 let gained = live.gained(OfPolicy::Passed(*kind), *now);
-                grow(&mut series.passes, (live.label.clone(), *kind), gained);
+                if gained != Count::default() {
+                    grow(&mut series.passes, &(live.label.clone(), *kind), gained);
+                }
             }
         }
         for (id, direction, now) in &reading.translated {
-            if let Some(live) = self.gateways.get_mut(id) {
+            if let Some(live) = self.gateways.get_mut(id).filter(|live| live.since <= began) {
                 let gained = live.gained(OfGateway::Translated(*direction), *now);
                 let key = (live.label.clone(), *direction);
-                grow(&mut series.translated, key, gained);
+                grow(&mut series.translated, &key, gained);
             }
         }
         for (id, reason, now) in &reading.gateway_drops {
-            if let Some(live) = self.gateways.get_mut(id) {
+            if let Some(live) = self.gateways.get_mut(id).filter(|live| live.since <= began) {
                 let gained = live.gained(OfGateway::Dropped(*reason), *now);
                 let key = (live.label.clone(), *reason);
-                grow(&mut series.gateway_drops, key, gained);
+                grow(&mut series.gateway_drops, &key, gained);
             }
         }
         series.answers.extend(reading.answers.iter().copied());
-        // A source may leave out counters that are zero, so all of them were read now.
-        for live in self.policies.values_mut() {
-            live.from_zero = true;
+        // A source may leave out counters that are zero, so all of these were read now.
+        for id in &numbers.policies {
+            if let Some(live) = self.policies.get_mut(id).filter(|live| live.since <= began) {
+                live.from_zero = true;
+                live.since = began;
+            }
         }
-        for live in self.gateways.values_mut() {
-            live.from_zero = true;
+        for id in &numbers.gateways {
+            if let Some(live) = self.gateways.get_mut(id).filter(|live| live.since <= began) {
+                live.from_zero = true;
+                live.since = began;
+            }
+        }
+        for id in &numbers.members {
+            if let Some(live) = self.members.get_mut(id).filter(|live| live.since <= began) {
+                live.since = began;
+            }
         }
     }
 
     /// Forgets the numbers that `names` does not name, and the series that never counted anything.
     fn retain(&mut self, names: &Names) {
-        let members: BTreeMap<u32, &MemberLabel> =
+        let members: BTreeMap<u32, &Arc<MemberLabel>> =
             names.members.iter().map(|(l, id)| (*id, l)).collect();
         self.members.retain(|id, _| members.contains_key(id));
         let policies: BTreeMap<u32, &str> = with_nobody(names).map(|(l, id)| (id, l)).collect();
@@ -360,7 +484,7 @@ impl Totals {
 
         let policy = |policy: &str| policy.is_empty() || names.policies.contains_key(policy);
         let gateway = |gateway: &ObjectName| names.gateways.contains_key(gateway);
-        let labels: BTreeSet<&MemberLabel> = members.values().copied().collect();
+        let labels: BTreeSet<&Arc<MemberLabel>> = members.values().copied().collect();
         let series = &mut self.series;
         keep(&mut series.members, |label| labels.contains(label));
         keep(&mut series.drops, |(label, _)| policy(label));
@@ -401,11 +525,11 @@ fn gain(last: Option<Count>, now: Count) -> Count {
 }
 
 /// Adds to a series. Most counters are zero for ever, and no series unless they are exported from zero on.
-fn grow<K: Ord>(series: &mut BTreeMap<K, Count>, key: K, gained: Count) {
+fn grow<K: Ord + Clone>(series: &mut BTreeMap<K, Count>, key: &K, gained: Count) {
     if gained == Count::default() {
         return;
     }
-    let total = series.entry(key).or_default();
+    let total = series.entry(key.clone()).or_default();
     total.packets = total.packets.saturating_add(gained.packets);
     total.bytes = total.bytes.saturating_add(gained.bytes);
 }

@@ -295,7 +295,26 @@ impl Scrape {
             "egress_map_capacity",
             "Entries that a BPF map has room for",
             maps().map(|m| ([("map", m.name.as_str())], m.capacity)),
-        )
+        )?;
+        self.ages(e)
+    }
+
+    /// How old the number of entries is, of maps that are not counted at the scrape.
+    fn ages(&self, e: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let mut metric = e.encode_descriptor(
+            "egress_map_entries_age",
+            "How long ago the entries of a table of flows were counted",
+            Some(&Unit::Seconds),
+            MetricType::Gauge,
+        )?;
+        for map in &self.maps {
+            if let Some(counted) = map.counted {
+                let age = counted.elapsed().as_secs_f64();
+                let labels = [("map", map.name.as_str())];
+                metric.encode_family(&labels)?.encode_gauge(&age)?;
+            }
+        }
+        Ok(())
     }
 
     /// How long the last reply of each gateway took; of one with two next hops, the longer.

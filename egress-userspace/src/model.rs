@@ -5,6 +5,7 @@ use std::{
     fmt,
     net::IpAddr,
     num::NonZeroU32,
+    sync::Arc,
     time::Duration,
 };
 
@@ -144,8 +145,9 @@ pub enum Steering {
 /// An `EgressGatewayPolicy`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
-    /// Its rules, no two of which have the same destination; their order means nothing.
-    pub rules: Vec<Rule>,
+    /// Its rules, no two of which have the same destination; their order means nothing. Readings of an unchanged file
+    /// share them.
+    pub rules: Arc<[Rule]>,
 }
 
 /// One rule of a policy.

@@ -122,10 +122,10 @@ pub struct Flags {
     /// Most distinct prefixes of one family [default: 1048576]
     #[arg(long, value_name = "N")]
     pub max_prefixes: Option<u32>,
-    /// Most verdicts of all policies [default: 65536]
+    /// Most verdicts of all policies [default: 262144]
     #[arg(long, value_name = "N")]
     pub max_verdicts: Option<u32>,
-    /// Most (rule, gateway) pairs of all policies [default: 16384]
+    /// Most (rule, gateway) pairs of all policies [default: 131072]
     #[arg(long, value_name = "N")]
     pub max_members: Option<u32>,
     /// Most policies that are counted [default: 2048]

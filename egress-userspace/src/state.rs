@@ -1,6 +1,11 @@
 //! The two descriptions of the maps: what they should say, by name, and what they do say, by number.
 
-use std::{collections::BTreeMap, net::IpAddr, num::NonZeroU32, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    num::NonZeroU32,
+    sync::Arc,
+};
 
 use egress_common::{
     Addr, DropReason, Family,
@@ -26,9 +31,11 @@ pub struct DesiredState {
     /// The distinct things that pods are told.
     pub profiles: Vec<Profile>,
     /// The distinct rows, each with a number for every prefix, in the order of `prefixes`.
-    pub rows: Vec<Vec<u16>>,
+    pub rows: Vec<Arc<[u16]>>,
     /// Every distinct prefix of every policy and of the cluster, sorted.
-    pub prefixes: Vec<IpNet>,
+    pub prefixes: Arc<[IpNet]>,
+    /// The devices where recorded replies arrive from next hops.
+    pub reply_interfaces: BTreeSet<u32>,
     /// Egress addresses and other nodes.
     pub translation: Translation,
     /// What else is to be known of every source pod.
@@ -136,7 +143,7 @@ pub struct Profile {
     /// Index into `DesiredState::rows`.
     pub row: usize,
     /// The verdict of each number.
-    pub verdicts: Vec<VerdictSpec>,
+    pub verdicts: Arc<[VerdictSpec]>,
 }
 
 /// A verdict, by name.
@@ -169,7 +176,7 @@ pub struct MemberSpec {
     /// The gateway's number on every node; the datapath searches a group by it.
     pub gateway: GatewayId,
     /// What its counters are called.
-    pub label: MemberLabel,
+    pub label: Arc<MemberLabel>,
     /// Its share of the group.
     pub weight: NonZeroU32,
     /// Which flows are its.
@@ -435,13 +442,38 @@ pub struct Names {
     /// Policy → index into the policy counters; 0 is nobody's.
     pub policies: BTreeMap<String, u32>,
     /// Member → index into the member counters.
-    pub members: Vec<(MemberLabel, u32)>,
+    #[serde(with = "labels")]
+    pub members: Vec<(Arc<MemberLabel>, u32)>,
     /// Gateway of this node → index into the gateway counters.
     #[serde(default, with = "pairs")]
     pub gateways: BTreeMap<ObjectName, u32>,
     /// Another node → index into `NODE_STATE`; 0 is nobody's.
     #[serde(default)]
     pub nodes: BTreeMap<String, u32>,
+}
+
+/// Labels as if nobody shared them.
+mod labels {
+    use std::sync::Arc;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use super::MemberLabel;
+
+    pub(super) fn serialize<S: Serializer>(
+        members: &[(Arc<MemberLabel>, u32)],
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(members.iter().map(|(label, id)| (&**label, id)))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<(Arc<MemberLabel>, u32)>, D::Error> {
+        let members: Vec<(MemberLabel, u32)> = Vec::deserialize(deserializer)?;
+        let shared = members.into_iter().map(|(label, id)| (Arc::new(label), id));
+        Ok(shared.collect())
+    }
 }
 
 /// A map as a list of pairs: JSON's keys are strings.

@@ -43,6 +43,8 @@ pub(super) struct Kernel {
     paths: Paths,
     limits: Limits,
     state: Arc<KernelState>,
+    /// What is remembered of the plan that led to `state`.
+    planned: diff::Memo,
     translation: translation::State,
     names: Arc<Names>,
     /// Whether what an earlier run steered or owned is still what the maps say.
@@ -92,6 +94,7 @@ impl Kernel {
         if self.unsure {
             self.datapath.maps.grace()?;
             self.datapath.maps.repair()?;
+            self.planned = diff::Memo::default();
             self.state = Arc::new(diff::trace(&self.datapath.maps)?);
             self.translation = self.datapath.maps.translation()?;
             self.unsure = false;
@@ -109,7 +112,13 @@ impl Kernel {
         settings: &gateway::Settings,
     ) -> anyhow::Result<Plans> {
         self.be_sure()?;
-        let policy = diff::plan(&self.state, &self.names, desired, &self.limits)?;
+        let (policy, memo) = diff::plan_again(
+            &self.state,
+            &self.names,
+            desired,
+            &self.limits,
+            &self.planned,
+        )?;
         let translation = translation::plan(
             &self.translation,
             &self.names,
@@ -124,6 +133,7 @@ impl Kernel {
                 ..policy.names.clone()
             },
             policy,
+            memo,
             translation,
         })
     }
@@ -163,6 +173,8 @@ impl Kernel {
         changes += self.write_facts(desired, &plans.policy.after)?;
         if changes > 0 || plans.names != *self.names {
             self.change(plans, counters)?;
+        } else {
+            self.planned = plans.memo;
         }
         if self.earlier.is_some() {
             fault::step("begin to switch")?;
@@ -263,6 +275,7 @@ impl Kernel {
         fault::step("keep the new names")?;
         self.state_dir.keep_names(&plans.names);
         self.state = Arc::new(plans.policy.after);
+        self.planned = plans.memo;
         self.translation = plans.translation.after;
         self.names = Arc::new(plans.names);
         Ok(())
@@ -279,6 +292,7 @@ impl Kernel {
 /// What one apply does to the maps, and what their numbers mean afterwards.
 pub(super) struct Plans {
     policy: Plan,
+    memo: diff::Memo,
     translation: translation::Plan,
     names: Names,
 }

@@ -6,7 +6,7 @@ use crate::{
     kernel::{Hook, Program},
     node::NodeView,
     resolve::Resolved,
-    state::{DesiredState, VerdictSpec},
+    state::DesiredState,
 };
 
 /// The interfaces that lead to other nodes and to the outside, by index and name.
@@ -39,9 +39,10 @@ pub(crate) fn wanted(
             interface: view.links.get(&ifindex)?.name.clone(),
         })
     };
-    let gateways = reply_interfaces(desired)
-        .into_iter()
-        .filter_map(|ifindex| hook(Program::FromGateway, ifindex));
+    let gateways = desired
+        .reply_interfaces
+        .iter()
+        .filter_map(|ifindex| hook(Program::FromGateway, *ifindex));
     let owned = &desired.translation.addresses;
     let uplinks = owned
         .values()
@@ -96,7 +97,7 @@ fn leading_out(
         return BTreeSet::new();
     }
     let mut leading = view.leading_beyond(&resolved.cluster_prefixes);
-    leading.extend(reply_interfaces(desired));
+    leading.extend(&desired.reply_interfaces);
     leading.extend(outside.uplinks.keys());
     leading.extend(&outside.guarded);
     leading.extend(desired.translation.addresses.values().map(|a| a.ifindex));
@@ -110,16 +111,6 @@ fn leading_out(
         leading.retain(|ifindex| !pods.contains(ifindex));
     }
     leading
-}
-
-fn reply_interfaces(desired: &DesiredState) -> BTreeSet<u32> {
-    desired
-        .profiles
-        .iter()
-        .flat_map(|profile| &profile.verdicts)
-        .flat_map(VerdictSpec::members)
-        .filter_map(|member| member.way.replies_from())
-        .collect()
 }
 
 #[cfg(test)]

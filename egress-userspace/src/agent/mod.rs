@@ -5,6 +5,7 @@
 pub mod addresses;
 mod apply;
 mod drain;
+mod fill;
 mod health;
 mod hold;
 mod hooks;
@@ -35,6 +36,7 @@ use tokio::{
 use self::{
     addresses::Addresses,
     apply::Kernel,
+    fill::Counting,
     health::Health,
     hold::Hold,
     overlay::Overlay,
@@ -123,6 +125,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     }
     let metrics = Arc::new(metrics);
     let _sweeping = Sweeping::start(kernel.sweeper()?, connections)?;
+    let _counting = Counting::start(kernel.reader())?;
     let health = Health::start(&mut kernel, &settings.probes)?;
     metrics.show_probes(health.board());
     let pages = Pages {

@@ -27,13 +27,13 @@ use super::{
     takeover,
 };
 use crate::{
-    compile::compile,
+    compile::{self, compile_again},
     counters::Counters,
     health::Faults,
-    kernel::{Hook, Program, fault},
+    kernel::{Hook, Program, fault, give_back},
     metrics::Metrics,
     node::NodeView,
-    resolve::resolve,
+    resolve::{self, resolve_again},
     settings::Settings,
     snapshot::{Apply, Snapshot},
     sources::files::Loaded,
@@ -46,6 +46,9 @@ const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LAST_RETRY: Duration = Duration::from_secs(30);
 /// How often hooks are looked at: what something else removes is back within a second.
 const LOOK_AT_HOOKS: Duration = Duration::from_millis(500);
+
+/// How long after an apply memory is given back that it was worked out in; others may follow at once.
+const GIVE_BACK_AFTER: Duration = Duration::from_secs(3);
 
 /// What has woken the loop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +73,9 @@ pub(super) struct Agent {
     metrics: Arc<Metrics>,
     published: Arc<ArcSwap<Snapshot>>,
     loaded: Loaded,
+    /// What was made of policies before: most have not changed.
+    resolutions: resolve::Memo,
+    compilations: compile::Memo,
     report: Report,
     pub(super) snapshot: Snapshot,
     /// The hooks that were wanted last.
@@ -79,6 +85,8 @@ pub(super) struct Agent {
     pub(super) touched_node: bool,
     /// When hooks are looked at next, however often something else wakes the loop.
     look_at: Instant,
+    /// When memory is given back.
+    give_back_at: Option<Instant>,
     /// Why hooks, or the rule that closes new interfaces, could not be looked at the last time.
     unseen: Said,
     unheld: Said,
@@ -117,12 +125,15 @@ impl Agent {
             metrics,
             published,
             loaded: Loaded::default(),
+            resolutions: resolve::Memo::default(),
+            compilations: compile::Memo::default(),
             report: Report::default(),
             snapshot,
             hooks: BTreeSet::new(),
             failures: 0,
             touched_node: false,
             look_at: Instant::now() + LOOK_AT_HOOKS,
+            give_back_at: None,
             unseen: Said::default(),
             unheld: Said::default(),
             unapplied: Said::default(),
@@ -146,6 +157,10 @@ impl Agent {
         loop {
             sleep_until(self.look_at).await;
             self.look_at = Instant::now() + LOOK_AT_HOOKS;
+            if self.give_back_at.is_some_and(|at| at <= Instant::now()) {
+                self.give_back_at = None;
+                tokio::task::block_in_place(give_back);
+            }
             let restored = match tokio::task::block_in_place(|| self.hold.check()) {
                 Ok(restored) => {
                     self.unheld.is_over();
@@ -248,6 +263,8 @@ impl Agent {
             );
         }
         self.metrics.observe_apply(duration);
+        self.give_back_at
+            .get_or_insert_with(|| Instant::now() + GIVE_BACK_AFTER);
         self.snapshot.generation += 1;
         self.snapshot.last_apply = Some(Apply {
             finished,
@@ -278,9 +295,10 @@ impl Agent {
     fn try_sync(&mut self, view: &NodeView, cause: Cause) -> anyhow::Result<usize> {
         let before = self.kernel.steered();
         let (held, assigned) = (before.held(), self.addresses.assigned());
-        let resolve_with = |faults: &Faults| {
-            let settings = &self.settings.resolve;
-            resolve(&self.loaded.model, view, settings, &held, &assigned, faults)
+        let mut resolve_with = |faults: &Faults| {
+            let (settings, model) = (&self.settings.resolve, &self.loaded.model);
+            let memo = &mut self.resolutions;
+            resolve_again(model, view, settings, &held, &assigned, faults, memo)
         };
         tracing::debug!(?cause, "looking at what is to be");
         let now = std::time::Instant::now();
@@ -312,7 +330,8 @@ impl Agent {
             self.report.warnings(&resolved.warnings);
             return Err(refusal);
         }
-        let desired = match compile(&resolved, &self.settings.limits) {
+        let compiled = compile_again(&resolved, &self.settings.limits, &mut self.compilations);
+        let desired = match compiled {
             Ok(desired) => desired,
             Err(error) => {
                 self.report.warnings(&resolved.warnings);

@@ -4,12 +4,16 @@
 //! order of the rules one number for each (rule with gateways or a drop, family), and one that all rules without
 //! gateway share. Which gateways are usable changes verdicts only: numbers and rows depend on destinations.
 
+mod memo;
 mod prefixes;
 pub mod slots;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use egress_common::{
     DropReason, Family,
@@ -20,7 +24,11 @@ use egress_common::{
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use self::prefixes::{Prefixes, Shape};
+pub use self::memo::Memo;
+use self::{
+    memo::{Block, Row},
+    prefixes::{Prefixes, Shape},
+};
 use crate::{
     resolve::{Action, EffectiveRule, Fate, Resolved, SourcePod, UsableGateway},
     state::{
@@ -97,42 +105,64 @@ pub enum CompileError {
 /// # Errors
 /// When a limit would be exceeded; nothing large is built before that is known.
 pub fn compile(resolved: &Resolved, limits: &Limits) -> Result<DesiredState, CompileError> {
+    compile_again(resolved, limits, &mut Memo::default())
+}
+
+/// The same after earlier compilations, which makes it quicker and no different.
+///
+/// # Errors
+/// As [`compile`].
+pub fn compile_again(
+    resolved: &Resolved,
+    limits: &Limits,
+    memo: &mut Memo,
+) -> Result<DesiredState, CompileError> {
+    memo.begin();
+    let compiled = compile_with(resolved, limits, memo);
+    memo.end();
+    compiled
+}
+
+fn compile_with(
+    resolved: &Resolved,
+    limits: &Limits,
+    memo: &mut Memo,
+) -> Result<DesiredState, CompileError> {
     let (pods, tellings) = distinct_tellings(resolved);
     fits("source pods", pods.len(), limits.pods)?;
 
     let mut tables = Vec::with_capacity(tellings.len());
-    let mut nets = Vec::new();
     for (policy, fate) in &tellings {
-        let table = match fate {
-            Fate::Drop(reason) => NumberTable::drop(*reason),
-            Fate::Rules(rules) => NumberTable::rules(policy, rules)?,
-        };
-        nets.extend(table.numbers.iter().map(|(net, _)| *net));
-        tables.push(table);
+        tables.push(match fate {
+            Fate::Drop(reason) => Arc::new(NumberTable::drop(*reason)),
+            Fate::Rules(rules) => memo.table(policy, rules)?,
+        });
     }
     // Pods that drop everything have no use for prefixes.
     let nothing = BTreeSet::new();
     let steering = tables.iter().any(|table| !table.drops);
-    let prefixes = Prefixes::new(
-        nets,
-        if steering {
-            &resolved.cluster_prefixes
-        } else {
-            &nothing
-        },
-    );
-    for (what, v4) in [("IPv4 prefixes", true), ("IPv6 prefixes", false)] {
-        let family = |net: &&IpNet| matches!(net, IpNet::V4(_)) == v4;
-        let needed = prefixes.nets().iter().filter(family).count();
+    let cluster = if steering {
+        &resolved.cluster_prefixes
+    } else {
+        &nothing
+    };
+    let prefixes = memo.prefixes(&tables, cluster);
+    let v4 = prefixes
+        .nets()
+        .partition_point(|net| matches!(net, IpNet::V4(_)));
+    for (what, needed) in [
+        ("IPv4 prefixes", v4),
+        ("IPv6 prefixes", prefixes.nets().len() - v4),
+    ] {
         fits(what, needed, limits.prefixes)?;
     }
 
     // A row is a function of its shape; no shape at all is the row of zeroes.
-    let mut shapes: BTreeMap<Option<Shape>, usize> = BTreeMap::new();
+    let mut shapes: BTreeMap<Option<Arc<Shape>>, usize> = BTreeMap::new();
     let mut in_order = Vec::new();
     let mut row_of = Vec::with_capacity(tables.len());
     for table in &tables {
-        let shape = prefixes.shape(&table.numbers);
+        let shape = memo.shape(&prefixes, table);
         let zero = table.drops || (shape.is_empty() && !prefixes.has_cluster());
         let shape = (!zero).then_some(shape);
         let row = *shapes.entry(shape.clone()).or_insert_with(|| {
@@ -143,39 +173,35 @@ pub fn compile(resolved: &Resolved, limits: &Limits) -> Result<DesiredState, Com
     }
     check_matrix(&prefixes, in_order.len(), &tables, limits)?;
 
-    let rows: Vec<Vec<u16>> = in_order
-        .iter()
-        .map(|shape| match shape {
-            Some(shape) => prefixes.row(shape),
-            None => vec![NUMBER_UNMATCHED; prefixes.nets().len()],
-        })
+    let rows: Vec<Row> = in_order
+        .into_iter()
+        .map(|shape| memo.row(&prefixes, shape))
         .collect();
-    let highest: Vec<usize> = rows
+    let blocks: Vec<Block> = tables
         .iter()
-        .map(|row| usize::from(row.iter().copied().max().unwrap_or(0)))
+        .zip(&row_of)
+        .map(|(table, row)| memo.block(table, rows[*row].highest))
         .collect();
-    let profiles: Vec<Profile> = tellings
-        .iter()
-        .zip(tables)
-        .zip(row_of)
-        .map(|(((policy, _), table), row)| {
-            let mut verdicts = table.verdicts;
-            // What no cell names is not there, so that a block can be measured by looking at its rows.
-            verdicts.truncate(highest[row] + 1);
-            Profile {
-                policy: (*policy).to_owned(),
-                row,
-                verdicts,
-            }
-        })
-        .collect();
-    check_capacities(&profiles, limits)?;
+    let policies = || tellings.iter().map(|(policy, _)| *policy);
+    check_capacities(policies().zip(&blocks), limits)?;
     check_translation(&resolved.translation)?;
+    let interfaces = blocks
+        .iter()
+        .flat_map(|block| block.reply_interfaces.iter());
+    let reply_interfaces = interfaces.copied().collect();
+    let profiles = policies().zip(row_of).zip(blocks);
     Ok(DesiredState {
         pods,
-        profiles,
-        rows,
-        prefixes: prefixes.into_nets(),
+        profiles: profiles
+            .map(|((policy, row), block)| Profile {
+                policy: policy.to_owned(),
+                row,
+                verdicts: block.verdicts,
+            })
+            .collect(),
+        rows: rows.into_iter().map(|row| row.cells).collect(),
+        prefixes: prefixes.nets_shared(),
+        reply_interfaces,
         translation: resolved.translation.clone(),
         facts: facts(resolved),
     })
@@ -239,10 +265,13 @@ fn distinct_tellings(resolved: &Resolved) -> (BTreeMap<PodKey, usize>, Vec<Telli
 }
 
 /// A policy's numbers: which destination has which, and what each means.
+#[derive(Debug)]
 struct NumberTable {
     numbers: Vec<(IpNet, u16)>,
-    verdicts: Vec<VerdictSpec>,
+    verdicts: Arc<[VerdictSpec]>,
     drops: bool,
+    /// Whether a verdict is a group with a slot table.
+    groups: bool,
 }
 
 impl NumberTable {
@@ -250,8 +279,9 @@ impl NumberTable {
     fn drop(reason: DropReason) -> Self {
         Self {
             numbers: Vec::new(),
-            verdicts: vec![VerdictSpec::Drop(reason)],
+            verdicts: Arc::new([VerdictSpec::Drop(reason)]),
             drops: true,
+            groups: false,
         }
     }
 
@@ -290,12 +320,14 @@ impl NumberTable {
                 needed: verdicts.len(),
             });
         }
+        let groups = verdicts.iter().any(|verdict| slotted(verdict).is_some());
         Ok(Self {
+            groups,
             numbers: numbers
                 .into_iter()
                 .filter_map(|(net, number)| Some((net, u16::try_from(number).ok()?)))
                 .collect(),
-            verdicts,
+            verdicts: verdicts.into(),
             drops: false,
         })
     }
@@ -339,12 +371,12 @@ fn group(
             let way = gateway.ways.iter().find(|way| way.family() == family)?;
             Some(MemberSpec {
                 gateway: gateway.id,
-                label: MemberLabel {
+                label: Arc::new(MemberLabel {
                     namespace: gateway.name.namespace.clone(),
                     gateway: gateway.name.name.clone(),
                     policy: policy.to_owned(),
                     rule: rule.label.clone(),
-                },
+                }),
                 weight: gateway.weight,
                 standing: gateway.standing,
                 way: way.clone(),
@@ -370,19 +402,15 @@ fn group(
 fn check_matrix(
     prefixes: &Prefixes,
     rows: usize,
-    tables: &[NumberTable],
+    tables: &[Arc<NumberTable>],
     limits: &Limits,
 ) -> Result<(), CompileError> {
     let groups: BTreeSet<Vec<slots::Candidate<'_>>> = tables
         .iter()
-        .flat_map(|table| &table.verdicts)
-        .filter_map(|verdict| match verdict {
-            VerdictSpec::Gateways(members) if only(members).is_none() => Some(candidates(members)),
-            VerdictSpec::Gateways(_)
-            | VerdictSpec::Unmatched
-            | VerdictSpec::Local
-            | VerdictSpec::Drop(_) => None,
-        })
+        .filter(|table| table.groups)
+        .flat_map(|table| table.verdicts.iter())
+        .filter_map(slotted)
+        .map(candidates)
         .collect();
     let classes = u32::try_from(prefixes.nets().len()).unwrap_or(u32::MAX / 2);
     let row_bytes = u64::from(Extent::lines_given(classes)) * LINE_BYTES;
@@ -397,6 +425,17 @@ fn check_matrix(
         });
     }
     Ok(())
+}
+
+/// The members of a verdict that has a slot table.
+fn slotted(verdict: &VerdictSpec) -> Option<&[MemberSpec]> {
+    match verdict {
+        VerdictSpec::Gateways(members) if only(members).is_none() => Some(members),
+        VerdictSpec::Gateways(_)
+        | VerdictSpec::Unmatched
+        | VerdictSpec::Local
+        | VerdictSpec::Drop(_) => None,
+    }
 }
 
 /// The one member of a group that is not asked which flow is whose.
@@ -420,26 +459,41 @@ pub(crate) fn candidates(members: &[MemberSpec]) -> Vec<slots::Candidate<'_>> {
         .collect()
 }
 
-/// Refuses more than the maps hold.
-fn check_capacities(profiles: &[Profile], limits: &Limits) -> Result<(), CompileError> {
-    let policies: BTreeSet<&str> = profiles.iter().map(|p| p.policy.as_str()).collect();
+/// Refuses more than the maps hold. Blocks come in order of their policies, and no two policies have a member or a block in
+/// common.
+fn check_capacities<'p, 'b>(
+    blocks: impl Iterator<Item = (&'p str, &'b Block)>,
+    limits: &Limits,
+) -> Result<(), CompileError> {
+    let blocks: Vec<_> = blocks.collect();
+    let (mut policies, mut verdicts, mut members) = (0, 0, 0);
+    for of_policy in blocks.chunk_by(|a, b| a.0 == b.0) {
+        policies += 1;
+        if let [(_, block)] = of_policy {
+            verdicts += block.verdicts.len();
+            members += block.members;
+            continue;
+        }
+        let distinct: BTreeSet<&[VerdictSpec]> = of_policy
+            .iter()
+            .map(|(_, block)| &*block.verdicts)
+            .collect();
+        verdicts += distinct
+            .iter()
+            .map(|verdicts| verdicts.len())
+            .sum::<usize>();
+        members += distinct_members(distinct.into_iter().flatten());
+    }
     // One index stands for no policy.
-    fits("policies", policies.len() + 1, limits.policies)?;
-
-    let blocks: BTreeSet<(&str, &[VerdictSpec])> = profiles
-        .iter()
-        .map(|p| (p.policy.as_str(), p.verdicts.as_slice()))
-        .collect();
-    let verdicts = blocks.iter().map(|(_, verdicts)| verdicts.len()).sum();
+    fits("policies", policies + 1, limits.policies)?;
     fits("verdicts", verdicts, limits.verdicts)?;
-
-    let groups: BTreeSet<&[MemberSpec]> = blocks
-        .iter()
-        .flat_map(|(_, verdicts)| *verdicts)
-        .map(VerdictSpec::members)
-        .collect();
-    let members = groups.iter().map(|members| members.len()).sum();
     fits("group members", members, limits.members)
+}
+
+/// How many members the distinct groups among these have.
+fn distinct_members<'a>(verdicts: impl Iterator<Item = &'a VerdictSpec>) -> usize {
+    let groups: BTreeSet<&[MemberSpec]> = verdicts.map(VerdictSpec::members).collect();
+    groups.iter().map(|members| members.len()).sum()
 }
 
 /// Refuses more egress addresses and nodes than their maps hold.

@@ -1,6 +1,6 @@
 //! Classes: every distinct prefix once, as a forest in which a row is one walk.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use egress_common::verdict::{NUMBER_CLUSTER, NUMBER_UNMATCHED};
 use ipnet::IpNet;
@@ -9,7 +9,7 @@ use ipnet::IpNet;
 pub(super) type Shape = Vec<(u32, u16)>;
 
 /// Where a cell without a rule of its own takes its number from.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Origin {
     /// No prefix contains it.
     Nothing,
@@ -20,9 +20,11 @@ enum Origin {
 }
 
 /// The distinct prefixes of all policies and of the cluster.
+#[derive(Debug)]
 pub(super) struct Prefixes {
-    nets: Vec<IpNet>,
+    nets: Arc<[IpNet]>,
     origins: Vec<Origin>,
+    has_cluster: bool,
 }
 
 impl Prefixes {
@@ -30,7 +32,8 @@ impl Prefixes {
     pub(super) fn new(mut nets: Vec<IpNet>, cluster: &BTreeSet<IpNet>) -> Self {
         let cluster: BTreeSet<IpNet> = cluster.iter().map(IpNet::trunc).collect();
         nets.extend(&cluster);
-        nets.sort_unstable();
+        // Most are there in order: policies one after another.
+        nets.sort();
         nets.dedup();
         let mut around: Vec<(IpNet, u32)> = Vec::new();
         let mut cluster = cluster.into_iter().peekable();
@@ -49,7 +52,12 @@ impl Prefixes {
             });
             around.push((*net, place));
         }
-        Self { nets, origins }
+        let has_cluster = origins.contains(&Origin::Cluster);
+        Self {
+            nets: nets.into(),
+            origins,
+            has_cluster,
+        }
     }
 
     /// The prefixes, sorted.
@@ -57,16 +65,19 @@ impl Prefixes {
         &self.nets
     }
 
-    /// The prefixes, sorted, for good.
-    pub(super) fn into_nets(self) -> Vec<IpNet> {
-        self.nets
+    /// The prefixes, sorted, shared.
+    pub(super) fn nets_shared(&self) -> Arc<[IpNet]> {
+        Arc::clone(&self.nets)
+    }
+
+    /// Whether others are the same.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        self.nets == other.nets && self.origins == other.origins
     }
 
     /// Whether a row without rules is all zero.
     pub(super) fn has_cluster(&self) -> bool {
-        self.origins
-            .iter()
-            .any(|origin| matches!(origin, Origin::Cluster))
+        self.has_cluster
     }
 
     /// Gives each destination its place: `numbers` has one for every prefix of a policy.

@@ -76,8 +76,8 @@ impl CounterSource for Fake {
         })
     }
 
-    fn map_use(&self) -> anyhow::Result<Vec<MapUse>> {
-        Ok(self.kernel.lock().unwrap().maps.clone())
+    fn map_use(&self) -> Vec<MapUse> {
+        self.kernel.lock().unwrap().maps.clone()
     }
 }
 
@@ -96,7 +96,10 @@ fn names(members: &[(&str, u32)], policies: &[(&str, u32)]) -> Names {
             .iter()
             .map(|(p, id)| ((*p).to_owned(), *id))
             .collect(),
-        members: members.iter().map(|(g, id)| (label(g), *id)).collect(),
+        members: members
+            .iter()
+            .map(|(g, id)| (Arc::new(label(g)), *id))
+            .collect(),
         ..Names::default()
     }
 }
@@ -316,4 +319,83 @@ fn a_failing_read_is_an_error_and_loses_nothing() {
     );
     fake.send(2, 1);
     assert_eq!(packets(&counters, "blue"), Some(1));
+}
+
+/// A source during whose reading something happens, once.
+struct Interrupted {
+    fake: Arc<Fake>,
+    meanwhile: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+}
+
+impl CounterSource for Interrupted {
+    fn read(&self, numbers: &Numbers) -> anyhow::Result<Reading> {
+        let reading = self.fake.read(numbers);
+        let meanwhile = self.meanwhile.lock().unwrap().take();
+        if let Some(meanwhile) = meanwhile {
+            meanwhile();
+        }
+        reading
+    }
+
+    fn map_use(&self) -> Vec<MapUse> {
+        self.fake.map_use()
+    }
+}
+
+#[test]
+fn names_change_while_all_is_read_and_what_was_read_before_says_nothing_of_them() {
+    let fake = Arc::new(Fake::default());
+    let source = Arc::new(Interrupted {
+        fake: Arc::clone(&fake),
+        meanwhile: Mutex::default(),
+    });
+    let before = names(&[("red", 1), ("green", 2), ("white", 3)], &[("p", 4)]);
+    let counters = Arc::new(Counters::taking_over(
+        Arc::clone(&source) as Arc<dyn CounterSource>,
+        &before,
+    ));
+    for member in [1, 2, 3] {
+        fake.send(member, 10);
+    }
+    fake.refuse(4, DropReason::TooBig, 10);
+    let (changing, kernel) = (Arc::clone(&counters), Arc::clone(&fake));
+    *source.meanwhile.lock().unwrap() = Some(Box::new(move || {
+        for member in [1, 2, 3] {
+            kernel.send(member, 5);
+        }
+        kernel.refuse(4, DropReason::TooBig, 5);
+        // Red goes and blue gets its number, green's goes from hand to hand, white stays.
+        let rest = names(&[("green", 2), ("white", 3)], &[]);
+        changing.retain(&rest).unwrap();
+        let after = names(&[("blue", 1), ("black", 2), ("white", 3)], &[("q", 4)]);
+        changing.adopt(&after).unwrap();
+        kernel.send(1, 1);
+    }));
+    let seen = |gateways: &[&str]| {
+        let (series, _) = counters.read().unwrap();
+        let count = |gateway: &&str| series.members[&label(gateway)].packets;
+        let drops = |policy: &str| {
+            let key = (policy.to_owned(), DropReason::TooBig);
+            series.drops.get(&key).map_or(0, |count| count.packets)
+        };
+        (
+            gateways.iter().map(count).collect::<Vec<_>>(),
+            drops("p"),
+            drops("q"),
+        )
+    };
+    let all = ["red", "blue", "green", "black", "white"];
+    assert_eq!(seen(&all), (vec![15, 0, 15, 0, 10], 15, 0));
+    fake.send(2, 3);
+    fake.refuse(4, DropReason::TooBig, 2);
+    assert_eq!(seen(&all), (vec![15, 1, 15, 3, 15], 15, 2));
+}
+
+#[test]
+fn what_changes_no_name_reads_nothing() {
+    let (fake, counters) = start(&names(&[("red", 1)], &[("p", 4)]));
+    fake.with(|k| k.broken = true);
+    let same = names(&[("red", 1)], &[("p", 4)]);
+    counters.adopt(&same).unwrap();
+    counters.retain(&same).unwrap();
 }

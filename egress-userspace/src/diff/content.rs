@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use egress_common::verdict::{Decision, Member, Verdict};
 
-use super::universe::Universe;
+use super::universe::{Universe, cell};
 use crate::state::KernelState;
 
 /// A verdict without ids other than those of counters.
@@ -56,30 +56,181 @@ impl Interner {
 #[derive(Debug, Default)]
 pub(super) struct Index {
     /// Hash of a row over the universe → first lines.
-    rows: BTreeMap<u64, Vec<u32>>,
+    rows: Option<BTreeMap<u64, Vec<u32>>>,
+    /// What verdicts mean, once it was asked for.
+    verdicts: Option<VerdictIndex>,
+    members: Option<MemberIndex>,
+}
+
+/// Blocks and groups by what they mean.
+#[derive(Debug, Default)]
+pub(super) struct VerdictIndex {
     /// Block → base.
     pub(super) blocks: BTreeMap<BlockMeaning, u32>,
-    /// Way out → id.
-    pub(super) members: BTreeMap<Member, u32>,
     /// Members in order → (slot table, id of the first).
     pub(super) groups: BTreeMap<(Vec<Member>, TableId), (u32, u32)>,
     /// Slot table → first line.
     pub(super) tables: BTreeMap<TableId, u32>,
 }
 
-impl Index {
-    /// Of everything live.
-    pub(super) fn new(live: &KernelState, universe: &Universe, interner: &mut Interner) -> Self {
-        let mut index = Self::default();
-        for (first, row) in &live.rows {
-            index.add_row(*first, hash(universe.of_live(&row.cells)));
+/// Ways out by content.
+#[derive(Debug, Default)]
+pub(super) struct MemberIndex {
+    /// Counter and id of each, sorted: equal ways have equal counters.
+    live: Vec<(u32, u32)>,
+    /// Those that were written since.
+    written: BTreeMap<Member, u32>,
+}
+
+impl MemberIndex {
+    fn new(live: &KernelState) -> Self {
+        let live = live
+            .members
+            .iter()
+            .map(|(id, member)| (member.counter, *id));
+        let mut live: Vec<_> = live.collect();
+        live.sort_unstable();
+        Self {
+            live,
+            written: BTreeMap::new(),
         }
+    }
+
+    /// The id of a member.
+    pub(super) fn find(&self, live: &KernelState, member: &Member) -> Option<u32> {
+        let from = self
+            .live
+            .partition_point(|(counter, _)| *counter < member.counter);
+        self.live[from..]
+            .iter()
+            .take_while(|(counter, _)| *counter == member.counter)
+            .map(|(_, id)| *id)
+            .find(|id| live.members.get(id) == Some(member))
+            .or_else(|| self.written.get(member).copied())
+    }
+
+    /// Notes a member that was written.
+    pub(super) fn add(&mut self, member: Member, id: u32) {
+        self.written.entry(member).or_insert(id);
+    }
+}
+
+impl Index {
+    /// Of everything live, nothing of which was looked at yet.
+    pub(super) fn new() -> Self {
+        Self::default()
+    }
+
+    /// The members.
+    pub(super) fn members(&mut self, live: &KernelState) -> &mut MemberIndex {
+        self.members.get_or_insert_with(|| MemberIndex::new(live))
+    }
+
+    /// The blocks and groups.
+    pub(super) fn verdicts(
+        &mut self,
+        live: &KernelState,
+        interner: &mut Interner,
+    ) -> &mut VerdictIndex {
+        self.verdicts
+            .get_or_insert_with(|| VerdictIndex::new(live, interner))
+    }
+
+    /// The live block that means what a wanted one means. With `few` to be found those of its policy are looked at; with more,
+    /// it is worked out what all mean.
+    pub(super) fn find_block(
+        &mut self,
+        live: &KernelState,
+        interner: &mut Interner,
+        wanted: &BlockMeaning,
+        few: bool,
+    ) -> Option<u32> {
+        if !few || self.verdicts.is_some() {
+            let verdicts = self.verdicts(live, interner);
+            return verdicts.blocks.get(wanted).copied();
+        }
+        let first = wanted.first().map(|(policy, _)| *policy);
+        let of_policy = live.blocks.iter().filter(|(_, block)| {
+            block.len() == wanted.len() && block.first().map(|verdict| verdict.policy) == first
+        });
+        of_policy
+            .filter(|(_, block)| {
+                let mut meant = block.iter().zip(wanted);
+                meant.all(|(verdict, wanted)| {
+                    verdict.policy == wanted.0 && meaning(verdict, live, interner) == wanted.1
+                })
+            })
+            .map(|(base, _)| *base)
+            .next()
+    }
+
+    /// Notes a block that was written.
+    pub(super) fn add_block(&mut self, block: BlockMeaning, base: u32) {
+        // What is looked at later sees it live.
+        if let Some(verdicts) = &mut self.verdicts {
+            verdicts.blocks.insert(block, base);
+        }
+    }
+
+    /// The rows by hash.
+    fn rows(&mut self, live: &KernelState, universe: &Universe) -> &mut BTreeMap<u64, Vec<u32>> {
+        self.rows.get_or_insert_with(|| {
+            let mut rows: BTreeMap<u64, Vec<u32>> = BTreeMap::new();
+            for (first, row) in &live.rows {
+                let hash = hash(universe.of_live(&row.cells));
+                rows.entry(hash).or_default().push(*first);
+            }
+            rows
+        })
+    }
+
+    /// Notes a row that was written.
+    pub(super) fn add_row(&mut self, universe: &Universe, first: u32, wanted: &[u16]) {
+        if let Some(rows) = &mut self.rows {
+            let hash = hash(universe.of_wanted(wanted));
+            rows.entry(hash).or_default().push(first);
+        }
+    }
+
+    /// The live row that says what a wanted row says.
+    ///
+    /// With `few` to be found all live rows are looked at: most differ where the wanted one has a rule. With more, their
+    /// hashes are worked out.
+    pub(super) fn find_row(
+        &mut self,
+        live: &KernelState,
+        universe: &Universe,
+        wanted: &[u16],
+        few: bool,
+    ) -> Option<u32> {
+        let says = |first: &u32| {
+            live.rows
+                .get(first)
+                .is_some_and(|row| universe.of_live(&row.cells).eq(universe.of_wanted(wanted)))
+        };
+        if few && self.rows.is_none() {
+            let samples = universe.samples(wanted);
+            let alike = live.rows.iter().filter(|(_, row)| {
+                let mut samples = samples.iter();
+                samples.all(|(class, value)| cell(&row.cells, *class) == *value)
+            });
+            return alike.map(|(first, _)| *first).find(says);
+        }
+        let hash = hash(universe.of_wanted(wanted));
+        self.rows(live, universe)
+            .get(&hash)?
+            .iter()
+            .copied()
+            .find(says)
+    }
+}
+
+impl VerdictIndex {
+    fn new(live: &KernelState, interner: &mut Interner) -> Self {
+        let mut index = Self::default();
         for (first, cells) in &live.slot_tables {
             let id = interner.intern(cells);
             index.tables.entry(id).or_insert(*first);
-        }
-        for (id, member) in &live.members {
-            index.members.entry(*member).or_insert(*id);
         }
         for (base, block) in &live.blocks {
             let meaning: BlockMeaning = block
@@ -106,25 +257,6 @@ impl Index {
             index.blocks.entry(meaning).or_insert(*base);
         }
         index
-    }
-
-    pub(super) fn add_row(&mut self, first: u32, hash: u64) {
-        self.rows.entry(hash).or_default().push(first);
-    }
-
-    /// The live row that says what a wanted row says.
-    pub(super) fn find_row(
-        &self,
-        live: &KernelState,
-        universe: &Universe,
-        wanted: &[u16],
-        hash: u64,
-    ) -> Option<u32> {
-        self.rows.get(&hash)?.iter().copied().find(|first| {
-            live.rows
-                .get(first)
-                .is_some_and(|row| universe.of_live(&row.cells).eq(universe.of_wanted(wanted)))
-        })
     }
 }
 

@@ -18,6 +18,7 @@
 //! plan, made from [`trace`], completes.
 
 mod content;
+mod memo;
 mod model;
 mod names;
 mod planner;
@@ -27,6 +28,8 @@ mod tests;
 mod trace;
 mod universe;
 
+use std::sync::Arc;
+
 use egress_common::{
     cells::Line,
     keys::PodKey,
@@ -35,6 +38,7 @@ use egress_common::{
 use ipnet::IpNet;
 
 pub use self::{
+    memo::Memo,
     model::{Outcome, RawMaps},
     trace::{MapReader, trace},
 };
@@ -128,7 +132,7 @@ pub struct Plan {
     /// What the counters are called from now on; to be kept before the first change is made.
     pub names: Names,
     /// Member counters that nothing adds to once the changes are made: to be folded and set to zero then.
-    pub retired_members: Vec<(MemberLabel, u32)>,
+    pub retired_members: Vec<(Arc<MemberLabel>, u32)>,
     /// The same for policies' counters.
     pub retired_policies: Vec<(String, u32)>,
 }
@@ -158,13 +162,31 @@ pub fn plan(
     desired: &DesiredState,
     limits: &Limits,
 ) -> Result<Plan, PlanError> {
+    let (plan, _) = plan_again(kernel, names, desired, limits, &Memo::default())?;
+    Ok(plan)
+}
+
+/// The same from what an earlier plan has led to, as that one remembers it, which makes it quicker; and what is to be remembered
+/// of this one.
+///
+/// # Errors
+/// As [`plan`].
+pub fn plan_again(
+    kernel: &KernelState,
+    names: &Names,
+    desired: &DesiredState,
+    limits: &Limits,
+    memo: &Memo,
+) -> Result<(Plan, Memo), PlanError> {
     let assigned = Assigned::new(kernel, names, desired, limits)?;
-    let (changes, after) = Planner::new(kernel, desired, &assigned, limits)?.run()?;
-    Ok(Plan {
+    let planner = Planner::new(kernel, desired, &assigned, limits, memo)?;
+    let (changes, after, memo) = planner.run()?;
+    let plan = Plan {
         changes,
         after,
         names: assigned.names(),
         retired_members: assigned.retired_members,
         retired_policies: assigned.retired_policies,
-    })
+    };
+    Ok((plan, memo))
 }

@@ -14,6 +14,7 @@ use self::written::{lines, take};
 use super::{
     Change, PlanError,
     content::{Index, Interner, TableId},
+    memo::Memo,
     names::Assigned,
     space::Room,
     trace::{live_classes, retain_reachable},
@@ -45,7 +46,15 @@ pub(super) struct Planner<'a> {
     groups: BTreeMap<Vec<Candidate<'a>>, TableId>,
     /// First line of each wanted row, once it is live.
     placed: Vec<Option<u32>>,
+    /// Where an earlier plan has put things, until they are given up.
+    memo: Option<&'a Memo>,
+    /// Whether all but a few profiles are where it has put them.
+    few: bool,
+    remembered: Memo,
 }
+
+/// Profiles that are looked for one by one; for more, it is worked out where everything is.
+const FEW: usize = 16;
 
 impl<'a> Planner<'a> {
     pub(super) fn new(
@@ -53,6 +62,7 @@ impl<'a> Planner<'a> {
         desired: &'a DesiredState,
         assigned: &'a Assigned<'a>,
         limits: &'a Limits,
+        memo: &'a Memo,
     ) -> Result<Self, PlanError> {
         let universe = Universe::new(&kernel.prefixes, &desired.prefixes).ok_or(PlanError {
             what: "prefixes",
@@ -73,18 +83,26 @@ impl<'a> Planner<'a> {
             tables: Tables::default(),
             groups: BTreeMap::new(),
             placed: Vec::new(),
+            memo: Some(memo),
+            few: false,
+            remembered: Memo::default(),
         };
         retain_reachable(&mut planner.now, None);
+        let profiles = desired.profiles.iter();
+        let unknown = profiles.filter(|profile| memo.block(profile).is_none());
+        planner.few = unknown.take(FEW + 1).count() <= FEW;
         Ok(planner)
     }
 
-    pub(super) fn run(mut self) -> Result<(Vec<Change>, KernelState), PlanError> {
+    pub(super) fn run(mut self) -> Result<(Vec<Change>, KernelState, Memo), PlanError> {
         self.publish()?;
-        retain_reachable(&mut self.now, None);
+        if !self.universe.fresh.is_empty() {
+            retain_reachable(&mut self.now, None);
+        }
         self.refresh();
         self.turn()?;
         self.clean();
-        Ok((self.changes, self.now))
+        Ok((self.changes, self.now, self.remembered))
     }
 
     // ---- new prefixes, with the meaning that they have had so far ----
@@ -186,6 +204,7 @@ impl<'a> Planner<'a> {
                     self.profile(profile)?
                 }
             };
+            self.remembered.remember(desired, profile, state);
             for key in keys {
                 if let Some(slot) = self.now.pods.get(key).copied() {
                     if self.now.slots.insert(slot, state) != Some(state) {
@@ -290,6 +309,8 @@ impl<'a> Planner<'a> {
     ///
     /// `keep` is a state that is written and not yet any pod's.
     fn make_room(&mut self, keep: Option<PodState>) {
+        // What it has put somewhere may be given up now.
+        self.memo = None;
         self.turn_all();
         self.remove_pods();
         self.settle();
@@ -307,7 +328,7 @@ impl<'a> Planner<'a> {
 
     /// Looks again where content is and where room is.
     fn refresh(&mut self) {
-        self.index = Index::new(&self.now, &self.universe, &mut self.interner);
+        self.index = Index::new();
         self.room = Room::new(&self.now, self.limits);
         self.placed = vec![None; self.desired.rows.len()];
     }

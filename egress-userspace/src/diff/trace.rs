@@ -143,12 +143,12 @@ pub(super) fn retain_reachable(live: &mut KernelState, keep: Option<PodState>) {
     live.rows.retain(|first, _| rows.contains(first));
     let bases: BTreeSet<u32> = states.iter().map(|state| state.rule_base()).collect();
     live.blocks.retain(|base, _| bases.contains(base));
-    let mut members = BTreeSet::new();
+    let mut members = Vec::new();
     let mut tables: BTreeMap<u32, BTreeSet<(u32, u16)>> = BTreeMap::new();
     for verdict in live.blocks.values().flatten() {
         match verdict.decode() {
             Some(Decision::Member(id)) => {
-                members.insert(id);
+                members.push(id);
             }
             Some(Decision::Group {
                 lines,
@@ -170,7 +170,13 @@ pub(super) fn retain_reachable(live: &mut KernelState, keep: Option<PodState>) {
         }
         true
     });
-    live.members.retain(|id, _| members.contains(id));
+    members.sort_unstable();
+    let mut reachable = members.into_iter().peekable();
+    // Both are sorted.
+    live.members.retain(|id, _| {
+        while reachable.next_if(|reached| reached < id).is_some() {}
+        reachable.peek() == Some(id)
+    });
 }
 
 /// For each class up to the highest in use, whether a prefix has it.

@@ -2,9 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use egress_common::verdict::NUMBER_FIRST_RULE;
 use ipnet::IpNet;
 
 use super::space::Space;
+
+/// Cells of a row that are compared before all are, or one or two more.
+const SAMPLES: usize = 32;
 
 /// No prefix contains this one.
 pub(super) const NONE: u32 = u32::MAX;
@@ -86,6 +90,24 @@ impl Universe {
             });
         }
         Some(all)
+    }
+
+    /// Whether the published prefixes are the wanted ones.
+    pub(super) fn is_settled(&self) -> bool {
+        self.fresh.is_empty() && self.gone.is_empty()
+    }
+
+    /// Some cells that a live row must have to say what a wanted one says, with their classes: of rules, if it has any.
+    pub(super) fn samples(&self, wanted: &[u16]) -> Vec<(u32, u16)> {
+        let cells = || self.classes.iter().copied().zip(self.of_wanted(wanted));
+        let of_rules: Vec<_> = cells().filter(|(_, n)| *n >= NUMBER_FIRST_RULE).collect();
+        let all = if of_rules.is_empty() {
+            cells().collect()
+        } else {
+            of_rules
+        };
+        let step = (all.len() / SAMPLES).max(1);
+        all.into_iter().step_by(step).collect()
     }
 
     /// A live row's cells in the order of the prefixes.

@@ -1,17 +1,30 @@
 //! The only reader of the counters: sums over CPUs, at the moment of asking.
 
+use std::ops::Range;
+
 use anyhow::{Context, anyhow};
 use aya::maps::{MapData, PerCpuArray, PerCpuValues};
 use egress_common::{
     DropReason,
-    counter::{Answer, Count, Direction, PassKind, drop_index, gateway_index, pass_index},
+    counter::{
+        Answer, Count, DIRECTIONS, Direction, PASS_KINDS, PassKind, drop_index, gateway_index,
+        pass_index,
+    },
     maps::{
         ANSWER_COUNTS, DROP_COUNTS, GATEWAY_COUNTS, GATEWAY_DROPS, MEMBER_COUNTS, PASS_COUNTS,
         TABLES,
     },
 };
 
-use super::{fault, maps::open, member_counts::MemberCounts, paths::Paths, tables::FlowTable};
+use super::{
+    fault,
+    maps::open,
+    member_counts::MemberCounts,
+    paths::Paths,
+    sums::{Sums, runs},
+    tables::FlowTable,
+};
+use crate::counters::{Numbers, Reading};
 
 /// The counter maps.
 pub struct CounterMaps {
@@ -22,6 +35,7 @@ pub struct CounterMaps {
     gateway_drops: PerCpuArray<MapData, Count>,
     answers: PerCpuArray<MapData, u64>,
     tables: Vec<FlowTable>,
+    many: Many,
     cpus: usize,
 }
 
@@ -29,10 +43,12 @@ impl CounterMaps {
     /// Opens the pinned maps.
     pub fn open(paths: &Paths) -> anyhow::Result<Self> {
         let tables = TABLES.iter().map(|(name, _)| FlowTable::open(paths, name));
+        let cpus = aya::util::nr_cpus()
+            .map_err(|(what, error)| anyhow!("cannot count the CPUs ({what}): {error}"))?;
         Ok(Self {
             tables: tables.collect::<anyhow::Result<_>>()?,
-            cpus: aya::util::nr_cpus()
-                .map_err(|(what, error)| anyhow!("cannot count the CPUs ({what}): {error}"))?,
+            many: Many::open(paths, cpus)?,
+            cpus,
             members: MemberCounts::open(paths)?,
             drops: open(paths, DROP_COUNTS)?.try_into()?,
             passes: open(paths, PASS_COUNTS)?.try_into()?,
@@ -119,15 +135,97 @@ impl CounterMaps {
         Ok(())
     }
 
-    /// How full the tables of flows are: name, entries that have not ended, capacity.
-    pub fn tables(&self) -> anyhow::Result<Vec<(&'static str, u64, u64)>> {
-        let fill = |table: &FlowTable| Ok((table.name(), table.alive()?, table.capacity()));
-        self.tables.iter().map(fill).collect()
+    /// The counters of these numbers.
+    pub fn read(&self, numbers: &Numbers) -> anyhow::Result<Reading> {
+        let mut reading = self.many.read(numbers)?;
+        for &member in &numbers.members {
+            reading.members.push((member, self.member(member)?));
+        }
+        for answer in Answer::ALL.iter().copied() {
+            reading.answers.push((answer, self.answered(answer)?));
+        }
+        Ok(reading)
+    }
+
+    /// The tables of flows.
+    #[must_use]
+    pub fn tables(&self) -> &[FlowTable] {
+        &self.tables
     }
 
     fn zeroes(&self) -> anyhow::Result<PerCpuValues<Count>> {
         Ok(vec![Count::default(); self.cpus].try_into()?)
     }
+}
+
+/// The maps of which many elements are read at a time.
+struct Many {
+    drops: Sums,
+    passes: Sums,
+    translated: Sums,
+    gateway_drops: Sums,
+}
+
+impl Many {
+    fn open(paths: &Paths, cpus: usize) -> anyhow::Result<Self> {
+        let open = |name| Sums::open(paths, name, cpus);
+        Ok(Self {
+            drops: open(DROP_COUNTS)?,
+            passes: open(PASS_COUNTS)?,
+            translated: open(GATEWAY_COUNTS)?,
+            gateway_drops: open(GATEWAY_DROPS)?,
+        })
+    }
+
+    fn read(&self, numbers: &Numbers) -> anyhow::Result<Reading> {
+        let mut reading = Reading::default();
+        for run in runs(numbers.policies.iter().copied()) {
+            let read = |map: &Sums, each| map.read(each_of(&run, each));
+            let (drops, passes) = (
+                read(&self.drops, DropReason::COUNT)?,
+                read(&self.passes, PASS_KINDS)?,
+            );
+            for policy in run.clone() {
+                let nth = policy - run.start;
+                reading.drops.extend(DropReason::ALL.iter().map(|reason| {
+                    let count = drops[drop_index(nth, *reason) as usize];
+                    (policy, *reason, count)
+                }));
+                reading.passes.extend(PassKind::ALL.iter().map(|kind| {
+                    let count = passes[pass_index(nth, *kind) as usize];
+                    (policy, *kind, count)
+                }));
+            }
+        }
+        for run in runs(numbers.gateways.iter().copied()) {
+            let read = |map: &Sums, each| map.read(each_of(&run, each));
+            let (translated, drops) = (
+                read(&self.translated, DIRECTIONS)?,
+                read(&self.gateway_drops, DropReason::COUNT)?,
+            );
+            for gateway in run.clone() {
+                let nth = gateway - run.start;
+                reading
+                    .translated
+                    .extend(Direction::ALL.iter().map(|direction| {
+                        let count = translated[gateway_index(nth, *direction) as usize];
+                        (gateway, *direction, count)
+                    }));
+                reading
+                    .gateway_drops
+                    .extend(DropReason::ALL.iter().map(|reason| {
+                        let count = drops[drop_index(nth, *reason) as usize];
+                        (gateway, *reason, count)
+                    }));
+            }
+        }
+        Ok(reading)
+    }
+}
+
+/// The indexes of numbers that have so many each.
+fn each_of(numbers: &Range<u32>, each: u32) -> Range<u32> {
+    numbers.start.saturating_mul(each)..numbers.end.saturating_mul(each)
 }
 
 fn sum(map: &PerCpuArray<MapData, Count>, index: u32) -> anyhow::Result<Count> {

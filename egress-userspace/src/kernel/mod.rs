@@ -1,7 +1,7 @@
 //! The only place that knows aya: loading, attaching, and the live maps.
 #![expect(
     unsafe_code,
-    reason = "mapping a BPF array into memory and the membarrier system call have no safe wrapper"
+    reason = "mapping a BPF array into memory, and some calls of the system and its library, have no safe wrapper"
 )]
 
 mod attach;
@@ -15,6 +15,7 @@ mod held;
 mod load;
 mod maps;
 mod member_counts;
+mod memory;
 mod nat;
 mod object;
 mod paths;
@@ -25,6 +26,7 @@ mod probes;
 mod reader;
 mod segments;
 mod slots;
+mod sums;
 mod syscall;
 mod tables;
 mod translation;
@@ -36,6 +38,7 @@ pub use claims::OwnConnections;
 pub use counters::CounterMaps;
 pub use load::{Capacities, Datapath, LoadOptions, ProgramLog, raise_memlock_limit};
 pub use maps::Maps;
+pub use memory::give_back;
 pub use nat::{Batches, NatMaps, NatSweep, SWEEP_KEYS};
 pub use object::{NAT_SWEEP, OBJECT, PROBE, Program, ebpf_object};
 pub use paths::Paths;

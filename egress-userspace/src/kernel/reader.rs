@@ -1,12 +1,14 @@
 //! The counters and fill levels as the rest of userspace asks for them.
 
-use std::sync::{Mutex, PoisonError};
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
 
 use aya::maps::MapInfo;
 use egress_common::{
-    DropReason,
     cells::{Line, SLOT_LINES},
-    counter::{Answer, Direction, PassKind},
     maps::{LINES, LOCALS4, LOCALS6, MEMBERS, POD_STATE, PODS, VERDICTS},
 };
 use ipnet::IpNet;
@@ -22,11 +24,13 @@ const PREFIXES4: &str = "PREFIXES4";
 /// Likewise.
 const PREFIXES6: &str = "PREFIXES6";
 
-/// Reads the counter maps; how full the other maps are it is told after each apply.
+/// Reads the counter maps. How full the maps of policy are it is told after each apply; the tables of flows it counts when it
+/// is told to.
 pub struct CounterReader {
     maps: CounterMaps,
     paths: Paths,
     usage: Mutex<Vec<MapUse>>,
+    tables: Mutex<BTreeMap<&'static str, MapUse>>,
 }
 
 impl CounterReader {
@@ -37,6 +41,7 @@ impl CounterReader {
             maps,
             paths: paths.clone(),
             usage: Mutex::default(),
+            tables: Mutex::default(),
         })
     }
 
@@ -46,54 +51,41 @@ impl CounterReader {
         *self.usage.lock().unwrap_or_else(PoisonError::into_inner) = usage;
         Ok(())
     }
+
+    /// Counts the entries of the tables of flows, which takes a look at every place; `pause` is called between batches.
+    ///
+    /// # Errors
+    /// A table cannot be read. Those before it are counted.
+    pub fn count_tables(&self, mut pause: impl FnMut()) -> anyhow::Result<()> {
+        for table in self.maps.tables() {
+            let entries = table.alive(&mut pause)?;
+            let counted = MapUse {
+                name: table.name().to_owned(),
+                entries,
+                capacity: table.capacity(),
+                counted: Some(Instant::now()),
+            };
+            self.tables().insert(table.name(), counted);
+        }
+        Ok(())
+    }
+
+    fn tables(&self) -> MutexGuard<'_, BTreeMap<&'static str, MapUse>> {
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl CounterSource for CounterReader {
     fn read(&self, numbers: &Numbers) -> anyhow::Result<Reading> {
-        let mut reading = Reading::default();
-        for member in &numbers.members {
-            reading.members.push((*member, self.maps.member(*member)?));
-        }
-        for policy in &numbers.policies {
-            for reason in DropReason::ALL {
-                reading
-                    .drops
-                    .push((*policy, *reason, self.maps.dropped(*policy, *reason)?));
-            }
-            for kind in PassKind::ALL.iter().copied() {
-                reading
-                    .passes
-                    .push((*policy, kind, self.maps.passed(*policy, kind)?));
-            }
-        }
-        for gateway in &numbers.gateways {
-            for direction in Direction::ALL.iter().copied() {
-                let count = self.maps.translated(*gateway, direction)?;
-                reading.translated.push((*gateway, direction, count));
-            }
-            for reason in DropReason::ALL {
-                let count = self.maps.gateway_dropped(*gateway, *reason)?;
-                reading.gateway_drops.push((*gateway, *reason, count));
-            }
-        }
-        for answer in Answer::ALL.iter().copied() {
-            reading.answers.push((answer, self.maps.answered(answer)?));
-        }
-        Ok(reading)
+        self.maps.read(numbers)
     }
 
-    fn map_use(&self) -> anyhow::Result<Vec<MapUse>> {
+    fn map_use(&self) -> Vec<MapUse> {
         let usage = self.usage.lock().unwrap_or_else(PoisonError::into_inner);
         let mut maps = usage.clone();
         drop(usage);
-        for (name, entries, capacity) in self.maps.tables()? {
-            maps.push(MapUse {
-                name: name.to_owned(),
-                entries,
-                capacity,
-            });
-        }
-        Ok(maps)
+        maps.extend(self.tables().values().cloned());
+        maps
     }
 }
 
@@ -110,6 +102,7 @@ fn usage(paths: &Paths, state: &KernelState, line_bytes: u64) -> anyhow::Result<
         name: LINES.to_owned(),
         entries: rows + tables,
         capacity: line_bytes / size_of::<Line>() as u64,
+        counted: None,
     }];
     // The prefix trie grows; how many prefixes it may have is told to the maps of local ones, too.
     for (name, entries, sized) in [
@@ -124,6 +117,7 @@ fn usage(paths: &Paths, state: &KernelState, line_bytes: u64) -> anyhow::Result<
             name: name.to_owned(),
             entries: entries as u64,
             capacity: MapInfo::from_pin(paths.map(sized))?.max_entries().into(),
+            counted: None,
         });
     }
     Ok(maps)

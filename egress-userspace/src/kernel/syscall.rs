@@ -14,6 +14,7 @@ use aya::Pod;
 
 /// Commands of `enum bpf_cmd`, and a type of `enum bpf_map_type` (`linux/bpf.h`).
 const BPF_MAP_CREATE: libc::c_long = 0;
+const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
@@ -26,6 +27,8 @@ const ARRAY_OF_MAPS: u32 = 12;
 /// Of `enum bpf_attach_type`.
 const BPF_TCX_INGRESS: u32 = 46;
 const BPF_TCX_EGRESS: u32 = 47;
+/// What the kernel says of operations that a map does not have (`linux/errno.h`); no number of user space's.
+const ENOTSUPP: i32 = 524;
 /// Programs that one side of an interface can have at most (`BPF_MPROG_MAX`).
 const MOST_PROGRAMS: usize = 64;
 
@@ -113,6 +116,16 @@ struct TestRun {
     data_out: u64,
     repeat: u32,
     duration: u32,
+}
+
+/// The fields of `union bpf_attr` for `BPF_MAP_LOOKUP_ELEM`.
+#[repr(C)]
+struct LookupElement {
+    map_fd: u32,
+    _padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
 }
 
 /// The fields of `union bpf_attr` for `BPF_MAP_LOOKUP_BATCH`.
@@ -315,6 +328,70 @@ pub(super) fn lookup_batch<K: Pod, V: Pod>(
         values.set_len(count);
     }
     Ok((keys.into_iter().zip(values).collect(), last))
+}
+
+/// Reads consecutive elements of an array, of so many words each.
+///
+/// # Errors
+/// What [`is_unsupported`] knows, where the kernel reads such maps one element at a time only; fewer elements than asked
+/// for.
+pub(super) fn lookup_range(
+    map: BorrowedFd<'_>,
+    first: u32,
+    length: usize,
+    words: usize,
+) -> io::Result<Vec<u64>> {
+    let mut keys = vec![0_u32; length];
+    let mut values = vec![0_u64; length * words];
+    // The kernel goes on after the key that the last batch ended with.
+    let before = first.checked_sub(1);
+    let mut next = 0_u32;
+    let mut attributes = LookupBatch {
+        in_batch: before.as_ref().map_or(0, |key| (&raw const *key) as u64),
+        out_batch: (&raw mut next) as u64,
+        keys: keys.as_mut_ptr() as u64,
+        values: values.as_mut_ptr() as u64,
+        count: u32::try_from(length).map_err(io::Error::other)?,
+        map_fd: number(map)?,
+        elem_flags: 0,
+        flags: 0,
+    };
+    match bpf_mut(BPF_MAP_LOOKUP_BATCH, &mut attributes) {
+        Ok(_) => {}
+        // It met the end of the map.
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+        Err(error) => return Err(error),
+    }
+    if usize::try_from(attributes.count).is_ok_and(|count| count == length) {
+        Ok(values)
+    } else {
+        Err(io::ErrorKind::UnexpectedEof.into())
+    }
+}
+
+/// Whether an error means that the map has no batches.
+pub(super) fn is_unsupported(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(ENOTSUPP | libc::EINVAL | libc::EOPNOTSUPP)
+    )
+}
+
+/// Reads an element of an array, of so many words.
+///
+/// # Errors
+/// The kernel refuses.
+pub(super) fn lookup_words(map: BorrowedFd<'_>, index: u32, words: usize) -> io::Result<Vec<u64>> {
+    let mut value = vec![0_u64; words];
+    let mut attributes = LookupElement {
+        map_fd: number(map)?,
+        _padding: 0,
+        key: (&raw const index) as u64,
+        value: value.as_mut_ptr() as u64,
+        flags: 0,
+    };
+    bpf_mut(BPF_MAP_LOOKUP_ELEM, &mut attributes)?;
+    Ok(value)
 }
 
 fn number(fd: BorrowedFd<'_>) -> io::Result<u32> {

@@ -11,8 +11,8 @@ use nix::time::{ClockId, clock_gettime};
 
 use super::{maps::not_running, paths::Paths, syscall};
 
-/// Buckets of a batch: 640 KiB.
-const BATCH: usize = 1024;
+/// Buckets of a batch: 320 KiB.
+const BATCH: usize = 512;
 
 /// A table, opened from where it is pinned.
 pub struct FlowTable {
@@ -49,14 +49,14 @@ impl FlowTable {
         u64::from(self.buckets) * WAYS as u64
     }
 
-    /// How many entries have not ended.
+    /// How many entries have not ended, each when it was looked at; `pause` is called between batches.
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn alive(&self) -> anyhow::Result<u64> {
+    pub fn alive(&self, pause: impl FnMut()) -> anyhow::Result<u64> {
         let now = second()?;
         let mut alive = 0;
-        self.for_each(|_, bucket| alive += bucket.alive(now) as u64)?;
+        self.walk(|_, bucket| alive += bucket.alive(now) as u64, pause)?;
         Ok(alive)
     }
 
@@ -64,7 +64,15 @@ impl FlowTable {
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn for_each(&self, mut see: impl FnMut(u32, &Bucket)) -> anyhow::Result<()> {
+    pub fn for_each(&self, see: impl FnMut(u32, &Bucket)) -> anyhow::Result<()> {
+        self.walk(see, || ())
+    }
+
+    fn walk(
+        &self,
+        mut see: impl FnMut(u32, &Bucket),
+        mut pause: impl FnMut(),
+    ) -> anyhow::Result<()> {
         let mut place = syscall::Bucket::default();
         loop {
             let (buckets, last) =
@@ -76,6 +84,7 @@ impl FlowTable {
             if last {
                 return Ok(());
             }
+            pause();
         }
     }
 }

@@ -30,7 +30,7 @@ use crate::{
 pub(crate) fn node() -> (Arc<Metrics>, Arc<Fake>) {
     let names = Names {
         policies: BTreeMap::from([("to-partners".to_owned(), 1)]),
-        members: vec![(label("red"), 0), (label("blue"), 1)],
+        members: vec![(Arc::new(label("red")), 0), (Arc::new(label("blue")), 1)],
         gateways: BTreeMap::from([(red(), 5)]),
         ..Names::default()
     };
@@ -58,6 +58,7 @@ pub(crate) fn node() -> (Arc<Metrics>, Arc<Fake>) {
             name: "PODS".to_owned(),
             entries: 2,
             capacity: 4096,
+            counted: None,
         }],
         broken: false,
     };

@@ -31,6 +31,7 @@ impl Scrape {
                 name: name.to_owned(),
                 entries,
                 capacity: found.capacity,
+                counted: None,
             })
             .into()
     }

@@ -416,7 +416,8 @@ fn the_last_good_version_is_read_as_it_was_written() {
         (CLUSTER, "ClusterNetworkPolicy p"),
     ] {
         let file = read(kind, "{subject: {namespaces: {}}}");
-        let manifest = file.entries[0].manifest.as_deref().unwrap_or_default();
+        let manifest = file.entries[0].manifest.as_ref();
+        let manifest = manifest.map_or("", |manifest| &*manifest.text);
         let again = parse(&Source::new("kept.yaml", manifest.to_owned()));
         assert_eq!(again.entries[0].id.to_string(), id);
         assert_eq!(again.entries[0].object, file.entries[0].object, "{kind}");

@@ -8,15 +8,13 @@ use std::{
 use super::{
     GatewayStatus, Resolved, Settings, UsableGateway,
     egress::Owned,
+    memo::{Memo, selectors_of},
     pods::steering,
     usable::{Finder, State},
 };
 use crate::{
     health::Faults,
-    model::{
-        Gateway, GatewaySelector, Labels, Model, ObjectName, OnFailure, Phase, Pod, Steering,
-        Target,
-    },
+    model::{Gateway, GatewaySelector, Labels, Model, ObjectName, Phase, Pod, Steering},
     node::NodeIndex,
     selector::Selector,
 };
@@ -78,11 +76,12 @@ impl<'a> Gateways<'a> {
         settings: &Settings,
         faults: &Faults,
         owned: &mut Owned<'_>,
+        memo: &mut Memo,
         resolved: &mut Resolved,
     ) -> Self {
         let candidates = candidates(model, &mut resolved.warnings);
         let ranges = namespaces(&candidates);
-        let groups: BTreeMap<_, _> = selectors_in_use(model, settings)
+        let groups: BTreeMap<_, _> = selectors_in_use(model, settings, memo)
             .into_iter()
             .map(|key| (key, members(model, &candidates, &ranges, key)))
             .collect();
@@ -196,7 +195,11 @@ fn namespaces<'a>(candidates: &[Candidate<'a>]) -> Vec<(&'a str, Range<usize>)> 
 /// Every selector by which some pod of the cluster is steered, on whichever node.
 ///
 /// A gateway pod is one on every node, also where nobody uses it.
-fn selectors_in_use<'a>(model: &'a Model, settings: &Settings) -> BTreeSet<GroupKey<'a>> {
+fn selectors_in_use<'a>(
+    model: &'a Model,
+    settings: &Settings,
+    memo: &mut Memo,
+) -> BTreeSet<GroupKey<'a>> {
     let mut keys = BTreeSet::new();
     let mut seen = BTreeSet::new();
     for (name, pod) in &model.pods {
@@ -208,22 +211,12 @@ fn selectors_in_use<'a>(model: &'a Model, settings: &Settings) -> BTreeSet<Group
                 if !seen.insert((policy, &name.namespace)) {
                     continue;
                 }
-                let rules = model
-                    .policies
-                    .get(policy)
-                    .into_iter()
-                    .flat_map(|p| &p.rules);
-                for rule in rules {
-                    let own = match &rule.target {
-                        Target::Gateways(selector) => Some(selector),
-                        Target::Local => None,
-                    };
-                    let fallback = match &rule.on_failure {
-                        OnFailure::Fallback(selector) => Some(selector),
-                        OnFailure::Drop | OnFailure::Local => None,
-                    };
-                    let selectors = own.into_iter().chain(fallback);
-                    keys.extend(selectors.map(|s| GroupKey::new(s, &name.namespace)));
+                if let Some(policy) = model.policies.get(policy) {
+                    let selectors = memo.selectors(&policy.rules);
+                    for place in selectors.places() {
+                        let selectors = selectors_of(&policy.rules[place]);
+                        keys.extend(selectors.map(|s| GroupKey::new(s, &name.namespace)));
+                    }
                 }
             }
             Some(Steering::Gateways(selector)) => {

@@ -1,6 +1,6 @@
 //! Which pods are steered on this node, by which policy, through which gateways: pure.
 //!
-//! `plan` turns a policy into rules with gateways, `gateways` knows which exist, `usable` by which ways, `choose`
+//! `plan` turns a policy into rules with gateways, `memo` knows those that were made before, `gateways` knows which exist, `usable` by which ways, `choose`
 //! picks those that a pod uses, `enforcement` heeds the network policies of others, `egress` which egress addresses this node owns, `nodes` how it reaches the others, `pods`
 //! knows where pods are, and `cluster` which prefixes are the cluster's own.
 
@@ -9,6 +9,7 @@ mod cluster;
 mod egress;
 mod enforcement;
 mod gateways;
+mod memo;
 mod nodes;
 mod plan;
 mod pods;
@@ -37,6 +38,7 @@ use crate::{
     state::Translation,
 };
 
+pub use self::memo::Memo;
 pub use crate::state::{Standing, Way};
 
 /// What the operator settled for this node.
@@ -128,16 +130,39 @@ pub fn resolve(
     assigned: &Assigned,
     faults: &Faults,
 ) -> Resolved {
+    let mut memo = Memo::default();
+    resolve_again(model, node, settings, held, assigned, faults, &mut memo)
+}
+
+/// The same after earlier resolutions, which makes it quicker and no different.
+#[must_use]
+pub fn resolve_again(
+    model: &Model,
+    node: &NodeView,
+    settings: &Settings,
+    held: &Held,
+    assigned: &Assigned,
+    faults: &Faults,
+    memo: &mut Memo,
+) -> Resolved {
+    memo.begin();
     let index = node.index();
     let mut resolved = Resolved {
         cluster_prefixes: cluster::prefixes(model, node, settings, assigned),
         ..Resolved::default()
     };
     let mut owned = egress::Owned::new(model, &index, settings, assigned, &mut resolved.warnings);
-    let gateways =
-        gateways::Gateways::new(model, &index, settings, faults, &mut owned, &mut resolved);
+    let gateways = gateways::Gateways::new(
+        model,
+        &index,
+        settings,
+        faults,
+        &mut owned,
+        memo,
+        &mut resolved,
+    );
     resolved.translation = owned.translation();
-    let mut planner = plan::Planner::new(model, &gateways);
+    let mut planner = plan::Planner::new(model, &gateways, memo);
     pods::resolve(
         pods::Places::new(model, &index, settings, held),
         &gateways,
@@ -149,6 +174,7 @@ pub fn resolve(
     }
     resolved.warnings.append(&mut planner.warnings);
     resolved.gateways = gateways.statuses();
+    memo.end();
     resolved
 }
 

@@ -13,9 +13,10 @@ use super::{
     Action, EffectiveRule, Fate, Standing, UsableGateway,
     choose::Chooser,
     gateways::{Gateways, GroupKey},
+    memo::{Memo, Selectors, primary},
 };
 use crate::model::{
-    GatewaySelector, Model, ObjectName, OnFailure, Preference, Rule, Steering, Target,
+    GatewaySelector, Model, ObjectName, OnFailure, Policy, Preference, Rule, Steering, Target,
 };
 
 /// The policy that packets of pods with an unreadable annotation are counted under.
@@ -30,6 +31,10 @@ pub(super) struct Planner<'a, 'g> {
     list_ids: BTreeMap<(GroupKey<'a>, bool), usize>,
     /// What is left of rules without what they send to gateways, by the rules' address in memory: plans keep them.
     refused: HashMap<(*const EffectiveRule, usize), Arc<[EffectiveRule]>>,
+    /// What earlier resolutions made of policies, and by what the plans here can be those.
+    memo: &'g mut Memo,
+    /// What all pods of a plan get where they choose nothing.
+    settled: HashMap<(&'a str, Option<&'a str>), Arc<[EffectiveRule]>>,
     pub(super) warnings: BTreeSet<String>,
 }
 
@@ -65,7 +70,7 @@ enum PlannedTarget {
 }
 
 impl<'a, 'g> Planner<'a, 'g> {
-    pub(super) fn new(model: &'a Model, gateways: &'g Gateways<'a>) -> Self {
+    pub(super) fn new(model: &'a Model, gateways: &'g Gateways<'a>, memo: &'g mut Memo) -> Self {
         Self {
             model,
             groups: Groups {
@@ -76,6 +81,8 @@ impl<'a, 'g> Planner<'a, 'g> {
             plans: HashMap::new(),
             list_ids: BTreeMap::new(),
             refused: HashMap::new(),
+            memo,
+            settled: HashMap::new(),
             warnings: BTreeSet::new(),
         }
     }
@@ -92,21 +99,7 @@ impl<'a, 'g> Planner<'a, 'g> {
                     ));
                     (name.clone(), Fate::Drop(DropReason::PolicyMissing))
                 }
-                Some(policy) => {
-                    let own = policy.rules.iter().any(|rule| match &rule.target {
-                        Target::Local => false,
-                        Target::Gateways(selector) => {
-                            let fallback = match &rule.on_failure {
-                                OnFailure::Fallback(selector) => Some(selector),
-                                OnFailure::Drop | OnFailure::Local => None,
-                            };
-                            let mut selectors = [selector].into_iter().chain(fallback);
-                            selectors.any(|selector| selector.namespaces.is_none())
-                        }
-                    });
-                    let rules = self.rules(pod, name, own, || policy_rules(&policy.rules));
-                    (name.clone(), Fate::Rules(rules))
-                }
+                Some(policy) => (name.clone(), Fate::Rules(self.of_policy(pod, name, policy))),
             },
             Steering::Gateways(selector) => {
                 let name = policy_name(selector);
@@ -122,6 +115,63 @@ impl<'a, 'g> Planner<'a, 'g> {
                 (name, Fate::Rules(rules))
             }
         }
+    }
+
+    /// The rules of a policy for a pod: those of an earlier resolution, if it would make the same.
+    fn of_policy(
+        &mut self,
+        pod: &'a ObjectName,
+        name: &'a str,
+        policy: &'a Policy,
+    ) -> Arc<[EffectiveRule]> {
+        let selectors = self.memo.selectors(&policy.rules);
+        let namespace = selectors.own.then_some(pod.namespace.as_str());
+        if let Some(rules) = self.settled.get(&(name, namespace)) {
+            return Arc::clone(rules);
+        }
+        let lists = self.lists(pod, name, &policy.rules, &selectors);
+        if let Some(lists) = &lists
+            && let Some(rules) = self.memo.outcome(&policy.rules, namespace, lists)
+        {
+            self.settled.insert((name, namespace), Arc::clone(&rules));
+            return rules;
+        }
+        let own = selectors.own;
+        let rules = self.rules(pod, name, own, || policy_rules(&policy.rules));
+        if let Some(lists) = lists {
+            self.memo.remember(&policy.rules, namespace, lists, &rules);
+            self.settled.insert((name, namespace), Arc::clone(&rules));
+        }
+        rules
+    }
+
+    /// The gateways of each selector, if there are some and pods use all of them: then they say all that pods get.
+    fn lists(
+        &mut self,
+        pod: &'a ObjectName,
+        policy: &str,
+        rules: &'a [Rule],
+        selectors: &Selectors,
+    ) -> Option<Vec<Arc<[UsableGateway]>>> {
+        let mut lists = Vec::with_capacity(selectors.first().len());
+        for place in selectors.first() {
+            let selector = primary(&rules[*place])?;
+            let key = GroupKey::new(selector, &pod.namespace);
+            let gateways = self.groups.gateways;
+            let mut matched = gateways.matched(&key).iter();
+            if !matched.any(|gateway| gateways.usable(*gateway).is_some()) {
+                return None;
+            }
+            let list = self.list(pod, policy, &rules[*place].label(), selector, "");
+            let most = selector.max_next_hops.map_or(usize::MAX, |n| {
+                usize::try_from(n.get()).unwrap_or(usize::MAX)
+            });
+            if most < self.groups.lists[list].gateways.len() {
+                return None;
+            }
+            lists.push(self.groups.whole(list));
+        }
+        Some(lists)
     }
 
     /// The rules of a plan, with a drop in place of gateways; shared by all pods that shared those.

@@ -14,7 +14,13 @@ mod yaml;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, ops::Range, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    ops::Range,
+    sync::Arc,
+};
 
 use ipnet::IpNet;
 
@@ -67,7 +73,7 @@ pub struct Places {
     /// Its name.
     pub object: Place,
     /// A policy's rules, in order; the annotation of a namespace or pod that steers.
-    pub parts: Vec<Place>,
+    pub parts: Arc<[Place]>,
 }
 
 /// An object as it was read.
@@ -82,7 +88,33 @@ pub struct Entry {
     /// Where.
     pub places: Places,
     /// The object as a line of YAML, if it is valid: read again, it gives the same object.
-    pub manifest: Option<Arc<str>>,
+    pub manifest: Option<Manifest>,
+}
+
+/// An object as a line of YAML.
+#[derive(Clone, Debug)]
+pub struct Manifest {
+    /// The line.
+    pub text: Arc<str>,
+    /// A hash of it, of this run.
+    pub hash: u64,
+}
+
+impl fmt::Display for Manifest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl From<String> for Manifest {
+    fn from(text: String) -> Self {
+        let mut hasher = DefaultHasher::new();
+        text.hash(&mut hasher);
+        Self {
+            text: text.into(),
+            hash: hasher.finish(),
+        }
+    }
 }
 
 /// What a file holds.
@@ -284,7 +316,7 @@ impl ParsedFile {
             object: object.filter(|_| keep),
             places: Places {
                 object: place,
-                parts,
+                parts: parts.into(),
             },
             manifest: valid.then(|| manifest::line(value, written).into()),
         });

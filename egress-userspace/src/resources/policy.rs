@@ -43,6 +43,7 @@ pub(super) fn read(
             rules.push(rule);
         }
     }
+    let rules = rules.into();
     Some((Policy { rules }, places))
 }
 

@@ -80,7 +80,7 @@ fn rules(manifest: &str) -> Vec<Option<IpNet>> {
             Some(Object::Policy(policy)) => Some(policy),
             _ => None,
         })
-        .flat_map(|policy| policy.rules)
+        .flat_map(|policy| policy.rules.to_vec())
         .map(|rule| rule.destination)
         .collect()
 }

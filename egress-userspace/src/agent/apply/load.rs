@@ -68,6 +68,7 @@ impl Kernel {
             limits: settings.limits,
             took_over: took_over && anything,
             state: Arc::new(state),
+            planned: diff::Memo::default(),
             translation,
             names: Arc::new(names),
             unsure: false,
@@ -79,6 +80,11 @@ impl Kernel {
     pub(in crate::agent) fn counters(&self) -> Arc<Counters> {
         let source = Arc::clone(&self.reader);
         Arc::new(Counters::taking_over(source, &self.names))
+    }
+
+    /// Whoever reads counters.
+    pub(in crate::agent) fn reader(&self) -> Arc<CounterReader> {
+        Arc::clone(&self.reader)
     }
 
     /// Reads what the live maps say, beside whoever writes them.

@@ -14,12 +14,10 @@ pub(super) enum Number {
 
 /// Numbers that `after` names and `before` did not.
 pub(super) fn fresh(before: &Names, after: &Names) -> Vec<Number> {
-    let known: BTreeSet<u32> = before.members.iter().map(|(_, id)| *id).collect();
-    let members = after
-        .members
-        .iter()
-        .map(|(_, id)| *id)
-        .filter(|id| !known.contains(id));
+    let mut known: Vec<u32> = before.members.iter().map(|(_, id)| *id).collect();
+    known.sort_unstable();
+    let members = after.members.iter().map(|(_, id)| *id);
+    let members = members.filter(|id| known.binary_search(id).is_err());
     let known: BTreeSet<u32> = before.policies.values().copied().collect();
     let policies = after
         .policies
@@ -44,7 +42,7 @@ pub(super) fn union(before: &Names, plans: &Plans) -> Names {
     let mut both = plans.names.clone();
     let policy = &plans.policy;
     both.members.extend(policy.retired_members.iter().cloned());
-    both.members.sort();
+    both.members.sort_unstable_by_key(|(_, id)| *id);
     both.gateways
         .extend(plans.translation.retired_gateways.iter().cloned());
     for (policy, id) in &policy.retired_policies {

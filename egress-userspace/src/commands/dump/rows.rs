@@ -1,6 +1,6 @@
 //! What the maps say, a row for each thing, by its name where it has one.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use egress_common::{
     counter::{Count, Direction},
@@ -208,7 +208,7 @@ impl Maps<'_> {
     }
 
     fn label(&self, counter: u32) -> Option<&MemberLabel> {
-        let of_counter = |(_, id): &&(MemberLabel, u32)| *id == counter;
+        let of_counter = |(_, id): &&(Arc<MemberLabel>, u32)| *id == counter;
         Some(&self.names.members.iter().find(of_counter)?.0)
     }
 

@@ -24,6 +24,7 @@ fn rendered(what: Option<What>, output: Output) -> anyhow::Result<String> {
         name: "PODS".to_owned(),
         entries: 2,
         capacity: 4096,
+        counted: None,
     }];
     let maps = Maps {
         kernel: &node.kernel,

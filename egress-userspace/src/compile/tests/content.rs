@@ -41,12 +41,12 @@ fn naive(pod: &SourcePod, cluster: &BTreeSet<IpNet>, to: IpAddr) -> VerdictSpec 
         .filter(|(_, way)| (way.family() == Family::V4) == to.is_ipv4())
         .map(|(gateway, way)| MemberSpec {
             gateway: gateway.id,
-            label: MemberLabel {
+            label: Arc::new(MemberLabel {
                 namespace: gateway.name.namespace.clone(),
                 gateway: gateway.name.name.clone(),
                 policy: pod.policy.clone(),
                 rule: rule.label.clone(),
-            },
+            }),
             weight: gateway.weight,
             standing: gateway.standing,
             way: way.clone(),

@@ -199,13 +199,44 @@ pub(crate) fn arbitrary_resolved() -> impl Strategy<Value = Resolved> {
     })
 }
 
+/// Nodes one after another, most of whose rules and prefixes stay what they were.
+pub(crate) fn arbitrary_nodes() -> impl Strategy<Value = Vec<Resolved>> {
+    let pods = || {
+        prop::collection::btree_map(
+            0_u8..5,
+            (
+                prop::sample::select(&["one", "two", "three", "four"][..]),
+                0_usize..4,
+            ),
+            0..5,
+        )
+    };
+    let clusters = prop::collection::vec(
+        prop::collection::btree_set(prop::sample::select(&POOL[..]), 0..3),
+        2,
+    );
+    let fates = prop::collection::vec(arbitrary_fate(), 4);
+    let nodes = prop::collection::vec((pods(), 0_usize..2), 2..6);
+    (fates, clusters, nodes).prop_map(|(fates, clusters, nodes)| {
+        let node = |(pods, cluster): (BTreeMap<u8, (&str, usize)>, usize)| Resolved {
+            pods: pods
+                .into_iter()
+                .map(|(number, (policy, place))| pod(number, policy, fates[place].clone()))
+                .collect(),
+            cluster_prefixes: clusters[cluster].iter().copied().map(net).collect(),
+            ..Resolved::default()
+        };
+        nodes.into_iter().map(node).collect()
+    })
+}
+
 /// What a desired state tells a packet.
 pub(crate) fn told(state: &DesiredState, pod: PodKey, to: IpAddr) -> Option<&VerdictSpec> {
     let profile = &state.profiles[*state.pods.get(&pod)?];
     let number = state
         .prefixes
         .iter()
-        .zip(&state.rows[profile.row])
+        .zip(&*state.rows[profile.row])
         .filter(|(net, _)| net.contains(&to))
         .max_by_key(|(net, _)| net.prefix_len())
         .map_or(0, |(_, number)| *number);

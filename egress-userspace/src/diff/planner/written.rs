@@ -12,7 +12,7 @@ use crate::{
     compile::{candidates, only},
     diff::{
         Change, PlanError,
-        content::{BlockMeaning, Meaning, hash},
+        content::{BlockMeaning, Meaning},
         space::{MAX_LINES, Space},
     },
     state::{Extent, MemberSpec, VerdictSpec},
@@ -23,6 +23,10 @@ impl<'a> Planner<'a> {
     pub(super) fn profile(&mut self, profile: usize) -> Result<PodState, PlanError> {
         let profile = &self.desired.profiles[profile];
         let row = self.row(profile.row)?;
+        let before = self.memo.and_then(|memo| memo.block(profile));
+        if let Some(base) = before.filter(|base| self.now.blocks.contains_key(base)) {
+            return Ok(PodState::new(row, base));
+        }
         let block = profile
             .verdicts
             .iter()
@@ -40,8 +44,15 @@ impl<'a> Planner<'a> {
             return Ok(first);
         }
         let wanted = &self.desired.rows[row];
-        let hash = hash(self.universe.of_wanted(wanted));
-        let found = self.index.find_row(&self.now, &self.universe, wanted, hash);
+        // Rows learn columns and move while prefixes are new.
+        let memo = self.memo.filter(|_| self.universe.is_settled());
+        let before = memo.and_then(|memo| memo.row(wanted));
+        let found = before
+            .filter(|first| self.now.rows.contains_key(first))
+            .or_else(|| {
+                let few = self.few && memo.is_some();
+                self.index.find_row(&self.now, &self.universe, wanted, few)
+            });
         let first = match found {
             Some(first) => first,
             None => {
@@ -56,7 +67,7 @@ impl<'a> Planner<'a> {
                     cells[*class as usize] = value;
                 }
                 let first = self.write_row(Arc::new(cells))?;
-                self.index.add_row(first, hash);
+                self.index.add_row(&self.universe, first, wanted);
                 first
             }
         };
@@ -109,12 +120,16 @@ impl<'a> Planner<'a> {
     }
 
     fn member_value(&self, spec: &MemberSpec) -> Member {
-        spec.value(self.assigned.members[&spec.label])
+        spec.value(self.assigned.member(&spec.label))
     }
 
     fn block(&mut self, block: BlockMeaning) -> Result<u32, PlanError> {
-        if let Some(base) = self.index.blocks.get(&block) {
-            return Ok(*base);
+        let few = self.few && self.memo.is_some();
+        let found = self
+            .index
+            .find_block(&self.now, &mut self.interner, &block, few);
+        if let Some(base) = found {
+            return Ok(base);
         }
         let verdicts = block
             .iter()
@@ -125,33 +140,41 @@ impl<'a> Planner<'a> {
         let base = take(&mut self.room.verdicts, length, "verdicts", room)?;
         self.now.blocks.insert(base, verdicts.clone());
         self.changes.push(Change::WriteVerdicts { base, verdicts });
-        self.index.blocks.insert(block, base);
+        self.index.add_block(block, base);
         Ok(base)
     }
 
     fn decision(&mut self, meaning: &Meaning) -> Result<Decision, PlanError> {
         Ok(match meaning {
             Meaning::Plain(decision) => *decision,
-            Meaning::One(member) => Decision::Member(match self.index.members.get(member) {
-                Some(id) => *id,
-                None => self.write_members(&[*member])?,
-            }),
+            Meaning::One(member) => {
+                let known = self.index.members(&self.now).find(&self.now, member);
+                Decision::Member(match known {
+                    Some(id) => id,
+                    None => self.write_members(&[*member])?,
+                })
+            }
             Meaning::Many(members, table) => {
                 let group = (members.clone(), *table);
-                let (lines, first_member) = match self.index.groups.get(&group) {
-                    Some(found) => *found,
+                let index = self.index.verdicts(&self.now, &mut self.interner);
+                let known = index.groups.get(&group).copied();
+                let (lines, first_member) = match known {
+                    Some(found) => found,
                     None => {
-                        let lines = match self.index.tables.get(table) {
-                            Some(lines) => *lines,
+                        let known = index.tables.get(table).copied();
+                        let lines = match known {
+                            Some(lines) => lines,
                             None => {
                                 let cells = Arc::clone(self.interner.cells(*table));
                                 let lines = self.write_table(cells)?;
-                                self.index.tables.insert(*table, lines);
+                                let index = self.index.verdicts(&self.now, &mut self.interner);
+                                index.tables.insert(*table, lines);
                                 lines
                             }
                         };
                         let placed = (lines, self.write_members(members)?);
-                        self.index.groups.insert(group, placed);
+                        let index = self.index.verdicts(&self.now, &mut self.interner);
+                        index.groups.insert(group, placed);
                         placed
                     }
                 };
@@ -182,8 +205,9 @@ impl<'a> Planner<'a> {
         let room = self.limits.members;
         let first = take(&mut self.room.members, length, "group members", room)?;
         for (id, member) in (first..).zip(members) {
+            // What is looked up later sees it live.
+            self.index.members(&self.now).add(*member, id);
             self.now.members.insert(id, *member);
-            self.index.members.entry(*member).or_insert(id);
             self.changes.push(Change::WriteMember {
                 id,
                 member: *member,

@@ -7,12 +7,12 @@ use super::{steps::check_steps, *};
 fn spec(policy: &str, rule: &str, gateway: u8) -> MemberSpec {
     MemberSpec {
         gateway: GatewayId(u32::from(gateway)),
-        label: MemberLabel {
+        label: Arc::new(MemberLabel {
             namespace: "gateways".to_owned(),
             gateway: format!("gw{gateway}"),
             policy: policy.to_owned(),
             rule: rule.to_owned(),
-        },
+        }),
         weight: NonZeroU32::MIN,
         standing: Standing::Serving,
         way: Way::NextHop {
@@ -126,11 +126,14 @@ fn a_row_without_room_moves_before_its_new_prefix_is_published() {
     let mut a = one_policy_each(1, 1, 1);
     let mut b = a.clone();
     for (state, hosts) in [(&mut a, 200_u16), (&mut b, 300)] {
+        let (mut prefixes, mut cells) = (state.prefixes.to_vec(), state.rows[0].to_vec());
         for host in 0..hosts {
             let [high, low] = host.to_be_bytes();
-            state.prefixes.push(net(&format!("198.18.{high}.{low}/32")));
-            state.rows[0].push(NUMBER_UNMATCHED);
+            prefixes.push(net(&format!("198.18.{high}.{low}/32")));
+            cells.push(NUMBER_UNMATCHED);
         }
+        state.prefixes = prefixes.into();
+        state.rows[0] = cells.into();
     }
     let world = World::to(&a);
     let plan = world.plan(&b);
@@ -161,7 +164,7 @@ fn a_gateway_of_next_to_no_weight_does_not_make_plans_restless() {
     let light = spec("p0", "r0", 9);
     let mut heavy = spec("p0", "r0", 1);
     heavy.weight = NonZeroU32::MAX;
-    state.profiles[0].verdicts[2] = VerdictSpec::Gateways(vec![heavy, light]);
+    Arc::make_mut(&mut state.profiles[0].verdicts)[2] = VerdictSpec::Gateways(vec![heavy, light]);
     let mut world = World::to(&state);
     assert_eq!(world.plan(&state).changes, vec![]);
     world.live = traced(&world.maps);
@@ -217,7 +220,7 @@ fn slots_are_drawn_by_name_whatever_the_order_of_ids() {
 fn a_table_that_names_more_than_its_group_has_is_written_anew() {
     let mut state = one_policy_each(1, 1, 1);
     let group = (1..=3).map(|n| spec("p0", "r0", n)).collect();
-    state.profiles[0].verdicts[2] = VerdictSpec::Gateways(group);
+    Arc::make_mut(&mut state.profiles[0].verdicts)[2] = VerdictSpec::Gateways(group);
     let mut world = World::to(&state);
     for verdict in world.maps.verdicts.values_mut() {
         if let Some(Decision::Group {

@@ -23,9 +23,9 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     compile::{
-        candidates, compile,
+        self, candidates, compile, compile_again,
         slots::Tables,
-        tests::{arbitrary_resolved, net, probes, told},
+        tests::{arbitrary_nodes, arbitrary_resolved, net, probes, told},
     },
     state::{Extent, MemberSpec, Profile, Standing, VerdictSpec, Way},
 };

@@ -15,7 +15,7 @@ proptest! {
         for pod in all_pods(&[&a]) {
             prop_assert_eq!(world.maps.state_of(pod).is_some(), b.pods.contains_key(&pod));
         }
-        prop_assert_eq!(world.maps.prefixes.keys().copied().collect::<Vec<_>>(), b.prefixes.clone());
+        prop_assert_eq!(world.maps.prefixes.keys().copied().collect::<Vec<_>>(), b.prefixes.to_vec());
         prop_assert_eq!(&traced(&world.maps), &measured(world.live.clone()));
         // Planning again changes nothing, from what was kept or from what the maps say.
         prop_assert_eq!(world.plan(&b).changes, vec![]);
@@ -24,6 +24,33 @@ proptest! {
         prop_assert_eq!(again.changes, vec![]);
         prop_assert_eq!(again.names, world.names);
         prop_assert!(again.retired_members.is_empty() && again.retired_policies.is_empty());
+    }
+
+    #[test]
+    fn what_is_remembered_changes_nothing(nodes in arbitrary_nodes()) {
+        let limits = Limits::default();
+        let (mut compilations, mut planned) = (compile::Memo::default(), Memo::default());
+        let mut world = World::default();
+        for resolved in &nodes {
+            let desired = compile_again(resolved, &limits, &mut compilations);
+            prop_assert_eq!(&desired, &compile(resolved, &limits));
+            let desired = desired.unwrap_or_else(|e| unreachable!("{e}"));
+            let (live, names) = (&world.live, &world.names);
+            let (plan, memo) = plan_again(live, names, &desired, &limits, &planned)
+                .unwrap_or_else(|e| unreachable!("{e}"));
+            let anew = world.plan(&desired);
+            prop_assert_eq!(&plan.names, &anew.names);
+            prop_assert_eq!(plan.changes.len(), anew.changes.len());
+            world.go(&plan);
+            planned = memo;
+            assert_shows(&world.maps, &desired, &world.names);
+            prop_assert_eq!(&traced(&world.maps), &measured(world.live.clone()));
+            let (live, names) = (&world.live, &world.names);
+            let (again, _) = plan_again(live, names, &desired, &limits, &planned)
+                .unwrap_or_else(|e| unreachable!("{e}"));
+            prop_assert_eq!(again.changes, vec![]);
+            prop_assert_eq!(world.plan(&desired).changes, vec![]);
+        }
     }
 
     #[test]

@@ -102,11 +102,13 @@ pub(crate) fn node() -> Snapshot {
         ]),
         ..Resolved::default()
     };
-    let label = |gateway: &str, rule: &str| MemberLabel {
-        namespace: "edge".to_owned(),
-        gateway: gateway.to_owned(),
-        policy: "to-partners".to_owned(),
-        rule: rule.to_owned(),
+    let label = |gateway: &str, rule: &str| {
+        Arc::new(MemberLabel {
+            namespace: "edge".to_owned(),
+            gateway: gateway.to_owned(),
+            policy: "to-partners".to_owned(),
+            rule: rule.to_owned(),
+        })
     };
     let names = Names {
         policies: BTreeMap::from([("to-partners".to_owned(), 1)]),

@@ -16,6 +16,8 @@ mod pods;
 mod policies;
 mod unsteered;
 
+use std::cell::RefCell;
+
 use super::*;
 use crate::{
     model::{
@@ -35,6 +37,8 @@ struct World {
     held: Held,
     assigned: Assigned,
     faults: Faults,
+    /// Of resolutions before.
+    memo: RefCell<Memo>,
 }
 
 fn ip(text: &str) -> IpAddr {
@@ -130,6 +134,7 @@ impl World {
             held: Held::new(),
             assigned: Assigned::new(),
             faults: Faults::new(),
+            memo: RefCell::default(),
         }
     }
 
@@ -169,9 +174,12 @@ impl World {
     }
 
     fn policy(&mut self, name: &str, rules: Vec<Rule>) {
-        self.model
-            .policies
-            .insert(name.to_owned(), Policy { rules });
+        self.model.policies.insert(
+            name.to_owned(),
+            Policy {
+                rules: rules.into(),
+            },
+        );
     }
 
     fn gateway(&mut self, text: &str, labelled: &str, next_hops: &[&str]) -> &mut Gateway {
@@ -239,6 +247,18 @@ impl World {
         };
         let resolved = resolve();
         assert_eq!(resolved, resolve());
+        for _ in 0..2 {
+            let again = resolve_again(
+                &self.model,
+                &self.node,
+                &self.settings,
+                &self.held,
+                &self.assigned,
+                &self.faults,
+                &mut self.memo.borrow_mut(),
+            );
+            assert_eq!(resolved, again, "what is remembered changes nothing");
+        }
         resolved
     }
 }

@@ -40,7 +40,7 @@ fn a_policy_means_what_it_says() -> Outcome {
         };
     let default = selector("projectcalico.org/name == 'default'")?;
     let expected = Policy {
-        rules: vec![
+        rules: [
             rule(Some("Local: no gateway"), Some("10.0.0.0/8"), Target::Local)?,
             rule(
                 Some("Gateway to red network"),
@@ -62,7 +62,8 @@ fn a_policy_means_what_it_says() -> Outcome {
                 None,
                 gateways("egress-code == 'blue'", None, 0, Preference::None)?,
             )?,
-        ],
+        ]
+        .into(),
     };
     for text in [
         text.clone(),

@@ -11,8 +11,10 @@ use std::{
     fs::{File, Metadata},
     hash::{DefaultHasher, Hash, Hasher},
     io::Read as _,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 pub(crate) use kept::remove as remove_kept;
@@ -24,13 +26,15 @@ use kept::Job;
 use crate::{
     diagnostic::{Diagnostic, Severity, Source},
     model::{Model, ObjectName},
-    resources::{Entry, Object, ObjectId, ParsedFile, Places, parse},
+    resources::{Entry, Manifest, Object, ObjectId, ParsedFile, Places, parse},
 };
 
 /// Faults of all files that are told; the rest is counted.
 const MAX_DIAGNOSTICS: usize = 5000;
 /// How often a file is read that somebody writes to meanwhile; what is written later is another change.
 const TRIES: usize = 3;
+/// Seconds that the clocks of file systems take at most to tick, and one more.
+const CLOCK_TICK: i64 = 3;
 /// The largest file that is read.
 const MAX_FILE_BYTES: u64 = 64 << 20;
 
@@ -98,6 +102,40 @@ struct Known {
 struct Cached {
     hash: u64,
     file: Arc<ParsedFile>,
+    source: Arc<Source>,
+    /// What the file was when it was read, if whoever changes it after that cannot leave it the same.
+    stamp: Option<Stamp>,
+}
+
+/// What tells a file from itself after a change, as long as that does not follow at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    size: u64,
+    /// Seconds and nanoseconds of the last change of content, and of anything.
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    fn of(metadata: &Metadata) -> Self {
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.size(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+
+    /// Whether the file has been left alone for longer than any clock of a file system takes to tick: a change from now on
+    /// gives it another stamp.
+    fn is_settled(&self) -> bool {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now = now.ok().and_then(|now| i64::try_from(now.as_secs()).ok());
+        now.is_some_and(|now| now.saturating_sub(self.changed.0) > CLOCK_TICK)
+    }
 }
 
 impl Loader {
@@ -177,10 +215,9 @@ impl Loader {
         let mut cache = BTreeMap::new();
         for path in found.files {
             loaded.errors_by_file.entry(path.clone()).or_default();
-            match read(&path) {
-                Ok(text) => {
-                    let (source, cached) = self.parse(&path, text);
-                    let file = Arc::clone(&cached.file);
+            match self.parsed(&path) {
+                Ok(cached) => {
+                    let (source, file) = (Arc::clone(&cached.source), Arc::clone(&cached.file));
                     cache.insert(path.clone(), cached);
                     if file.incomplete {
                         unreadable.insert(absolute(&path));
@@ -280,41 +317,66 @@ impl Loader {
         let Some(keeper) = &mut self.keeper else {
             return;
         };
-        let mut manifests: BTreeMap<&Path, Vec<Arc<str>>> = BTreeMap::new();
+        let mut manifests: BTreeMap<&Path, Vec<&Manifest>> = BTreeMap::new();
         for good in self.good.values() {
             let of_file = manifests.entry(&good.file).or_default();
-            of_file.extend(good.entry.manifest.clone());
+            of_file.extend(&good.entry.manifest);
         }
         for (file, known) in &mut self.known {
             let manifests = manifests.remove(file.as_path()).unwrap_or_default();
-            let hash = content(known.whole, &manifests);
+            let hash = content(known.whole, manifests.iter().copied());
             if known.kept.replace(hash) != Some(hash) {
-                let whole = known.whole;
-                keeper.submit(file, Job::Keep { whole, manifests });
+                let texts = manifests.iter().map(|manifest| Arc::clone(&manifest.text));
+                let job = Job::Keep {
+                    whole: known.whole,
+                    manifests: texts.collect(),
+                };
+                keeper.submit(file, job);
             }
         }
     }
 
-    fn parse(&mut self, path: &Path, text: String) -> (Arc<Source>, Cached) {
-        let mut hasher = DefaultHasher::new();
-        text.hash(&mut hasher);
-        let hash = hasher.finish();
-        let source = Arc::new(Source::new(path, text));
-        let file = self
-            .parsed
-            .remove(path)
-            .filter(|cached| cached.hash == hash)
-            .map_or_else(|| Arc::new(parse(&source)), |cached| cached.file);
-        (source, Cached { hash, file })
+    /// What a file holds: what it held before, unless it was changed since.
+    fn parsed(&mut self, path: &Path) -> Result<Cached, Box<Diagnostic>> {
+        let before = self.parsed.remove(path);
+        let now = std::fs::metadata(path).ok().map(|file| Stamp::of(&file));
+        match before {
+            Some(cached) if cached.stamp.is_some() && cached.stamp == now => Ok(cached),
+            before => {
+                // Before it is read: a file that is changed meanwhile has another stamp the next time.
+                let stamp = now.filter(Stamp::is_settled);
+                let text = read(path)?;
+                Ok(parse_again(path, text, stamp, before))
+            }
+        }
+    }
+}
+
+/// Parses a file, unless its text is the same as before.
+fn parse_again(path: &Path, text: String, stamp: Option<Stamp>, before: Option<Cached>) -> Cached {
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    let hash = hasher.finish();
+    match before.filter(|cached| cached.hash == hash) {
+        Some(cached) => Cached { stamp, ..cached },
+        None => {
+            let source = Arc::new(Source::new(path, text));
+            Cached {
+                hash,
+                file: Arc::new(parse(&source)),
+                source,
+                stamp,
+            }
+        }
     }
 }
 
 /// A hash of what a page says.
-fn content<'a>(whole: bool, manifests: impl IntoIterator<Item = &'a Arc<str>>) -> u64 {
+fn content<'a>(whole: bool, manifests: impl IntoIterator<Item = &'a Manifest>) -> u64 {
     let mut hasher = DefaultHasher::new();
     whole.hash(&mut hasher);
     for manifest in manifests {
-        manifest.hash(&mut hasher);
+        manifest.hash.hash(&mut hasher);
     }
     hasher.finish()
 }
