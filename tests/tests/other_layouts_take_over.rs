@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, fs, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use aya::maps::{Array, MapData};
+use egress_common::maps;
 use egress_tests::{
     ClusterStage, Stage,
     agent::Setup,
@@ -13,6 +14,7 @@ use egress_tests::{
     topology::ELSEWHERE,
     wait,
 };
+use egress_userspace::kernel::Paths;
 
 /// Changes of version, there and back.
 const CHANGES: usize = 4;
@@ -303,7 +305,7 @@ fn maps_unpinned_while_the_agent_was_away_are_made_anew() -> Result<()> {
     let addresses = ELSEWHERE.addresses();
     let server = PacedServer::start(&stage.scene.internet, &addresses)?;
     let traffic = Traffic::start(&stage.pod("web")?.host, &addresses)?;
-    for map in ["PODS", "LINES", "VERDICTS-2"] {
+    for map in [maps::PODS, maps::LINES, maps::VERDICTS] {
         restart_without(&mut stage, map)?;
     }
     let blue = stage.gateway("blue")?;
@@ -319,7 +321,7 @@ fn replies_unpinned_while_the_agent_was_away_are_recorded_anew() -> Result<()> {
     let addresses = ELSEWHERE.addresses();
     let server = PacedServer::start(&stage.scene.internet, &addresses)?;
     let traffic = Traffic::start(&stage.pod("web")?.host, &addresses)?;
-    restart_without(&mut stage, "REPLIES-2")?;
+    restart_without(&mut stage, maps::REPLIES)?;
     // Of a hundred a second, a quarter of a second.
     let blue = stage.gateway("blue")?;
     traffic.end_without(25, &server, |address| blue.egress_like(address))?;
@@ -329,7 +331,7 @@ fn replies_unpinned_while_the_agent_was_away_are_recorded_anew() -> Result<()> {
 /// Kills the agent, removes the pin of a map, and starts the agent again.
 fn restart_without(stage: &mut Stage, map: &str) -> Result<()> {
     stage.agent.take().context("no agent")?.kill()?;
-    fs::remove_file(stage.setup.pin_dir().join("maps").join(map))?;
+    fs::remove_file(Paths::new(stage.setup.pin_dir()).map(map))?;
     stage.agent = Some(stage.setup.start()?);
     stage.expect("web", ELSEWHERE, From::Gateway("blue"))?;
     stage.expect("batch", ELSEWHERE, From::Gateway("red"))

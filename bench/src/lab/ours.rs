@@ -7,6 +7,7 @@ use std::{
     os::fd::{AsFd as _, AsRawFd as _},
     path::PathBuf,
     process,
+    sync::Arc,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -50,7 +51,7 @@ pub(crate) struct Capacity {
 pub(crate) struct Ours {
     datapath: Datapath,
     counters: CounterMaps,
-    members: HashMap<MemberLabel, u32>,
+    members: HashMap<Arc<MemberLabel>, u32>,
     /// Bytes of the matrix's lines.
     pub(crate) matrix: u64,
     /// Bytes of the maps that lead from destinations to classes.

@@ -36,7 +36,7 @@ impl Table {
 
     /// How many of its entries have not ended.
     pub(super) fn alive(&self) -> u64 {
-        self.read.alive().unwrap()
+        self.read.alive(|| ()).unwrap()
     }
 
     /// Removes all that it has.
