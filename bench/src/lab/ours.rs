@@ -7,7 +7,6 @@ use std::{
     os::fd::{AsFd as _, AsRawFd as _},
     path::PathBuf,
     process,
-    sync::Arc,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
