@@ -301,43 +301,33 @@ fn what_a_newer_version_has_left_is_no_switch_that_broke_off() -> Result<()> {
 /// A pin that goes while no agent holds the map: its content is made anew, and nobody meets the half of it.
 #[test]
 fn maps_unpinned_while_the_agent_was_away_are_made_anew() -> Result<()> {
-    let mut stage = Stage::of_examples()?;
-    let addresses = ELSEWHERE.addresses();
-    let server = PacedServer::start(&stage.scene.internet, &addresses)?;
-    let traffic = Traffic::start(&stage.pod("web")?.host, &addresses)?;
-    for map in [maps::PODS, maps::LINES, maps::VERDICTS] {
-        restart_without(&mut stage, map)?;
-    }
-    let blue = stage.gateway("blue")?;
-    traffic.end(&server, |address| blue.egress_like(address))?;
-    expect_nothing_dropped(&stage)
+    restart_without(&[maps::PODS, maps::LINES, maps::VERDICTS], 0)
 }
 
 /// What was known of connections goes with its pin: each is recorded anew by its next packet, and only answers that
 /// come while programs are swapped, one hook after the other, find nobody.
 #[test]
 fn replies_unpinned_while_the_agent_was_away_are_recorded_anew() -> Result<()> {
+    // Of a hundred a second, a quarter of a second.
+    restart_without(&[maps::REPLIES], 25)
+}
+
+/// Kills the agent, removes the pin of a map, and starts the agent again, for one map after the other. At most so many
+/// answers of each flow of datagrams do not come back.
+fn restart_without(unpinned: &[&str], answers: u64) -> Result<()> {
     let mut stage = Stage::of_examples()?;
     let addresses = ELSEWHERE.addresses();
     let server = PacedServer::start(&stage.scene.internet, &addresses)?;
     let traffic = Traffic::start(&stage.pod("web")?.host, &addresses)?;
-    restart_without(&mut stage, maps::REPLIES)?;
-    // Of a hundred a second, a quarter of a second.
+    for map in unpinned {
+        stage.agent.take().context("no agent")?.kill()?;
+        fs::remove_file(Paths::new(stage.setup.pin_dir()).map(map))?;
+        stage.agent = Some(stage.setup.start()?);
+        stage.expect("web", ELSEWHERE, From::Gateway("blue"))?;
+        stage.expect("batch", ELSEWHERE, From::Gateway("red"))?;
+    }
     let blue = stage.gateway("blue")?;
-    traffic.end_without(25, &server, |address| blue.egress_like(address))?;
-    expect_nothing_dropped(&stage)
-}
-
-/// Kills the agent, removes the pin of a map, and starts the agent again.
-fn restart_without(stage: &mut Stage, map: &str) -> Result<()> {
-    stage.agent.take().context("no agent")?.kill()?;
-    fs::remove_file(Paths::new(stage.setup.pin_dir()).map(map))?;
-    stage.agent = Some(stage.setup.start()?);
-    stage.expect("web", ELSEWHERE, From::Gateway("blue"))?;
-    stage.expect("batch", ELSEWHERE, From::Gateway("red"))
-}
-
-fn expect_nothing_dropped(stage: &Stage) -> Result<()> {
+    traffic.end_without(answers, &server, |address| blue.egress_like(address))?;
     let dropped = stage.metrics()?.all_dropped();
     ensure!(dropped.is_empty(), "{dropped:?}");
     Ok(())

@@ -2,7 +2,8 @@
 //! assertions; in others every step is nothing.
 //!
 //! The variable [`FILE`] names a file with one line: `abort STEP`, `fail STEP ERRNO`, or `wait NUMBER NAME` for
-//! as long as the file is there, at that one of the steps of a name. It is read when an apply begins, and beside it, with the ending `steps`, the apply leaves the number of its steps, and what they were.
+//! as long as the file is there, at that one of the steps of a name. It is read when an apply begins, and beside it,
+//! with the ending `steps`, the apply leaves the number of its steps, and what they were.
 
 pub(crate) use steps::{begin, end, step};
 

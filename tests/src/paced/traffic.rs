@@ -64,7 +64,7 @@ impl Traffic {
         from: impl Fn(IpAddr) -> IpAddr,
     ) -> Result<()> {
         let lasted = self.began.elapsed();
-        let mut sent = 0;
+        let (mut sent, mut back) = (0, 0);
         self.streams.iter().for_each(|paced| paced.stop(0));
         self.datagrams.iter().for_each(|paced| paced.stop(answers));
         for paced in self.streams {
@@ -78,6 +78,7 @@ impl Traffic {
                 "of datagrams: {tally:?}"
             );
             sent += tally.sent;
+            back += tally.back;
         }
         let seen = server.datagrams();
         ensure!(
@@ -91,9 +92,7 @@ impl Traffic {
             seen == expected && callers == expected,
             "datagrams came from {seen:?}, connections from {callers:?}, not all from {expected:?}"
         );
-        println!(
-            "{sent} datagrams in {lasted:?}, all of them arrived and, but for {answers} of each flow, came back"
-        );
+        println!("{sent} datagrams in {lasted:?}: all arrived, {back} came back");
         Ok(())
     }
 }
