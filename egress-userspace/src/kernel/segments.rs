@@ -1,6 +1,10 @@
 //! The line store: an array of maps whose inner maps are made as they are needed.
 
-use std::{collections::BTreeMap, os::fd::AsFd};
+use std::{
+    collections::BTreeMap,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::PathBuf,
+};
 
 use anyhow::{Context, ensure};
 use aya::maps::{Array, ArrayOfMaps, Map, MapData};
@@ -14,8 +18,23 @@ use super::{fault, paths::Paths, syscall};
 /// The open segments.
 pub(super) struct Segments {
     outer: ArrayOfMaps<MapData, Array<MapData, Line>>,
-    open: BTreeMap<u32, Array<MapData, Line>>,
+    open: BTreeMap<u32, Segment>,
     paths: Paths,
+}
+
+/// A segment.
+struct Segment {
+    map: Array<MapData, Line>,
+    /// The same map, for whoever pins it again.
+    fd: OwnedFd,
+}
+
+impl Segment {
+    fn new(data: MapData) -> anyhow::Result<Self> {
+        let fd = data.fd().as_fd().try_clone_to_owned()?;
+        let map = Array::try_from(Map::from_map_data(data)?)?;
+        Ok(Self { map, fd })
+    }
 }
 
 impl Segments {
@@ -31,8 +50,7 @@ impl Segments {
             }
             let data = MapData::from_pin(&path)
                 .with_context(|| format!("cannot open the segment {}", path.display()))?;
-            let map = Map::from_map_data(data)?;
-            open.insert(index, Array::try_from(map)?);
+            open.insert(index, Segment::new(data)?);
         }
         Ok(Self {
             outer,
@@ -50,9 +68,10 @@ impl Segments {
         Ok(())
     }
 
-    /// How many there are: they are numbered without gaps.
-    pub(super) fn count(&self) -> u32 {
-        self.open.last_key_value().map_or(0, |(last, _)| last + 1)
+    /// The segments, and where they are pinned.
+    pub(super) fn pins(&self) -> impl Iterator<Item = (PathBuf, BorrowedFd<'_>)> {
+        let open = self.open.iter();
+        open.map(|(index, segment)| (self.paths.segment(*index), segment.fd.as_fd()))
     }
 
     /// Bytes of kernel memory that the segments take.
@@ -65,7 +84,7 @@ impl Segments {
             .map(|line| {
                 let (segment, index) = place(line);
                 match self.open.get(&segment) {
-                    Some(map) => Ok(map.get(&index, 0)?),
+                    Some(segment) => Ok(segment.map.get(&index, 0)?),
                     None => Ok(Line::ZERO),
                 }
             })
@@ -95,16 +114,17 @@ impl Segments {
         }
         self.open
             .get_mut(&index)
+            .map(|segment| &mut segment.map)
             .context("a segment that was just made is not there")
     }
 
     fn add(&mut self, index: u32) -> anyhow::Result<()> {
-        let map = Array::try_from(Map::from_map_data(pinned(&self.paths, index)?)?)?;
+        let segment = Segment::new(pinned(&self.paths, index)?)?;
         fault::step("publish a segment")?;
         self.outer
-            .set(index, &map, 0)
+            .set(index, &segment.map, 0)
             .with_context(|| format!("cannot add segment {index} to {LINES}"))?;
-        self.open.insert(index, map);
+        self.open.insert(index, segment);
         Ok(())
     }
 
@@ -115,12 +135,12 @@ impl Segments {
     }
 
     fn publish(&mut self, index: u32) -> anyhow::Result<()> {
-        let map = self
+        let segment = self
             .open
             .get(&index)
             .context("the segment to publish is not open")?;
         self.outer
-            .set(index, map, 0)
+            .set(index, &segment.map, 0)
             .with_context(|| format!("cannot add segment {index} to {LINES}"))
     }
 }
