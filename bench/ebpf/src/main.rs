@@ -3,6 +3,7 @@
 //! They know IPv4 without options alone. `shim` is what runs before each of them, and before ours.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 #![expect(
     missing_docs,
     unreachable_pub,
