@@ -25,7 +25,7 @@ names! {
     LINES,
     /// Array, written through `mmap`: number + rule base → verdict.
     VERDICTS,
-    /// Array, written through `mmap`: number + rule base → what most packets need of the verdict.
+    /// Array, written through `mmap`: half of number + rule base → what most packets need of that verdict and the next.
     SHORTCUTS,
     /// Array: member → its way out; behind the members, ways that shortcuts name.
     MEMBERS,

@@ -168,7 +168,13 @@ impl Verdict {
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Shortcut(pub u32);
-map_type!(Shortcut, size = 4, align = 4);
+const _: () = assert!(size_of::<Shortcut>() == 4);
+
+/// A map value: two neighbours, since an array's elements take eight bytes at least (`array_map_alloc`).
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shortcuts(pub [Shortcut; 2]);
+map_type!(Shortcuts, size = 8, align = 4);
 
 /// Bits of a shortcut that name what counts.
 const COUNTER_BITS: u32 = 20;

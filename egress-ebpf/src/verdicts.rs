@@ -4,7 +4,7 @@ use aya_ebpf::{btf_maps::Array, macros::btf_map};
 use egress_common::{
     gateway::GatewayId,
     maps::capacity,
-    verdict::{Member, NUMBER_CLUSTER, NUMBER_UNMATCHED, PodState, Shortcut, Verdict},
+    verdict::{Member, NUMBER_CLUSTER, NUMBER_UNMATCHED, PodState, Shortcuts, Verdict},
 };
 
 use crate::lines;
@@ -18,7 +18,7 @@ static VERDICTS: Array<Verdict, { capacity::VERDICTS as usize }, MMAPABLE> = Arr
 /// Four bytes a verdict: where many policies have many rules, a packet's is in no cache, and on a page that the processor has
 /// to find first.
 #[btf_map]
-static SHORTCUTS: Array<Shortcut, { capacity::VERDICTS as usize }, MMAPABLE> = Array::new();
+static SHORTCUTS: Array<Shortcuts, { capacity::VERDICTS as usize / 2 }, MMAPABLE> = Array::new();
 
 #[btf_map]
 static MEMBERS: Array<Member, { (capacity::MEMBERS + capacity::WAYS) as usize }> = Array::new();
@@ -52,7 +52,10 @@ pub(crate) fn verdict(index: u32) -> Option<&'static Verdict> {
 #[inline(always)]
 pub(crate) fn shortcut(index: u32) -> Option<(u32, u32)> {
     // SAFETY: an aligned word that userspace writes with one store; it must be read with one load.
-    let shortcut = unsafe { core::ptr::read_volatile(SHORTCUTS.get(index)?) };
+    let shortcut = unsafe {
+        let Shortcuts(both) = SHORTCUTS.get(index / 2)?;
+        core::ptr::read_volatile(&raw const both[(index % 2) as usize])
+    };
     // SAFETY: a static of the read-only section, read as the loader left it.
     let from = unsafe { core::ptr::read_volatile(&raw const WAYS_FROM) };
     let way = shortcut.way()?;

@@ -104,7 +104,7 @@ impl Capacities {
             (maps::LOCALS4, "--max-prefixes", self.prefixes),
             (maps::LOCALS6, "--max-prefixes", self.prefixes),
             (maps::VERDICTS, "--max-verdicts", self.verdicts),
-            (maps::SHORTCUTS, "--max-verdicts", self.verdicts),
+            (maps::SHORTCUTS, "--max-verdicts", self.verdicts.div_ceil(2)),
             (maps::MEMBERS, "--max-members", with_ways),
             (maps::MEMBER_COUNTS, "--max-members", counted),
             (maps::DROP_COUNTS, "--max-policies", reasons),

@@ -140,6 +140,14 @@ impl Maps {
         Ok(())
     }
 
+    /// What a verdict's shortcut says, if it says anything: the way, and what counts it.
+    pub fn shortcut(&self, index: u32) -> anyhow::Result<Option<(Member, u32)>> {
+        let Some((id, counter)) = self.verdicts.shortcut(index)? else {
+            return Ok(None);
+        };
+        Ok(Some((self.member(id)?, counter)))
+    }
+
     /// Publishes a prefix.
     pub fn insert_prefix(&mut self, prefix: &IpNet, class: u32) -> anyhow::Result<()> {
         self.trie

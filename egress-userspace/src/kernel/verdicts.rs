@@ -34,8 +34,8 @@ impl Verdicts {
         let (verdicts, len) = map(paths, VERDICTS)?;
         let (shortcuts, shortcuts_len) = map(paths, SHORTCUTS)?;
         ensure!(
-            len == shortcuts_len,
-            "{SHORTCUTS} has {shortcuts_len} entries and {VERDICTS} {len}: restart the agent with `egress run`"
+            len.div_ceil(2) == shortcuts_len,
+            "{SHORTCUTS} has {shortcuts_len} entries of two, and {VERDICTS} {len}: restart the agent with `egress run`"
         );
         let ways_from = members
             .len()
@@ -74,6 +74,15 @@ impl Verdicts {
             (Some(first), Some(second)) => Ok(Verdict::from_words([first, second])),
             _ => anyhow::bail!("{VERDICTS} has no element {index}"),
         }
+    }
+
+    /// The member that a verdict's shortcut names, and what counts it.
+    pub(super) fn shortcut(&self, index: u32) -> anyhow::Result<Option<(u32, u32)>> {
+        let word = self.shortcuts.get(usize::try_from(index)?);
+        let shortcut =
+            Shortcut(word.with_context(|| format!("{SHORTCUTS} has no element {index}"))?);
+        let way = shortcut.way();
+        Ok(way.map(|way| (self.ways_from + way, shortcut.counter())))
     }
 
     /// Writes a verdict that no packet comes to, and what is known of its one member.
