@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod client;
 pub mod cluster;
+pub mod ear;
 pub mod field;
 pub mod flow;
 pub mod fuzz;

@@ -1,9 +1,6 @@
 //! Frames on a real overlay device: whose are taken, what becomes of each, and that the kernel sees none.
 
-use std::{
-    net::{IpAddr, SocketAddr, UdpSocket},
-    time::Duration,
-};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 use anyhow::{Context, Result, bail, ensure};
 use egress_common::{
@@ -33,6 +30,10 @@ use egress_tests::{
 };
 use egress_userspace::kernel::Program;
 use etherparse::{PacketBuilder, TcpOptionElement};
+use nix::{
+    sched::{CpuSet, sched_getcpu, sched_setaffinity},
+    unistd::Pid,
+};
 
 /// A frame with its tag, and what becomes of it.
 struct Row {
@@ -212,8 +213,17 @@ fn cut(mut frame: Frame, bytes: usize) -> Frame {
 }
 
 /// A probe is answered by the node that has the gateway, as long as its own probes find nothing wrong.
+/// Keeps the thread, and those that it starts, where it is: each CPU has a queue of its own for what comes out of a veth, and
+/// what is sent from several may be taken up in any order.
+fn stay_on_this_cpu() -> Result<()> {
+    let mut here = CpuSet::new();
+    here.set(sched_getcpu()?)?;
+    Ok(sched_setaffinity(Pid::from_raw(0), &here)?)
+}
+
 #[test]
 fn probes_are_answered_for_gateways_that_are_in_order() -> Result<()> {
+    stay_on_this_cpu()?;
     let mut field = Field::new()?;
     field.attach(Program::FromOverlay, DEVICE)?;
     let [underlay, _] = &UNDERLAYS;
@@ -221,7 +231,7 @@ fn probes_are_answered_for_gateways_that_are_in_order() -> Result<()> {
         let socket = UdpSocket::bind(SocketAddr::new(address(underlay.neighbour), PORT))?;
         Ok(socket)
     })?;
-    listening.set_read_timeout(Some(Duration::from_secs(5)))?;
+    listening.set_read_timeout(Some(wait::PATIENCE))?;
     let before = field.counts()?;
     let ask = |gateway: GatewayId, cookie: u8| {
         Frame::raw(probe::ETHERTYPE, &[cookie; 46])

@@ -48,7 +48,7 @@ use super::{
     counts::{self, Counts, Slot},
     pinned::{Table, open},
     seed::{OTHER, POD, UPLINK, net},
-    test_run::{Input, Seen, test_run},
+    test_run::{Input, Seen, test_run, test_run_summed},
 };
 
 /// Small maps, so that all of every counter map can be read after every packet.
@@ -86,8 +86,8 @@ pub struct Lab {
     limits: Limits,
     state: KernelState,
     names: Names,
-    /// What is attached to the uplink.
-    connected: Option<(Program, SchedClassifierLinkId)>,
+    /// What is attached to an interface.
+    connected: BTreeMap<&'static str, (Program, SchedClassifierLinkId)>,
     // Last, so that what is pinned goes when everything else has gone.
     pins: Pins,
 }
@@ -137,7 +137,7 @@ impl Lab {
             debug_log: false,
         })?;
         Ok(Self {
-            connected: None,
+            connected: BTreeMap::new(),
             counters: CounterMaps::open(&paths)?,
             replies: Table::open(&paths, maps::REPLIES)?,
             fragments: Table::open(&paths, maps::FRAGMENTS)?,
@@ -271,19 +271,33 @@ impl Lab {
 
     /// Has a program see what really arrives on the uplink, and gives the wire's other end.
     pub fn connect_uplink(&mut self, program: Program) -> Result<Wire> {
+        self.connect(program, "uplink", "far")
+    }
+
+    /// Has `egress_from_pod` see what really arrives from pods, and gives the wire's other end.
+    pub fn connect_pod(&mut self) -> Result<Wire> {
+        self.connect(Program::FromPod, "pod", "other")
+    }
+
+    fn connect(
+        &mut self,
+        program: Program,
+        interface: &'static str,
+        end: &'static str,
+    ) -> Result<Wire> {
         for name in ["pod", "other", "uplink", "far"] {
             ip(&format!("link set {name} up"))?;
         }
-        match self.connected.take() {
+        match self.connected.remove(interface) {
             // By a test before, where all share one lab.
             Some((before, link)) => self.program_mut(before)?.detach(link)?,
-            None => tc::qdisc_add_clsact("uplink")?,
+            None => tc::qdisc_add_clsact(interface)?,
         }
         let link = self
             .program_mut(program)?
-            .attach("uplink", TcAttachType::Ingress)?;
-        self.connected = Some((program, link));
-        Wire::open_here("far")
+            .attach(interface, TcAttachType::Ingress)?;
+        self.connected.insert(interface, (program, link));
+        Wire::open_here(end)
     }
 
     fn program_mut(&mut self, program: Program) -> Result<&mut SchedClassifier> {
@@ -314,15 +328,24 @@ impl Lab {
         Ok(self.run_often(input, 1)?.0)
     }
 
+    /// Runs one packet whose sum a device has computed, if the kernel can, and fails if that is not kept right.
+    ///
+    /// Not for what is answered: who cuts a packet (`bpf_skb_change_tail`) takes its sum off, and the kernel compares it
+    /// nevertheless.
+    pub fn run_summed(&mut self, input: &Input) -> Result<Seen> {
+        let program = self.program(input.program)?;
+        test_run_summed(program, &input.frame, &input.context())
+    }
+
     /// Runs one packet so often, each time as the run before left it, and tells how long a run took.
     pub fn run_often(&mut self, input: &Input, repeat: u32) -> Result<(Seen, Duration)> {
-        let program: &SchedClassifier = self
-            .datapath
-            .ebpf()
-            .program(input.program.name())
-            .context("no such program")?
-            .try_into()?;
+        let program = self.program(input.program)?;
         test_run(program, &input.frame, &input.context(), repeat)
+    }
+
+    fn program(&mut self, program: Program) -> Result<&SchedClassifier> {
+        let loaded = self.datapath.ebpf().program(program.name());
+        Ok(loaded.context("no such program")?.try_into()?)
     }
 
     /// A program that another thread may run, in the network namespace that it has from this one.

@@ -22,6 +22,7 @@ pub mod places;
 pub mod random;
 mod row;
 pub mod seed;
+mod summed;
 pub mod talk;
 pub(crate) mod test_run;
 

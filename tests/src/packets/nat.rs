@@ -7,6 +7,7 @@ mod runs;
 
 use std::net::IpAddr;
 
+use anyhow::Result;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use egress_common::{
     Addr, DropReason, Family, Mac,
@@ -176,6 +177,19 @@ impl<'a> Node<'a> {
         self.steer_to(&ALPHA);
     }
 
+    /// Says how large a packet every interface takes, in bytes of IP.
+    pub fn widen(&mut self, mtu: u32) {
+        for (_, index) in self.addresses.iter().map(|entry| entry.unwrap()) {
+            let egress = self.egress.get(&index, 0).unwrap();
+            self.egress.set(index, Egress { mtu, ..egress }, 0).unwrap();
+        }
+        for id in self.lab.state().members.clone().into_keys() {
+            let member = Member::here(id, self.gateway.id, mtu, Addr::default());
+            self.lab.write_member(id, &member).unwrap();
+        }
+        self.narrow(mtu);
+    }
+
     /// Says how large a packet the pods' interfaces take, in bytes of IP; zero is not known.
     pub fn narrow(&mut self, mtu: u32) {
         for key in self.lab.state().pods.clone().into_keys() {
@@ -291,6 +305,11 @@ impl<'a> Node<'a> {
         self.lab.connect_uplink(Program::FromUplink).unwrap()
     }
 
+    /// Has `egress_from_pod` see what really arrives from pods, and gives the wire's other end.
+    pub fn connect_pod(&mut self) -> Wire {
+        self.lab.connect_pod().unwrap()
+    }
+
     /// Has the kernel's routes asked.
     pub fn forward(&mut self) {
         self.lab.forward().unwrap();
@@ -316,7 +335,13 @@ impl<'a> Node<'a> {
     pub fn run(&mut self, what: &str, input: &Input, fate: &Fate) {
         machine::count_packet();
         let before = self.gateway_counts();
-        let (seen, lab_moved) = self.run_quietly(what, input);
+        let seen = match fate {
+            Fate::Answered(..) => self.lab.run(input),
+            Fate::Out(_) | Fate::Home(_) | Fate::Kernel | Fate::Dropped(_) => {
+                self.lab.run_summed(input)
+            }
+        };
+        let (seen, lab_moved) = self.ran(what, input, seen);
         let moved = super::counts::added(&before, &self.gateway_counts());
         let about = || {
             format!(
@@ -373,10 +398,12 @@ impl<'a> Node<'a> {
 
     /// Runs a packet, and gives what became of it, and which counters but the gateways' moved.
     pub fn run_quietly(&mut self, what: &str, input: &Input) -> (Seen, Counts) {
-        let seen = self
-            .lab
-            .run(input)
-            .unwrap_or_else(|error| panic!("{what}: {error:#}: {}", input.describe()));
+        let seen = self.lab.run(input);
+        self.ran(what, input, seen)
+    }
+
+    fn ran(&mut self, what: &str, input: &Input, seen: Result<Seen>) -> (Seen, Counts) {
+        let seen = seen.unwrap_or_else(|error| panic!("{what}: {error:#}: {}", input.describe()));
         let moved = self.lab.moved();
         (seen, moved)
     }

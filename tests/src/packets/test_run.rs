@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use aya::{TestRun, TestRunOptions, programs::SchedClassifier};
 use egress_userspace::kernel::Program;
+use nix::libc;
 
-use super::{build::hex, seed::POD};
+use super::{build::hex, seed::POD, summed};
 
 /// Room for a frame: what the kernel takes is less than a page.
 pub(super) const LARGEST: usize = 4096;
@@ -117,6 +118,30 @@ pub(crate) fn set(context: &mut [u8; CONTEXT], offset: usize, value: u32) {
     context[offset..offset + 4].copy_from_slice(&value.to_ne_bytes());
 }
 
+/// Runs a frame through a program, with the sum that a device has computed of it if the kernel knows such packets; the
+/// context is a `struct __sk_buff`.
+pub(crate) fn test_run_summed(
+    program: &SchedClassifier,
+    frame: &[u8],
+    context: &[u8; CONTEXT],
+) -> Result<Seen> {
+    let mut out = vec![0; LARGEST];
+    let mut context_out = [0_u8; CONTEXT];
+    match summed::run(program, frame, &mut out, context, &mut context_out) {
+        Ok(outcome) => {
+            out.truncate(outcome.length);
+            seen(outcome.returned, out, &context_out)
+        }
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            Ok(test_run(program, frame, context, 1)?.0)
+        }
+        Err(error) if error.raw_os_error() == Some(libc::EBADMSG) => {
+            Err(error).context("the sum that a device has computed was not kept right")
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Runs a frame through a program so often, and tells how long a run took; the context is a `struct __sk_buff`.
 pub(crate) fn test_run(
     program: &SchedClassifier,
@@ -135,15 +160,21 @@ pub(crate) fn test_run(
         ..TestRunOptions::default()
     })?;
     out.truncate(usize::try_from(result.data_size_out)?);
-    let seen = Seen {
-        action: match result.return_value {
+    Ok((
+        seen(result.return_value, out, &context_out)?,
+        result.duration,
+    ))
+}
+
+fn seen(returned: u32, frame: Vec<u8>, context: &[u8; CONTEXT]) -> Result<Seen> {
+    Ok(Seen {
+        action: match returned {
             u32::MAX => Action::Pass,
             2 => Action::Drop,
             7 => Action::Redirect,
             other => Action::Other(other),
         },
-        frame: out,
-        mark: u32::from_ne_bytes(context_out[MARK..MARK + 4].try_into()?),
-    };
-    Ok((seen, result.duration))
+        frame,
+        mark: u32::from_ne_bytes(context[MARK..MARK + 4].try_into()?),
+    })
 }
