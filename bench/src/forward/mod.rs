@@ -1,0 +1,93 @@
+//! Packets through network namespaces: from pods over their node to a gateway, and the whole way to the outside.
+//!
+//! One core does it all: it sends frames as the pods would, and every host's part of the way runs in the
+//! interrupts that follow. What differs from way to way is what steers.
+
+mod core;
+mod gates;
+mod host;
+mod line;
+mod right;
+mod road;
+mod rounds;
+
+use anyhow::{Context as _, Result};
+
+use self::{core::Core, line::Steering, rounds::Way};
+use crate::{
+    benchmark::{Benchmark, Effort, Group, Spans},
+    lab::Reference,
+    measured::Measured,
+    progress::Progress,
+    world::{Scale, World},
+};
+
+/// The benchmark.
+pub(crate) const BENCHMARK: Benchmark = Benchmark {
+    groups: GROUPS,
+    gates: gates::GATES,
+    measure,
+};
+
+/// From pods to a gateway.
+pub(crate) const FORWARDING: &str = "forwarding";
+
+const GROUPS: &[Group] = &[Group {
+    name: FORWARDING,
+    setup: Spans::seconds(12, 8),
+    rounds: Spans::seconds(40, 8),
+}];
+
+/// Subjects' names, which gates and pictures look for.
+pub(crate) const OURS: &str = crate::program::OURS;
+pub(crate) const NEIGHBOUR: &str = "redirect_neigh alone";
+pub(crate) const RULES: &str = "ip rules";
+const REDIRECT: &str = "redirect alone";
+const ROUTE: &str = "kernel route";
+const TRANSLATION: &str = "kernel route, nftables SNAT";
+
+/// Flows that packets are drawn of.
+const FLOWS: usize = 10_000;
+/// Prefixes of a policy.
+const PREFIXES: usize = 100;
+
+/// The scale at which most is asked for.
+const LARGE: usize = 1000;
+
+/// Measures a group.
+fn measure(group: &Group, effort: Effort, progress: &Progress) -> Result<Vec<Measured>> {
+    let core = Core::take()?;
+    let mut ways = forwarding(effort.quick, &core, progress).context("cannot set it up")?;
+    progress.made(group.setup(effort));
+    rounds::measure(group.name, &mut ways, &core, group.time(effort), progress)
+}
+
+/// Pods with a policy each, of which every subject knows all.
+fn forwarding(quick: bool, core: &Core, progress: &Progress) -> Result<Vec<Way>> {
+    let growing = [
+        (OURS, Steering::Ours),
+        (NEIGHBOUR, Steering::Bare(Reference::RedirectNeigh)),
+        (RULES, Steering::Rules),
+    ];
+    let fixed = [
+        (REDIRECT, Steering::Bare(Reference::Redirect)),
+        (ROUTE, Steering::Route),
+        (TRANSLATION, Steering::Translation),
+    ];
+    let scales: &[usize] = if quick { &[LARGE] } else { &[10, 100, LARGE] };
+    let mut ways = Vec::new();
+    for pods in scales {
+        let scale = Scale::new(*pods, PREFIXES);
+        let scene = scale.name();
+        progress.making(&format!("{FORWARDING}, {scene}"));
+        let world = World::new(&scale)?;
+        let flows = world.steered(FLOWS);
+        let more: &[_] = if *pods == LARGE { &fixed } else { &[] };
+        for (subject, steering) in growing.iter().chain(more) {
+            let made = line::make(*steering, &world, &flows);
+            let made = made.with_context(|| format!("{scene}, {subject}"))?;
+            ways.push(Way::new(&scene, subject, made, &world, &flows, core)?);
+        }
+    }
+    Ok(ways)
+}
