@@ -1,9 +1,16 @@
 //! What has to hold of ways through namespaces.
 
-use super::{FORWARDING, NEIGHBOUR, OURS, ROUTE, RULES};
+use super::{FORWARDING, KERNEL, NEIGHBOUR, OURS, ROUTE, RULES, WHOLE};
 use crate::gates::{Bound, Figure, Gate, Value};
 
 const LARGE: &str = "1000 × 100";
+
+const fn whole(subject: &'static str) -> Figure {
+    Figure {
+        group: WHOLE,
+        ..forwarding(subject)
+    }
+}
 
 const fn forwarding(subject: &'static str) -> Figure {
     Figure {
@@ -31,6 +38,12 @@ pub(super) const GATES: &[Gate] = &[
         value: Value::Ratio(forwarding(RULES), forwarding(OURS)),
         bound: Bound::AtLeast(10.0),
     },
+    // Nanoseconds a packet are one over packets a second.
+    Gate {
+        what: "the whole way with NAT, packets a second beside kernel VXLAN with nftables SNAT",
+        value: Value::Ratio(whole(KERNEL), whole(OURS)),
+        bound: Bound::AtLeast(1.5),
+    },
 ];
 
 #[cfg(test)]
@@ -43,9 +56,10 @@ mod tests {
 
     #[test]
     fn each_gate_can_hold_and_fail() {
-        let of = |subject, ns| {
-            Measured::of_samples(FORWARDING, LARGE, subject, Unit::GrossNanoseconds, &[ns])
+        let figure = |group, subject, ns| {
+            Measured::of_samples(group, LARGE, subject, Unit::GrossNanoseconds, &[ns])
         };
+        let of = |subject, ns| figure(FORWARDING, subject, ns);
         gates::tests::can_hold_and_fail(
             GATES,
             &[
@@ -53,6 +67,8 @@ mod tests {
                 of(NEIGHBOUR, 360.0),
                 of(ROUTE, 470.0),
                 of(RULES, 11_000.0),
+                figure(WHOLE, OURS, 1500.0),
+                figure(WHOLE, KERNEL, 3000.0),
             ],
         );
     }

@@ -1,6 +1,6 @@
 //! Pods, their node and a gateway in a row: what steers on the node is what differs from way to way.
 
-use std::{any::Any, fmt::Write as _, net::Ipv4Addr};
+use std::fmt::Write as _;
 
 use anyhow::Result;
 use egress_common::{gateway::Settings, verdict::Replies};
@@ -8,21 +8,14 @@ use egress_userspace::kernel::Program;
 
 use super::{
     host::Host,
+    laid::{A_DAY, CABLE, ENTRY, EXIT, Laid, TRANSLATED, mac, neighbours, translation},
     right::{NextHop, Right, Source},
-    road::{CABLE, Road},
 };
 use crate::{
     lab::{Capacity, Ours, POD, Reference, References, UPLINK, next_hop, resolved},
-    world::{Flow, GATEWAYS, HOST_MAC, POD_MAC, Target, World},
+    world::{HOST_MAC, POD_MAC, Target, World},
 };
 
-/// The node's interfaces.
-const ENTRY: &str = "pod";
-const EXIT: &str = "uplink";
-/// The address that nftables gives packets.
-const TRANSLATED: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 100);
-/// No connection ends while it is measured.
-const A_DAY: &str = "86400";
 /// The first table of those that rules lead to, and the priority of the first rule.
 const TABLES: usize = 1000;
 
@@ -39,15 +32,8 @@ pub(super) enum Steering {
     Translation,
 }
 
-/// A road, how frames have to arrive on it, and what has to stay for that.
-pub(super) struct Made {
-    pub(super) road: Road,
-    pub(super) right: Right,
-    pub(super) keeps: Vec<Box<dyn Any>>,
-}
-
 /// Connects the hosts and sets the node up.
-pub(super) fn make(steering: Steering, world: &World, flows: &[Flow]) -> Result<Made> {
+pub(super) fn lay(steering: Steering, world: &World) -> Result<Laid> {
     let (pod, node, gateway) = (Host::new()?, Host::new()?, Host::new()?);
     node.ip(&format!(
         "link add {ENTRY} index {POD} address {host} type veth peer name {CABLE} address {pods} netns {pod}
@@ -68,19 +54,24 @@ pub(super) fn make(steering: Steering, world: &World, flows: &[Flow]) -> Result<
     for host in [&pod, &gateway] {
         host.ip(&format!("link set {CABLE} up"))?;
     }
-    let mut keeps: Vec<Box<dyn Any>> = Vec::new();
-    let right = match steering {
+    let mut laid = Laid::new(pod, node, gateway);
+    let node = &laid.node;
+    laid.right = match steering {
         Steering::Ours => {
             let way = resolved(world, |number| next_hop(number, false, Replies::Kernel));
             let mut ours = Ours::load(&way, &Settings::default(), Capacity::default())?;
-            node.enter(|| ours.attach(Program::FromPod, ENTRY))?;
-            keeps.push(Box::new(ours));
+            node.enter(|| {
+                ours.attach(Program::FromPod, ENTRY)?;
+                ours.attach(Program::ToPod, ENTRY)?;
+                ours.attach(Program::ToUplink, EXIT)
+            })?;
+            laid.keeps.push(Box::new(ours));
             Right::forwarded(NextHop::OfGateway)
         }
         Steering::Bare(reference) => {
             let mut references = References::empty()?;
             node.enter(|| references.attach(reference, ENTRY))?;
-            keeps.push(Box::new(references));
+            laid.keeps.push(Box::new(references));
             Right {
                 next_hop: match reference {
                     Reference::RedirectNeigh => NextHop::First,
@@ -96,7 +87,7 @@ pub(super) fn make(steering: Steering, world: &World, flows: &[Flow]) -> Result<
             Right::forwarded(NextHop::OfGateway)
         }
         Steering::Translation => {
-            node.nft(&translation(EXIT))?;
+            node.nft(&translation())?;
             node.settings(&[("netfilter/nf_conntrack_udp_timeout", A_DAY)])?;
             Right {
                 source: Source::One(TRANSLATED.into()),
@@ -104,35 +95,7 @@ pub(super) fn make(steering: Steering, world: &World, flows: &[Flow]) -> Result<
             }
         }
     };
-    let road = Road::new(pod, (&node, ENTRY), gateway, flows)?;
-    keeps.push(Box::new(node));
-    Ok(Made { road, right, keeps })
-}
-
-/// All next hops, as nobody has to ask for them.
-pub(super) fn neighbours() -> String {
-    let mut lines = String::new();
-    for number in 0..=GATEWAYS {
-        let _infallible = writeln!(
-            lines,
-            "neigh add {} lladdr {} dev {EXIT} nud permanent",
-            NextHop::address(number),
-            mac(NextHop::mac(number))
-        );
-    }
-    lines
-}
-
-/// What gives packets that leave by an interface another source.
-pub(super) fn translation(exit: &str) -> String {
-    format!(
-        "table ip bench {{
-           chain out {{
-             type nat hook postrouting priority srcnat; policy accept;
-             oifname \"{exit}\" snat to {TRANSLATED}
-           }}
-         }}"
-    )
+    Ok(laid)
 }
 
 /// A table for each policy, and a rule for each pod.
@@ -160,11 +123,6 @@ fn rules(world: &World) -> Result<String> {
         )?;
     }
     Ok(lines)
-}
-
-/// As `ip` writes it.
-pub(super) fn mac(bytes: [u8; 6]) -> String {
-    bytes.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 #[cfg(test)]

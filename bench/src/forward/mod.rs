@@ -6,10 +6,12 @@
 mod core;
 mod gates;
 mod host;
+mod laid;
 mod line;
 mod right;
 mod road;
 mod rounds;
+mod whole;
 
 use anyhow::{Context as _, Result};
 
@@ -32,11 +34,21 @@ pub(crate) const BENCHMARK: Benchmark = Benchmark {
 /// From pods to a gateway.
 pub(crate) const FORWARDING: &str = "forwarding";
 
-const GROUPS: &[Group] = &[Group {
-    name: FORWARDING,
-    setup: Spans::seconds(12, 8),
-    rounds: Spans::seconds(40, 8),
-}];
+/// From pods over the overlay, translated on another node, to the outside.
+pub(crate) const WHOLE: &str = "the whole way";
+
+const GROUPS: &[Group] = &[
+    Group {
+        name: FORWARDING,
+        setup: Spans::seconds(12, 8),
+        rounds: Spans::seconds(40, 8),
+    },
+    Group {
+        name: WHOLE,
+        setup: Spans::seconds(4, 4),
+        rounds: Spans::seconds(20, 4),
+    },
+];
 
 /// Subjects' names, which gates and pictures look for.
 pub(crate) const OURS: &str = crate::program::OURS;
@@ -44,6 +56,7 @@ pub(crate) const NEIGHBOUR: &str = "redirect_neigh alone";
 pub(crate) const RULES: &str = "ip rules";
 const REDIRECT: &str = "redirect alone";
 const ROUTE: &str = "kernel route";
+const KERNEL: &str = "kernel VXLAN, nftables SNAT";
 const TRANSLATION: &str = "kernel route, nftables SNAT";
 
 /// Flows that packets are drawn of.
@@ -57,7 +70,11 @@ const LARGE: usize = 1000;
 /// Measures a group.
 fn measure(group: &Group, effort: Effort, progress: &Progress) -> Result<Vec<Measured>> {
     let core = Core::take()?;
-    let mut ways = forwarding(effort.quick, &core, progress).context("cannot set it up")?;
+    let ways = match group.name {
+        FORWARDING => forwarding(effort.quick, &core, progress),
+        _ => the_whole_way(&core, progress),
+    };
+    let mut ways = ways.context("cannot set it up")?;
     progress.made(group.setup(effort));
     rounds::measure(group.name, &mut ways, &core, group.time(effort), progress)
 }
@@ -84,10 +101,29 @@ fn forwarding(quick: bool, core: &Core, progress: &Progress) -> Result<Vec<Way>>
         let flows = world.steered(FLOWS);
         let more: &[_] = if *pods == LARGE { &fixed } else { &[] };
         for (subject, steering) in growing.iter().chain(more) {
-            let made = line::make(*steering, &world, &flows);
-            let made = made.with_context(|| format!("{scene}, {subject}"))?;
-            ways.push(Way::new(&scene, subject, made, &world, &flows, core)?);
+            let laid = line::lay(*steering, &world);
+            let laid = laid.with_context(|| format!("{scene}, {subject}"))?;
+            ways.push(Way::new(&scene, subject, laid, &world, &flows, core)?);
         }
+    }
+    Ok(ways)
+}
+
+/// Pods of one node with a policy each; what leaves has the addresses of another.
+fn the_whole_way(core: &Core, progress: &Progress) -> Result<Vec<Way>> {
+    let scale = Scale::new(LARGE, PREFIXES);
+    let scene = scale.name();
+    progress.making(&format!("{WHOLE}, {scene}"));
+    let world = World::new(&scale)?;
+    let flows = world.steered(FLOWS);
+    let mut ways = Vec::new();
+    for (subject, steering) in [
+        (OURS, whole::Steering::Ours),
+        (KERNEL, whole::Steering::Kernel),
+    ] {
+        let laid = whole::lay(steering, &world);
+        let laid = laid.with_context(|| format!("{scene}, {subject}"))?;
+        ways.push(Way::new(&scene, subject, laid, &world, &flows, core)?);
     }
     Ok(ways)
 }

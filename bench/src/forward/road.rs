@@ -8,7 +8,11 @@ use aya::{
 };
 use nix::net::if_::if_nametoindex;
 
-use super::{core::Core, host::Host};
+use super::{
+    core::Core,
+    host::Host,
+    laid::{CABLE, ENTRY},
+};
 use crate::{
     lab::{OBJECT, taken},
     world::{FRAME, Flow, Template},
@@ -20,8 +24,6 @@ const IN_ORDER: &str = "send_in_order";
 const BATCH: u32 = 64;
 /// How many that arrive first are kept.
 pub(super) const KEPT: u32 = 2000;
-/// The name of a cable's only end on a host.
-pub(super) const CABLE: &str = "eth0";
 
 /// A road.
 pub(super) struct Road {
@@ -50,13 +52,8 @@ pub(super) struct Run {
 }
 
 impl Road {
-    /// From `pod`'s cable, whose other end is `entry` on `node`, to the cable of `sink`.
-    pub(super) fn new(
-        pod: Host,
-        (node, entry): (&Host, &str),
-        sink: Host,
-        flows: &[Flow],
-    ) -> Result<Self> {
+    /// From the cable of `pod` over `node` to the cable of `sink`.
+    pub(super) fn new(pod: Host, node: &Host, sink: Host, flows: &[Flow]) -> Result<Self> {
         let count = u32::try_from(flows.len())?;
         ensure!(count > 0, "there are no flows to draw from");
         let pod_end = pod.enter(|| Ok(if_nametoindex(CABLE)?))?;
@@ -75,7 +72,7 @@ impl Road {
         }
         // Sending is possible to where there is a program.
         let come_in = load(&mut sender, "come_in")?;
-        node.enter(|| attach(come_in, entry))?;
+        node.enter(|| attach(come_in, ENTRY))?;
         let mut frame = flows[0].template().to_vec();
         frame.resize(FRAME, 0);
         Ok(Self {

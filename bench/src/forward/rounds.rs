@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{core::Core, line::Made, road::Road};
+use super::{core::Core, host::Host, laid::Laid, road::Road};
 use crate::{
     measured::{Measured, Unit},
     progress::Progress,
@@ -33,6 +33,7 @@ pub(super) struct Way {
     road: Road,
     frames: u32,
     samples: Vec<f64>,
+    _node: Host,
     _keeps: Vec<Box<dyn Any>>,
 }
 
@@ -41,20 +42,22 @@ impl Way {
     pub(super) fn new(
         scene: &str,
         subject: &'static str,
-        made: Made,
+        laid: Laid,
         world: &World,
         flows: &[Flow],
         core: &Core,
     ) -> Result<Self> {
-        let checked = made.right.check(world, flows, &made.road);
+        let road = Road::new(laid.pod, &laid.node, laid.sink, flows)?;
+        let checked = laid.right.check(world, flows, &road);
         checked.with_context(|| format!("{scene}, {subject}: it does not do what it should"))?;
         let mut way = Self {
             scene: scene.to_owned(),
             subject,
-            road: made.road,
+            road,
             frames: u32::try_from(WARM * flows.len())?,
             samples: Vec::new(),
-            _keeps: made.keeps,
+            _node: laid.node,
+            _keeps: laid.keeps,
         };
         let each = way.turn(core)?;
         way.frames = frames(each);

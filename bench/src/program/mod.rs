@@ -5,7 +5,7 @@ mod gates;
 mod steering;
 mod translating;
 
-pub(crate) use self::steering::OURS;
+pub(crate) use self::{steering::OURS, translating::egress4};
 
 use anyhow::{Context as _, Result};
 
