@@ -45,6 +45,11 @@ struct Arguments {
     /// Two minutes instead of ten: shorter rounds, and no scenes that no gate asks for
     #[arg(long)]
     quick: bool,
+    /// Measure a build as tests have it, not a release: it is there sooner, and what is measured is the kernel's all the
+    /// same
+    // Whoever builds this looks at it.
+    #[arg(long)]
+    dev: bool,
     /// Fail where a gate does not hold, and say by how much
     #[arg(long, value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "strict")]
     check: Option<Strictness>,

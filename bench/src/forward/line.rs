@@ -73,9 +73,10 @@ pub(super) fn lay(steering: Steering, world: &World) -> Result<Laid> {
             node.enter(|| references.attach(reference, ENTRY))?;
             laid.keeps.push(Box::new(references));
             Right {
-                next_hop: match reference {
-                    Reference::RedirectNeigh => NextHop::First,
-                    _ => NextHop::Untouched,
+                next_hop: if reference == Reference::RedirectNeigh {
+                    NextHop::First
+                } else {
+                    NextHop::Untouched
                 },
                 source: Source::Own,
                 lowered: 0,

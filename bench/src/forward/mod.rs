@@ -11,11 +11,13 @@ mod line;
 mod right;
 mod road;
 mod rounds;
+mod server;
+mod talk;
 mod whole;
 
 use anyhow::{Context as _, Result};
 
-use self::{core::Core, line::Steering, rounds::Way};
+use self::{core::Core, laid::Laid, line::Steering, rounds::Way, talk::Talk};
 use crate::{
     benchmark::{Benchmark, Effort, Group, Spans},
     lab::Reference,
@@ -37,6 +39,9 @@ pub(crate) const FORWARDING: &str = "forwarding";
 /// From pods over the overlay, translated on another node, to the outside.
 pub(crate) const WHOLE: &str = "the whole way";
 
+/// A pod and a server over the same ways.
+const TALKING: &str = "TCP and HTTP";
+
 const GROUPS: &[Group] = &[
     Group {
         name: FORWARDING,
@@ -48,12 +53,19 @@ const GROUPS: &[Group] = &[
         setup: Spans::seconds(4, 4),
         rounds: Spans::seconds(20, 4),
     },
+    Group {
+        name: TALKING,
+        setup: Spans::seconds(6, 6),
+        rounds: Spans::seconds(60, 6),
+    },
 ];
 
 /// Subjects' names, which gates and pictures look for.
 pub(crate) const OURS: &str = crate::program::OURS;
 pub(crate) const NEIGHBOUR: &str = "redirect_neigh alone";
 pub(crate) const RULES: &str = "ip rules";
+/// The scene of ways that end at a next hop.
+const NEXT_HOP: &str = "to a next hop";
 const REDIRECT: &str = "redirect alone";
 const ROUTE: &str = "kernel route";
 const KERNEL: &str = "kernel VXLAN, nftables SNAT";
@@ -69,6 +81,11 @@ const LARGE: usize = 1000;
 
 /// Measures a group.
 fn measure(group: &Group, effort: Effort, progress: &Progress) -> Result<Vec<Measured>> {
+    if group.name == TALKING {
+        let talks = talks(progress).context("cannot set it up")?;
+        progress.made(group.setup(effort));
+        return talk::measure(group.name, talks, group.time(effort), progress);
+    }
     let core = Core::take()?;
     let ways = match group.name {
         FORWARDING => forwarding(effort.quick, &core, progress),
@@ -126,4 +143,21 @@ fn the_whole_way(core: &Core, progress: &Progress) -> Result<Vec<Way>> {
         ways.push(Way::new(&scene, subject, laid, &world, &flows, core)?);
     }
     Ok(ways)
+}
+
+/// A pod of many, and a server.
+fn talks(progress: &Progress) -> Result<Vec<Talk>> {
+    progress.making(TALKING);
+    let world = World::new(&Scale::new(LARGE, PREFIXES))?;
+    let flows = world.steered(1);
+    let talk = |scene, subject, laid: Result<Laid>| {
+        laid.and_then(|laid| Talk::new(scene, subject, laid, &world, &flows[0]))
+            .with_context(|| format!("{scene}, {subject}"))
+    };
+    Ok(vec![
+        talk(NEXT_HOP, OURS, line::lay(Steering::Ours, &world))?,
+        talk(NEXT_HOP, ROUTE, line::lay(Steering::Route, &world))?,
+        talk(WHOLE, OURS, whole::lay(whole::Steering::Ours, &world))?,
+        talk(WHOLE, KERNEL, whole::lay(whole::Steering::Kernel, &world))?,
+    ])
 }
