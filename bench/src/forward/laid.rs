@@ -72,13 +72,13 @@ pub(super) fn translators() -> String {
     lines
 }
 
-/// What gives packets that leave a node another source.
-pub(super) fn translation() -> String {
+/// What gives packets that leave a node another source, which `statement` says.
+pub(super) fn translation(statement: &str) -> String {
     format!(
         "table ip bench {{
            chain out {{
              type nat hook postrouting priority srcnat; policy accept;
-             oifname \"{EXIT}\" snat to {TRANSLATED}
+             oifname \"{EXIT}\" {statement}
            }}
          }}"
     )

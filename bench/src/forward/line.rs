@@ -84,11 +84,13 @@ pub(super) fn lay(steering: Steering, world: &World) -> Result<Laid> {
         }
         Steering::Route => Right::forwarded(NextHop::First),
         Steering::Rules => {
-            node.ip(&rules(world)?)?;
+            node.ip(&rules(world, |gateway| {
+                format!("via {} dev {EXIT}", NextHop::address(gateway + 1))
+            })?)?;
             Right::forwarded(NextHop::OfGateway)
         }
         Steering::Translation => {
-            node.nft(&translation())?;
+            node.nft(&translation(&format!("snat to {TRANSLATED}")))?;
             node.settings(&[("netfilter/nf_conntrack_udp_timeout", A_DAY)])?;
             Right {
                 source: Source::One(TRANSLATED.into()),
@@ -99,8 +101,8 @@ pub(super) fn lay(steering: Steering, world: &World) -> Result<Laid> {
     Ok(laid)
 }
 
-/// A table for each policy, and a rule for each pod.
-fn rules(world: &World) -> Result<String> {
+/// A table for each policy, and a rule for each pod; `way` says how to a gateway.
+pub(super) fn rules(world: &World, way: impl Fn(u32) -> String) -> Result<String> {
     let mut lines = String::new();
     for (number, policy) in world.policies.iter().enumerate() {
         let table = TABLES + number;
@@ -108,8 +110,7 @@ fn rules(world: &World) -> Result<String> {
             match target {
                 Target::Local => writeln!(lines, "route add throw {net} table {table}")?,
                 Target::Gateway(gateway) => {
-                    let via = NextHop::address(gateway + 1);
-                    writeln!(lines, "route add {net} via {via} dev {EXIT} table {table}")?;
+                    writeln!(lines, "route add {net} {} table {table}", way(gateway))?;
                 }
             }
         }
@@ -134,7 +135,7 @@ mod tests {
     #[test]
     fn each_pod_has_a_rule_and_each_prefix_of_its_policy_a_route() -> Result<()> {
         let world = World::new(&Scale::new(3, 20))?;
-        let rules = rules(&world)?;
+        let rules = rules(&world, |gateway| format!("via 192.0.2.{gateway}"))?;
         let count = |begin: &str| rules.lines().filter(|line| line.starts_with(begin)).count();
         assert_eq!(count("rule add from "), 3);
         assert_eq!(count("route add "), 60);

@@ -21,7 +21,7 @@ use self::{core::Core, laid::Laid, line::Steering, rounds::Way, talk::Talk};
 use crate::{
     benchmark::{Benchmark, Effort, Group, Spans},
     lab::Reference,
-    measured::Measured,
+    measured::{Measured, Unit},
     progress::Progress,
     world::{Scale, World},
 };
@@ -69,6 +69,7 @@ const NEXT_HOP: &str = "to a next hop";
 const REDIRECT: &str = "redirect alone";
 const ROUTE: &str = "kernel route";
 const KERNEL: &str = "kernel VXLAN, nftables SNAT";
+const KERNEL_RULES: &str = "ip rules, kernel VXLAN, nftables SNAT";
 const TRANSLATION: &str = "kernel route, nftables SNAT";
 
 /// Flows that packets are drawn of.
@@ -93,7 +94,24 @@ fn measure(group: &Group, effort: Effort, progress: &Progress) -> Result<Vec<Mea
     };
     let mut ways = ways.context("cannot set it up")?;
     progress.made(group.setup(effort));
-    rounds::measure(group.name, &mut ways, &core, group.time(effort), progress)
+    let time = group.time(effort);
+    let mut figures = rounds::measure(group.name, &mut ways, &core, time, progress)?;
+    if group.name == WHOLE {
+        let rates: Vec<Measured> = figures.iter().map(a_second).collect();
+        figures.extend(rates);
+    }
+    Ok(figures)
+}
+
+/// Packets a second, of nanoseconds a packet.
+fn a_second(figure: &Measured) -> Measured {
+    Measured {
+        subject: format!("{}, packets a second", figure.subject),
+        unit: Unit::PacketsPerSecond,
+        min: 1e9 / figure.min,
+        median: 1e9 / figure.median,
+        ..figure.clone()
+    }
 }
 
 /// Pods with a policy each, of which every subject knows all.
@@ -137,6 +155,7 @@ fn the_whole_way(core: &Core, progress: &Progress) -> Result<Vec<Way>> {
     for (subject, steering) in [
         (OURS, whole::Steering::Ours),
         (KERNEL, whole::Steering::Kernel),
+        (KERNEL_RULES, whole::Steering::Rules),
     ] {
         let laid = whole::lay(steering, &world);
         let laid = laid.with_context(|| format!("{scene}, {subject}"))?;

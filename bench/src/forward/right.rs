@@ -1,6 +1,9 @@
 //! How a frame has to arrive: from where, to whom, by which next hop; what arrives otherwise is not measured.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::{
+    collections::{HashMap, VecDeque},
+    net::{IpAddr, Ipv4Addr},
+};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -67,10 +70,21 @@ impl Right {
     /// Sends the first flows' frames, and compares what arrives.
     pub(super) fn check(&self, world: &World, flows: &[Flow], road: &Road) -> Result<()> {
         let arrived = road.in_order(KEPT)?;
-        for (index, frame) in arrived.iter().enumerate() {
-            let flow = &flows[index % flows.len()];
-            self.compare(world, flow, frame)
-                .with_context(|| format!("packet {index}, {flow:?}"))?;
+        // Devices of their own may overtake each other.
+        let mut sent: HashMap<(IpAddr, u16), VecDeque<&Flow>> = HashMap::new();
+        for flow in flows.iter().cycle().take(KEPT as usize) {
+            let destination = (flow.destination, flow.destination_port);
+            sent.entry(destination).or_default().push_back(flow);
+        }
+        for frame in &arrived {
+            let seen = Flow::read(frame).context("something is no packet any more")?;
+            let destination = (seen.destination, seen.destination_port);
+            let flow = sent
+                .get_mut(&destination)
+                .and_then(VecDeque::pop_front)
+                .with_context(|| format!("nobody sent {seen:?}, or not that often"))?;
+            self.compare(world, flow, &seen, frame)
+                .with_context(|| format!("{flow:?}"))?;
         }
         ensure!(
             arrived.len() == KEPT as usize,
@@ -80,12 +94,11 @@ impl Right {
         Ok(())
     }
 
-    fn compare(&self, world: &World, flow: &Flow, frame: &Template) -> Result<()> {
+    fn compare(&self, world: &World, flow: &Flow, seen: &Flow, frame: &Template) -> Result<()> {
         let pod = world.pod(flow.source).context("it is no pod's")?;
         let Some((_, Target::Gateway(gateway))) = world.verdict(pod, flow.destination) else {
             anyhow::bail!("it is not to be steered");
         };
-        let seen = Flow::read(frame).context("it is no packet any more")?;
         let (source, source_port) = match self.source {
             Source::Own => (flow.source, flow.source_port),
             Source::One(address) => (address, seen.source_port),
@@ -96,7 +109,7 @@ impl Right {
             source_port,
             ..*flow
         };
-        ensure!(seen == wanted, "it arrived as {seen:?}, not as {wanted:?}");
+        ensure!(*seen == wanted, "it arrived as {seen:?}, not as {wanted:?}");
         let ttl = TTL - self.lowered;
         ensure!(
             Flow::ttl(frame) == Some(ttl),

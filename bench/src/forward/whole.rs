@@ -16,6 +16,7 @@ use egress_userspace::{
 use super::{
     host::Host,
     laid::{A_DAY, CABLE, ENTRY, EXIT, Laid, TRANSLATED, mac, neighbours, translation},
+    line::rules,
     right::{NextHop, Source},
 };
 use crate::{
@@ -29,6 +30,7 @@ const TUNNEL: &str = "overlay";
 const BETWEEN: &str = "between";
 const VNI: u32 = 4097;
 const PORT: u16 = 4790;
+const PODS: &str = "10.65.0.0/16";
 /// Largest IP packet in bytes that fits a frame between nodes.
 const MTU: u32 = 1450;
 
@@ -36,8 +38,6 @@ const MTU: u32 = 1450;
 struct End {
     name: &'static str,
     address: Ipv4Addr,
-    /// Where its end of the tunnel is, where the kernel routes.
-    inner: Ipv4Addr,
     mac: [u8; 6],
     /// The tag of frames to it.
     tag: Tag,
@@ -46,14 +46,12 @@ struct End {
 const WORKER: End = End {
     name: "worker",
     address: Ipv4Addr::new(172, 18, 0, 11),
-    inner: Ipv4Addr::new(10, 99, 0, 11),
     mac: [2, 0, 0, 0, 0xdd, 11],
     tag: Tag([0x52, 1, 2, 3, 4, 5]),
 };
 const GATEWAY: End = End {
     name: "gateway",
     address: Ipv4Addr::new(172, 18, 0, 2),
-    inner: Ipv4Addr::new(10, 99, 0, 2),
     mac: [2, 0, 0, 0, 0xdd, 2],
     tag: Tag([0x56, 6, 7, 8, 9, 10]),
 };
@@ -62,8 +60,10 @@ const GATEWAY: End = End {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Steering {
     Ours,
-    /// A default route through a VXLAN device, and nftables.
+    /// A default route through a VXLAN device, and one address by nftables.
     Kernel,
+    /// The same policies as ours: a rule for each pod, a VXLAN device for each gateway, and its address by nftables.
+    Rules,
 }
 
 /// Connects the hosts and sets the nodes up.
@@ -86,12 +86,31 @@ pub(super) fn lay(steering: Steering, world: &World) -> Result<Laid> {
             laid.right.source = Source::OfGateway(egress4);
         }
         Steering::Kernel => {
-            tunnel(&laid.node, &WORKER, &GATEWAY, "default")?;
-            tunnel(&gateway, &GATEWAY, &WORKER, "10.65.0.0/16")?;
-            gateway.nft(&translation())?;
-            gateway.settings(&[("netfilter/nf_conntrack_udp_timeout", A_DAY)])?;
+            let there = tunnel(&laid.node, &WORKER, &GATEWAY, 0)?;
+            laid.node.ip(&format!("route add default {there}"))?;
+            let back = tunnel(&gateway, &GATEWAY, &WORKER, 0)?;
+            gateway.ip(&format!("route add {PODS} {back}"))?;
+            gateway.nft(&translation(&format!("snat to {TRANSLATED}")))?;
             laid.right.source = Source::One(TRANSLATED.into());
         }
+        Steering::Rules => {
+            let mut map = Vec::new();
+            for number in 0..GATEWAYS {
+                tunnel(&laid.node, &WORKER, &GATEWAY, number)?;
+                let back = tunnel(&gateway, &GATEWAY, &WORKER, number)?;
+                if number == 0 {
+                    gateway.ip(&format!("route add {PODS} {back}"))?;
+                }
+                map.push(format!("\"{TUNNEL}{number}\" : {}", egress4(number)));
+            }
+            laid.node.ip(&rules(world, |number| GATEWAY.way(number))?)?;
+            let map = map.join(", ");
+            gateway.nft(&translation(&format!("snat to iifname map {{ {map} }}")))?;
+            laid.right.source = Source::OfGateway(egress4);
+        }
+    }
+    if steering != Steering::Ours {
+        gateway.settings(&[("netfilter/nf_conntrack_udp_timeout", A_DAY)])?;
     }
     laid.keeps.push(Box::new(gateway));
     Ok(laid)
@@ -103,7 +122,7 @@ fn connect(pod: &Host, worker: &Host, gateway: &Host, sink: &Host) -> Result<()>
          link add {BETWEEN} address {own} type veth peer name {BETWEEN} address {other} netns {gateway}
          link set {ENTRY} up
          link set {BETWEEN} up
-         route add 10.65.0.0/16 dev {ENTRY}
+         route add {PODS} dev {ENTRY}
          addr add {address}/24 dev {BETWEEN}
          neigh add {remote} lladdr {other} dev {BETWEEN} nud permanent",
         own = mac(WORKER.mac),
@@ -138,21 +157,36 @@ fn connect(pod: &Host, worker: &Host, gateway: &Host, sink: &Host) -> Result<()>
     Ok(())
 }
 
-/// Routes what is for `net` from one node to the other.
-fn tunnel(host: &Host, own: &End, other: &End, net: &str) -> Result<()> {
+impl End {
+    /// Its end of a tunnel, where the kernel routes.
+    fn inner(&self, tunnel: u32) -> Ipv4Addr {
+        let [.., last] = self.address.octets();
+        Ipv4Addr::from(0x0a63_0000 + (tunnel << 8) + u32::from(last))
+    }
+
+    /// How a route says that it leads there.
+    fn way(&self, tunnel: u32) -> String {
+        format!("via {} dev {TUNNEL}{tunnel}", self.inner(tunnel))
+    }
+}
+
+/// Makes one end of a tunnel, and says how a route leads to the other.
+fn tunnel(host: &Host, own: &End, other: &End, number: u32) -> Result<String> {
     host.ip(&format!(
-        "link add {TUNNEL} address {mac} type vxlan id {VNI} local {address} remote {remote} dstport {PORT} nolearning
-         link set {TUNNEL} mtu {MTU} up
-         addr add {inner}/24 dev {TUNNEL}
-         neigh add {via} lladdr {via_mac} dev {TUNNEL} nud permanent
-         route add {net} via {via}",
+        "link add {TUNNEL}{number} address {mac} type vxlan id {vni} local {address} remote {remote} \
+         dstport {PORT} nolearning
+         link set {TUNNEL}{number} mtu {MTU} up
+         addr add {inner}/24 dev {TUNNEL}{number}
+         neigh add {via} lladdr {via_mac} dev {TUNNEL}{number} nud permanent",
         mac = mac(own.mac),
+        vni = VNI + number,
         address = own.address,
         remote = other.address,
-        inner = own.inner,
-        via = other.inner,
+        inner = own.inner(number),
+        via = other.inner(number),
         via_mac = mac(other.mac),
-    ))
+    ))?;
+    Ok(other.way(number))
 }
 
 /// Our programs on the pods' node.
