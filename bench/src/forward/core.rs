@@ -1,8 +1,8 @@
 //! One core, and how much of it the packets take.
 
-use std::fs;
+use std::{fs, time::Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use nix::{
     sched::{CpuSet, sched_getaffinity, sched_setaffinity},
     unistd::Pid,
@@ -20,10 +20,19 @@ pub(super) struct Core {
 /// A moment on the core.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Moment {
-    /// Nanoseconds that the thread had the core, and what interrupted it there.
-    had: u64,
+    now: Instant,
+    own: Schedule,
     /// Nanoseconds that the helper had it.
     helped: u64,
+}
+
+/// What a thread had, in nanoseconds.
+#[derive(Clone, Copy, Debug)]
+struct Schedule {
+    /// A core, and what interrupted it there.
+    had: u64,
+    /// None, although there was something to do.
+    waited: u64,
 }
 
 impl Core {
@@ -48,11 +57,12 @@ impl Core {
 
     pub(super) fn moment(&self) -> Result<Moment> {
         let helped = match &self.helper {
-            Some(path) => had(path)?,
+            Some(path) => schedule(path)?.had,
             None => 0,
         };
         Ok(Moment {
-            had: had(OWN)?,
+            now: Instant::now(),
+            own: schedule(OWN)?,
             helped,
         })
     }
@@ -72,7 +82,17 @@ impl Moment {
         reason = "hours of nanoseconds are counted exactly"
     )]
     pub(super) const fn until(self, later: Self) -> f64 {
-        (later.had - self.had + (later.helped - self.helped)) as f64
+        (later.own.had - self.own.had + (later.helped - self.helped)) as f64
+    }
+
+    /// How much that is of the time that nobody else had the core.
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "hours of nanoseconds are counted exactly"
+    )]
+    pub(super) fn share(self, later: Self) -> f64 {
+        let all = later.now.duration_since(self.now).as_nanos() as f64;
+        self.until(later) / (all - (later.own.waited - self.own.waited) as f64)
     }
 }
 
@@ -88,12 +108,12 @@ fn helper(core: usize) -> Option<String> {
     Some(path.join("schedstat").to_string_lossy().into_owned())
 }
 
-/// Nanoseconds that a thread had a core.
-fn had(path: &str) -> Result<u64> {
+fn schedule(path: &str) -> Result<Schedule> {
     let text = fs::read_to_string(path)
         .with_context(|| format!("cannot read {path}: the kernel needs CONFIG_SCHED_INFO"))?;
-    let first = text.split_whitespace().next();
-    first
-        .and_then(|number| number.parse().ok())
-        .with_context(|| format!("{path} does not tell how long a thread ran: {text}"))
+    let mut numbers = text.split_whitespace().map(str::parse);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(had)), Some(Ok(waited))) => Ok(Schedule { had, waited }),
+        _ => bail!("{path} does not tell how long a thread ran and waited: {text}"),
+    }
 }

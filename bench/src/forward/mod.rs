@@ -93,6 +93,9 @@ fn measure(group: &Group, effort: Effort, progress: &Progress) -> Result<Vec<Mea
         _ => the_whole_way(&core, progress),
     };
     let mut ways = ways.context("cannot set it up")?;
+    if let Some(way) = ways.first() {
+        way.is_counted(&core)?;
+    }
     progress.made(group.setup(effort));
     let time = group.time(effort);
     let mut figures = rounds::measure(group.name, &mut ways, &core, time, progress)?;

@@ -22,6 +22,8 @@ const RANDOM: &str = "send";
 const IN_ORDER: &str = "send_in_order";
 /// Frames that are on their way at once: what a device hands over in one go.
 const BATCH: u32 = 64;
+/// How much of a busy core's time has to be counted as its thread's: sending alone is less than that.
+const COUNTED: f64 = 0.5;
 /// How many that arrive first are kept.
 pub(super) const KEPT: u32 = 2000;
 
@@ -110,6 +112,20 @@ impl Road {
             arrived,
             each: took / arrived as f64,
         })
+    }
+
+    /// Sees that what packets cost is counted as this core's time at all, over so many frames.
+    pub(super) fn is_counted(&self, core: &Core, frames: u32) -> Result<()> {
+        let start = core.moment()?;
+        self.send(RANDOM, frames)?;
+        let share = start.share(core.moment()?);
+        ensure!(
+            share >= COUNTED,
+            "only {:.0} % of a busy core's time are counted as a thread's: this kernel counts that of interrupts, \
+             which all packets are, elsewhere (CONFIG_IRQ_TIME_ACCOUNTING; `tsc=noirqtime` turns it off)",
+            share * 100.0
+        );
+        Ok(())
     }
 
     fn send(&self, name: &str, frames: u32) -> Result<()> {

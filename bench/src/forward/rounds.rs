@@ -16,6 +16,8 @@ use crate::{
 
 /// Nanoseconds that a way's turn takes, about: short enough to have the core alone now and then.
 const TURN: f64 = 2e7;
+/// Turns at once, to see that their time is counted.
+const TURNS: u32 = 10;
 /// Frames of a turn, at least and at most.
 const LEAST: u32 = 1024;
 const MOST: u32 = 65_536;
@@ -62,6 +64,11 @@ impl Way {
         let each = way.turn(core)?;
         way.frames = frames(each);
         Ok(way)
+    }
+
+    /// Sees that what packets cost can be told, over so many turns at once that what a turn begins with does not count.
+    pub(super) fn is_counted(&self, core: &Core) -> Result<()> {
+        self.road.is_counted(core, TURNS * self.frames)
     }
 
     /// One turn: nanoseconds of a packet.
