@@ -23,7 +23,8 @@ pub(crate) struct Group {
     pub(crate) name: &'static str,
     /// How long making it takes, about.
     pub(crate) setup: Spans,
-    /// How long its rounds go on, unless the user says otherwise.
+    /// How long its rounds go on, unless the user says otherwise; for no time where no gate looks at it, and then it is
+    /// left out when little is measured.
     pub(crate) rounds: Spans,
 }
 
@@ -62,6 +63,11 @@ impl Spans {
 }
 
 impl Group {
+    /// Whether it is measured by who does not name it.
+    pub(crate) const fn is_asked_for(&self, quick: bool) -> bool {
+        !quick || !self.rounds.quick.is_zero()
+    }
+
     /// How long its rounds go on.
     pub(crate) fn time(&self, effort: Effort) -> Duration {
         effort.time.unwrap_or_else(|| self.rounds.of(effort))

@@ -65,6 +65,13 @@ pub(crate) enum Outcome {
 }
 
 impl Gate {
+    /// Whether one of its figures is of this group.
+    #[cfg(test)]
+    pub(crate) fn looks_at(&self, group: &str) -> bool {
+        let (Value::Ratio(first, second) | Value::Difference(first, second)) = self.value;
+        first.group == group || second.group == group
+    }
+
     /// How it comes out.
     pub(crate) fn judge(&self, figures: &[Measured], strictness: Strictness) -> Outcome {
         let (Value::Ratio(first, second) | Value::Difference(first, second)) = self.value;

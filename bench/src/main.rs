@@ -29,7 +29,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 
 use crate::{
-    benchmark::{Benchmark, Effort},
+    benchmark::{Benchmark, Effort, Group},
     gates::{Gate, Outcome, Strictness},
     measured::Measured,
     progress::Progress,
@@ -111,8 +111,10 @@ fn run(arguments: &Arguments) -> Result<bool> {
 
 /// Every group that was asked for, one after the other.
 fn measure(only: &[String], effort: Effort) -> Result<Vec<Measured>> {
-    let asked =
-        |name: &str| only.is_empty() || only.iter().any(|text| name.contains(text.as_str()));
+    let asked = |group: &Group| {
+        let named = |text: &String| group.name.contains(text.as_str());
+        only.iter().any(named) || (only.is_empty() && group.is_asked_for(effort.quick))
+    };
     let all = || {
         let groups = |benchmark: &'static Benchmark| {
             let with = move |group| (benchmark, group);
@@ -120,7 +122,7 @@ fn measure(only: &[String], effort: Effort) -> Result<Vec<Measured>> {
         };
         BENCHMARKS.iter().flat_map(groups)
     };
-    let groups: Vec<_> = all().filter(|(_, group)| asked(group.name)).collect();
+    let groups: Vec<_> = all().filter(|(_, group)| asked(group)).collect();
     ensure!(
         !groups.is_empty(),
         "no group's name contains any of {only:?}: they are {}",
@@ -149,6 +151,17 @@ mod tests {
     #[test]
     fn the_arguments_are_consistent() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn what_gates_look_at_is_always_measured() {
+        for benchmark in BENCHMARKS {
+            for group in benchmark.groups {
+                let looked = benchmark.gates.iter().any(|gate| gate.looks_at(group.name));
+                assert_eq!(group.is_asked_for(true), looked, "{}", group.name);
+                assert!(group.is_asked_for(false), "{}", group.name);
+            }
+        }
     }
 
     #[test]
