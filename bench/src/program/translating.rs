@@ -49,7 +49,7 @@ const A_DAY: u32 = 86_400;
 const SEEN: usize = 2;
 
 /// The egress address of a gateway.
-pub(super) fn egress4(gateway: u32) -> IpAddr {
+pub(crate) fn egress4(gateway: u32) -> IpAddr {
     Ipv4Addr::from(0xc633_6464 + gateway).into()
 }
 

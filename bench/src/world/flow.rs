@@ -5,7 +5,7 @@ use std::net::IpAddr;
 /// The MAC of every interface of the benchmark.
 pub(crate) const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 0xbb, 1];
 /// That of who sends to them.
-const POD_MAC: [u8; 6] = [2, 0, 0, 0, 0xaa, 5];
+pub(crate) const POD_MAC: [u8; 6] = [2, 0, 0, 0, 0xaa, 5];
 /// Bytes of a frame.
 pub(crate) const FRAME: usize = 114;
 const ETHERNET: usize = 14;
