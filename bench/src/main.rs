@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod benchmark;
 mod gates;
 mod lab;
 mod measured;
@@ -27,15 +28,14 @@ use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 
 use crate::{
+    benchmark::{Benchmark, Effort},
     gates::{Gate, Outcome, Strictness},
     measured::Measured,
-    program::Effort,
     progress::Progress,
 };
 
-/// How long the rounds of a group go on.
-const THOROUGH: Duration = Duration::from_secs(60);
-const QUICK: Duration = Duration::from_secs(10);
+/// All that is measured, in this order.
+const BENCHMARKS: &[Benchmark] = &[program::BENCHMARK];
 
 /// Measures what packets cost in our programs, and in others beside them.
 #[derive(Parser)]
@@ -75,11 +75,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
     fs::create_dir_all(&arguments.output)
         .with_context(|| format!("cannot make {}", arguments.output.display()))?;
     let effort = Effort {
-        time: match arguments.time {
-            Some(seconds) => Duration::from_secs(seconds),
-            None if arguments.quick => QUICK,
-            None => THOROUGH,
-        },
+        time: arguments.time.map(Duration::from_secs),
         quick: arguments.quick,
     };
     let figures = measure(&arguments.only, effort)?;
@@ -87,8 +83,9 @@ fn run(arguments: &Arguments) -> Result<bool> {
     report::draw(&arguments.output, &figures)?;
 
     let strictness = arguments.check.unwrap_or(Strictness::Strict);
-    let judged: Vec<(&Gate, Outcome)> = gates::PROGRAM
+    let judged: Vec<(&Gate, Outcome)> = BENCHMARKS
         .iter()
+        .flat_map(|benchmark| benchmark.gates)
         .map(|gate| (gate, gate.judge(&figures, strictness)))
         .collect();
     let mut out = io::stdout().lock();
@@ -110,20 +107,28 @@ fn run(arguments: &Arguments) -> Result<bool> {
 fn measure(only: &[String], effort: Effort) -> Result<Vec<Measured>> {
     let asked =
         |name: &str| only.is_empty() || only.iter().any(|text| name.contains(text.as_str()));
-    let groups: Vec<_> = program::GROUPS
-        .into_iter()
-        .filter(|(name, _)| asked(name))
-        .collect();
+    let all = || {
+        let groups = |benchmark: &'static Benchmark| {
+            let with = move |group| (benchmark, group);
+            benchmark.groups.iter().map(with)
+        };
+        BENCHMARKS.iter().flat_map(groups)
+    };
+    let groups: Vec<_> = all().filter(|(_, group)| asked(group.name)).collect();
     ensure!(
         !groups.is_empty(),
         "no group's name contains any of {only:?}: they are {}",
-        program::GROUPS.map(|(name, _)| name).join(", ")
+        all()
+            .map(|(_, group)| group.name)
+            .collect::<Vec<_>>()
+            .join(", ")
     );
-    let expected = groups.iter().map(|(_, setup)| *setup + effort.time).sum();
-    let progress = Progress::new(expected);
+    let expected = groups.iter().map(|(_, group)| group.expected(effort));
+    let progress = Progress::new(expected.sum());
     let mut figures = Vec::new();
-    for (group, _) in groups {
-        figures.extend(program::measure(group, effort, &progress)?);
+    for (benchmark, group) in groups {
+        let measured = (benchmark.measure)(group, effort, &progress);
+        figures.extend(measured.with_context(|| format!("cannot measure {}", group.name))?);
     }
     progress.finish();
     Ok(figures)
@@ -138,6 +143,13 @@ mod tests {
     #[test]
     fn the_arguments_are_consistent() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn names_of_groups_tell_them_apart() {
+        let groups = || BENCHMARKS.iter().flat_map(|benchmark| benchmark.groups);
+        let names: std::collections::BTreeSet<&str> = groups().map(|group| group.name).collect();
+        assert_eq!(names.len(), groups().count());
     }
 
     #[test]
