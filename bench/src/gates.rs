@@ -33,6 +33,8 @@ pub(crate) enum Value {
     Ratio(Figure, Figure),
     /// How much more the first is.
     Difference(Figure, Figure),
+    /// A figure by itself, in units of so much.
+    Alone(Figure, f64),
 }
 
 /// What it must be.
@@ -67,9 +69,14 @@ pub(crate) enum Outcome {
 impl Gate {
     /// How it comes out.
     pub(crate) fn judge(&self, figures: &[Measured], strictness: Strictness) -> Outcome {
-        let (Value::Ratio(first, second) | Value::Difference(first, second)) = self.value;
         let asked = |figure: &Figure| figures.iter().any(|known| known.group == figure.group);
-        if !asked(&first) || !asked(&second) {
+        let all_asked = match &self.value {
+            Value::Ratio(first, second) | Value::Difference(first, second) => {
+                asked(first) && asked(second)
+            }
+            Value::Alone(figure, _) => asked(figure),
+        };
+        if !all_asked {
             return Outcome::NotAsked;
         }
         let Some(value) = self.value(figures) else {
@@ -91,6 +98,7 @@ impl Gate {
                 (a > 0.0 && b > 0.0).then_some(a / b)
             }
             Value::Difference(a, b) => Some(a.min(figures)? - b.min(figures)?),
+            Value::Alone(figure, unit) => Some(figure.min(figures)? / unit),
         }
     }
 }
@@ -207,8 +215,9 @@ pub(crate) mod tests {
     }
 
     fn first(gate: &Gate) -> Figure {
-        let (Value::Ratio(first, _) | Value::Difference(first, _)) = gate.value;
-        first
+        match gate.value {
+            Value::Ratio(first, _) | Value::Difference(first, _) | Value::Alone(first, _) => first,
+        }
     }
 
     const OURS: Figure = Figure {

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod benchmark;
+mod control;
 mod gates;
 mod lab;
 mod measured;
@@ -35,7 +36,7 @@ use crate::{
 };
 
 /// All that is measured, in this order.
-const BENCHMARKS: &[Benchmark] = &[program::BENCHMARK];
+const BENCHMARKS: &[Benchmark] = &[program::BENCHMARK, control::BENCHMARK];
 
 /// Measures what packets cost in our programs, and in others beside them.
 #[derive(Parser)]

@@ -13,6 +13,8 @@ use crate::{
 pub(crate) fn run(workspace: &Workspace, dev: bool, arguments: &[OsString]) -> Result<()> {
     setup::everything(workspace)?;
     let profile = if dev { Profile::Dev } else { Profile::Release };
+    // The benchmark of the control plane starts the agent that it finds beside it.
+    build::egress(workspace, profile)?;
     let bench = build::bench(workspace, profile)?;
     command::become_program(
         command::elevated(bench, &[])?
