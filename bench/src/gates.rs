@@ -33,6 +33,8 @@ pub(crate) enum Value {
     Ratio(Figure, Figure),
     /// How much more the first is.
     Difference(Figure, Figure),
+    /// A figure by itself, in units of so much.
+    Alone(Figure, f64),
 }
 
 /// What it must be.
@@ -68,15 +70,24 @@ impl Gate {
     /// Whether one of its figures is of this group.
     #[cfg(test)]
     pub(crate) fn looks_at(&self, group: &str) -> bool {
-        let (Value::Ratio(first, second) | Value::Difference(first, second)) = self.value;
-        first.group == group || second.group == group
+        match self.value {
+            Value::Ratio(first, second) | Value::Difference(first, second) => {
+                first.group == group || second.group == group
+            }
+            Value::Alone(figure, _) => figure.group == group,
+        }
     }
 
     /// How it comes out.
     pub(crate) fn judge(&self, figures: &[Measured], strictness: Strictness) -> Outcome {
-        let (Value::Ratio(first, second) | Value::Difference(first, second)) = self.value;
         let asked = |figure: &Figure| figures.iter().any(|known| known.group == figure.group);
-        if !asked(&first) || !asked(&second) {
+        let all_asked = match &self.value {
+            Value::Ratio(first, second) | Value::Difference(first, second) => {
+                asked(first) && asked(second)
+            }
+            Value::Alone(figure, _) => asked(figure),
+        };
+        if !all_asked {
             return Outcome::NotAsked;
         }
         let Some(value) = self.value(figures) else {
@@ -98,6 +109,7 @@ impl Gate {
                 (a > 0.0 && b > 0.0).then_some(a / b)
             }
             Value::Difference(a, b) => Some(a.min(figures)? - b.min(figures)?),
+            Value::Alone(figure, unit) => Some(figure.min(figures)? / unit),
         }
     }
 }
@@ -214,8 +226,9 @@ pub(crate) mod tests {
     }
 
     fn first(gate: &Gate) -> Figure {
-        let (Value::Ratio(first, _) | Value::Difference(first, _)) = gate.value;
-        first
+        match gate.value {
+            Value::Ratio(first, _) | Value::Difference(first, _) | Value::Alone(first, _) => first,
+        }
     }
 
     const OURS: Figure = Figure {

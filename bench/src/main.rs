@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod benchmark;
+mod control;
 mod forward;
 mod gates;
 mod lab;
@@ -36,7 +37,7 @@ use crate::{
 };
 
 /// All that is measured, in this order.
-const BENCHMARKS: &[Benchmark] = &[program::BENCHMARK, forward::BENCHMARK];
+const BENCHMARKS: &[Benchmark] = &[program::BENCHMARK, forward::BENCHMARK, control::BENCHMARK];
 
 /// Measures what packets cost in our programs, and in others beside them.
 #[derive(Parser)]

@@ -17,7 +17,10 @@ const NO_RELEASE: [&str; 3] = ["--dev", "--help", "-h"];
 pub(crate) fn run(workspace: &Workspace, arguments: &[OsString]) -> Result<()> {
     setup::everything(workspace)?;
     setup::bench_tools()?;
-    let bench = build::bench(workspace, profile(arguments))?;
+    let profile = profile(arguments);
+    // The benchmark of the control plane starts the agent that it finds beside it.
+    build::egress(workspace, profile)?;
+    let bench = build::bench(workspace, profile)?;
     command::become_program(
         command::elevated(bench, &[])?
             .current_dir(workspace.root())

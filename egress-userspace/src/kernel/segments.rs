@@ -1,6 +1,9 @@
 //! The line store: an array of maps whose inner maps are made as they are needed.
 
-use std::{collections::BTreeMap, os::fd::AsFd};
+use std::{
+    collections::BTreeMap,
+    os::fd::{AsFd, OwnedFd},
+};
 
 use anyhow::{Context, ensure};
 use aya::maps::{Array, ArrayOfMaps, Map, MapData};
@@ -11,11 +14,29 @@ use egress_common::{
 
 use super::{fault, paths::Paths, syscall};
 
+/// Lines that are written by one call at most.
+const MOST_AT_ONCE: usize = 4096;
+
 /// The open segments.
 pub(super) struct Segments {
     outer: ArrayOfMaps<MapData, Array<MapData, Line>>,
-    open: BTreeMap<u32, Array<MapData, Line>>,
+    open: BTreeMap<u32, Segment>,
     paths: Paths,
+}
+
+/// A segment.
+struct Segment {
+    map: Array<MapData, Line>,
+    /// The same, for what aya does not do.
+    fd: OwnedFd,
+}
+
+impl Segment {
+    fn of(data: MapData) -> anyhow::Result<Self> {
+        let fd = data.fd().as_fd().try_clone_to_owned()?;
+        let map = Array::try_from(Map::from_map_data(data)?)?;
+        Ok(Self { map, fd })
+    }
 }
 
 impl Segments {
@@ -31,8 +52,7 @@ impl Segments {
             }
             let data = MapData::from_pin(&path)
                 .with_context(|| format!("cannot open the segment {}", path.display()))?;
-            let map = Map::from_map_data(data)?;
-            open.insert(index, Array::try_from(map)?);
+            open.insert(index, Segment::of(data)?);
         }
         Ok(Self {
             outer,
@@ -65,7 +85,7 @@ impl Segments {
             .map(|line| {
                 let (segment, index) = place(line);
                 match self.open.get(&segment) {
-                    Some(map) => Ok(map.get(&index, 0)?),
+                    Some(segment) => Ok(segment.map.get(&index, 0)?),
                     None => Ok(Line::ZERO),
                 }
             })
@@ -73,25 +93,29 @@ impl Segments {
     }
 
     pub(super) fn write(&mut self, first: u32, lines: &[Line]) -> anyhow::Result<()> {
-        for (line, value) in (first..).zip(lines) {
+        let (mut line, mut rest) = (first, lines);
+        while !rest.is_empty() {
             let (segment, index) = place(line);
-            self.segment(segment)?
-                .set(index, value, 0)
-                .with_context(|| format!("cannot write line {line} of {LINES}"))?;
+            let room = usize::try_from(SEGMENT_LINES - index)?.min(MOST_AT_ONCE);
+            let (now, later) = rest.split_at(room.min(rest.len()));
+            let fd = self.segment(segment)?.fd.as_fd();
+            syscall::update_range(fd, index, now).with_context(|| {
+                format!("cannot write {} lines from {line} of {LINES}", now.len())
+            })?;
+            line += u32::try_from(now.len())?;
+            rest = later;
         }
         Ok(())
     }
 
-    fn segment(&mut self, index: u32) -> anyhow::Result<&mut Array<MapData, Line>> {
+    fn segment(&mut self, index: u32) -> anyhow::Result<&mut Segment> {
         ensure!(
             index < MAX_SEGMENTS,
             "{LINES} cannot have more than {MAX_SEGMENTS} segments: lower --matrix-memory"
         );
         // Segments are found again at the next start by counting up, so there must be no gap.
-        for missing in 0..=index {
-            if !self.open.contains_key(&missing) {
-                self.add(missing)?;
-            }
+        for missing in self.count()..=index {
+            self.add(missing)?;
         }
         self.open
             .get_mut(&index)
@@ -99,12 +123,12 @@ impl Segments {
     }
 
     fn add(&mut self, index: u32) -> anyhow::Result<()> {
-        let map = Array::try_from(Map::from_map_data(pinned(&self.paths, index)?)?)?;
+        let segment = Segment::of(pinned(&self.paths, index)?)?;
         fault::step("publish a segment")?;
         self.outer
-            .set(index, &map, 0)
+            .set(index, &segment.map, 0)
             .with_context(|| format!("cannot add segment {index} to {LINES}"))?;
-        self.open.insert(index, map);
+        self.open.insert(index, segment);
         Ok(())
     }
 
@@ -115,12 +139,12 @@ impl Segments {
     }
 
     fn publish(&mut self, index: u32) -> anyhow::Result<()> {
-        let map = self
+        let segment = self
             .open
             .get(&index)
             .context("the segment to publish is not open")?;
         self.outer
-            .set(index, map, 0)
+            .set(index, &segment.map, 0)
             .with_context(|| format!("cannot add segment {index} to {LINES}"))
     }
 }
