@@ -2,10 +2,7 @@
 
 use std::fmt;
 
-use crate::{
-    measured::{Measured, Unit},
-    program::{PREFIXES, STEERING, TRANSLATING},
-};
+use crate::measured::{Measured, Unit};
 
 /// How much wider loose gates are: for machines that do other things meanwhile, and short runs.
 const SLACK: f64 = 1.5;
@@ -36,6 +33,8 @@ pub(crate) enum Value {
     Ratio(Figure, Figure),
     /// How much more the first is.
     Difference(Figure, Figure),
+    /// A figure by itself, in units of so much.
+    Alone(Figure, f64),
 }
 
 /// What it must be.
@@ -67,104 +66,28 @@ pub(crate) enum Outcome {
     NotAsked,
 }
 
-const fn net(group: &'static str, scene: &'static str, subject: &'static str) -> Figure {
-    Figure {
-        group,
-        scene,
-        subject,
-        gross: false,
-    }
-}
-
-const fn steering(scene: &'static str, subject: &'static str) -> Figure {
-    net(STEERING, scene, subject)
-}
-
-const LARGE: &str = "1000 × 100";
-const DISTINCT: &str = "1000 × 100 distinct";
-const OURS: &str = "ours";
-const BY_SOURCE: &str = "LPM {source, destination}";
-
-/// The gates of the program alone.
-pub(crate) const PROGRAM: &[Gate] = &[
-    Gate {
-        what: "1000 pods with a policy each over 100 common prefixes, beside the floor",
-        value: Value::Ratio(steering(LARGE, OURS), steering(LARGE, "floor")),
-        bound: Bound::AtMost(2.5),
-    },
-    Gate {
-        what: "the same, LPM {source, destination} beside it",
-        value: Value::Ratio(steering(LARGE, BY_SOURCE), steering(LARGE, OURS)),
-        bound: Bound::AtLeast(8.0),
-    },
-    Gate {
-        what: "100 prefixes of its own for each policy, LPM {source, destination} beside it",
-        value: Value::Ratio(steering(DISTINCT, BY_SOURCE), steering(DISTINCT, OURS)),
-        bound: Bound::AtLeast(3.0),
-    },
-    Gate {
-        what: "recorded replies with 10k flows, beside the run without",
-        value: Value::Ratio(
-            steering(LARGE, "ours, replies recorded"),
-            steering(LARGE, OURS),
-        ),
-        bound: Bound::AtMost(1.6),
-    },
-    Gate {
-        what: "1000 × 100 beside 1 × 100, gross",
-        value: Value::Ratio(
-            Figure {
-                gross: true,
-                ..steering(LARGE, OURS)
-            },
-            Figure {
-                gross: true,
-                ..steering("1 × 100", OURS)
-            },
-        ),
-        bound: Bound::AtMost(1.4),
-    },
-    Gate {
-        what: "1 policy of 1M prefixes, LPM {policy, destination} beside it",
-        value: Value::Ratio(
-            net(PREFIXES, "1 × 1M", "LPM {policy, destination}"),
-            net(PREFIXES, "1 × 1M", OURS),
-        ),
-        bound: Bound::AtLeast(3.0),
-    },
-    Gate {
-        what: "IPv6 beside IPv4",
-        value: Value::Ratio(steering("1000 × 100, IPv6", OURS), steering(LARGE, OURS)),
-        bound: Bound::AtMost(1.5),
-    },
-    Gate {
-        what: "a gateway node's NAT of 50k flows, beside one look-up and rewrite",
-        value: Value::Ratio(
-            net(
-                TRANSLATING,
-                "50k flows, from the overlay",
-                "ours, from the overlay",
-            ),
-            net(TRANSLATING, "50k flows", "one look-up and rewrite"),
-        ),
-        bound: Bound::AtMost(2.0),
-    },
-    Gate {
-        what: "a counter of a packet's own, in nanoseconds",
-        value: Value::Difference(
-            steering(LARGE, "floor"),
-            steering(LARGE, "floor, not counted"),
-        ),
-        bound: Bound::AtMost(5.0),
-    },
-];
-
 impl Gate {
+    /// Whether one of its figures is of this group.
+    #[cfg(test)]
+    pub(crate) fn looks_at(&self, group: &str) -> bool {
+        match self.value {
+            Value::Ratio(first, second) | Value::Difference(first, second) => {
+                first.group == group || second.group == group
+            }
+            Value::Alone(figure, _) => figure.group == group,
+        }
+    }
+
     /// How it comes out.
     pub(crate) fn judge(&self, figures: &[Measured], strictness: Strictness) -> Outcome {
-        let (Value::Ratio(first, second) | Value::Difference(first, second)) = self.value;
         let asked = |figure: &Figure| figures.iter().any(|known| known.group == figure.group);
-        if !asked(&first) || !asked(&second) {
+        let all_asked = match &self.value {
+            Value::Ratio(first, second) | Value::Difference(first, second) => {
+                asked(first) && asked(second)
+            }
+            Value::Alone(figure, _) => asked(figure),
+        };
+        if !all_asked {
             return Outcome::NotAsked;
         }
         let Some(value) = self.value(figures) else {
@@ -186,6 +109,7 @@ impl Gate {
                 (a > 0.0 && b > 0.0).then_some(a / b)
             }
             Value::Difference(a, b) => Some(a.min(figures)? - b.min(figures)?),
+            Value::Alone(figure, unit) => Some(figure.min(figures)? / unit),
         }
     }
 }
@@ -252,105 +176,95 @@ pub(crate) fn line(gate: &Gate, outcome: Outcome, strictness: Strictness) -> [St
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    /// Every figure that the gates look at, with values at which all hold.
-    fn passing() -> Vec<Measured> {
-        let figure = |group: &str, scene: &str, subject: &str, unit, min| {
-            Measured::of_samples(group, scene, subject, unit, &[min])
-        };
-        let ns = Unit::Nanoseconds;
-        let gross = Unit::GrossNanoseconds;
-        vec![
-            figure(STEERING, LARGE, "empty", gross, 100.0),
-            figure(STEERING, LARGE, "floor", ns, 23.0),
-            figure(STEERING, LARGE, "floor, not counted", ns, 20.0),
-            figure(STEERING, LARGE, BY_SOURCE, ns, 570.0),
-            figure(STEERING, LARGE, OURS, ns, 50.0),
-            figure(STEERING, LARGE, "ours, replies recorded", ns, 70.0),
-            figure(STEERING, "1 × 100", "empty", gross, 90.0),
-            figure(STEERING, "1 × 100", OURS, ns, 40.0),
-            figure(STEERING, DISTINCT, BY_SOURCE, ns, 1100.0),
-            figure(STEERING, DISTINCT, OURS, ns, 200.0),
-            figure(STEERING, "1000 × 100, IPv6", OURS, ns, 60.0),
-            figure(PREFIXES, "1 × 1M", "LPM {policy, destination}", ns, 1400.0),
-            figure(PREFIXES, "1 × 1M", OURS, ns, 300.0),
-            figure(
-                TRANSLATING,
-                "50k flows, from the overlay",
-                "ours, from the overlay",
-                ns,
-                300.0,
-            ),
-            figure(
-                TRANSLATING,
-                "50k flows",
-                "one look-up and rewrite",
-                ns,
-                160.0,
-            ),
-        ]
-    }
-
-    fn first(gate: &Gate) -> Figure {
-        let (Value::Ratio(first, _) | Value::Difference(first, _)) = gate.value;
-        first
-    }
-
-    #[test]
-    fn each_gate_can_hold_and_fail() {
-        for gate in PROGRAM {
-            let mut figures = passing();
-            let outcome = gate.judge(&figures, Strictness::Strict);
+    /// Each gate holds with `passing` figures, fails where its first figure is far worse, and does not hold where that
+    /// was not measured.
+    pub(crate) fn can_hold_and_fail(gates: &[Gate], passing: &[Measured]) {
+        for gate in gates {
+            let outcome = gate.judge(passing, Strictness::Strict);
             assert!(
                 matches!(outcome, Outcome::Holds(_)),
                 "{}: {outcome:?}",
                 gate.what
             );
-            let worse = match gate.bound {
-                Bound::AtMost(_) => 20.0,
-                Bound::AtLeast(_) => 1.0 / 20.0,
-            };
-            for figure in &mut figures {
-                let looked = first(gate);
-                if figure.is(looked.group, looked.scene, looked.subject) {
-                    figure.min *= worse;
-                }
+            fails_where_it_is_worse(gate, passing);
+            let first = first(gate);
+            let mut figures = passing.to_vec();
+            figures.retain(|figure| !figure.is(first.group, first.scene, first.subject));
+            let outcome = gate.judge(&figures, Strictness::Strict);
+            let is_alone = figures.iter().all(|figure| figure.group != first.group);
+            if !is_alone {
+                assert_eq!(outcome, Outcome::Missing, "{}", gate.what);
             }
-            for strictness in [Strictness::Strict, Strictness::Loose] {
-                let outcome = gate.judge(&figures, strictness);
-                assert!(
-                    matches!(outcome, Outcome::Fails(_)),
-                    "{}: {outcome:?}",
-                    gate.what
-                );
-                let said = line(gate, outcome, strictness).join(" ");
-                assert!(said.contains("FAILS") && said.contains("too"), "{said}");
-            }
+            figures.retain(|figure| figure.group != first.group);
+            let outcome = gate.judge(&figures, Strictness::Strict);
+            assert_eq!(outcome, Outcome::NotAsked, "{}", gate.what);
         }
     }
 
-    #[test]
-    fn what_was_not_measured_does_not_hold() {
-        for gate in PROGRAM {
-            let looked = first(gate);
-            let mut figures = passing();
-            figures.retain(|figure| !figure.is(looked.group, looked.scene, looked.subject));
-            assert_eq!(
-                gate.judge(&figures, Strictness::Strict),
-                Outcome::Missing,
-                "{}",
-                gate.what
-            );
-            figures.retain(|figure| figure.group != looked.group);
-            assert_eq!(
-                gate.judge(&figures, Strictness::Strict),
-                Outcome::NotAsked,
-                "{}",
-                gate.what
-            );
+    fn fails_where_it_is_worse(gate: &Gate, passing: &[Measured]) {
+        let worse = match gate.bound {
+            Bound::AtMost(_) => 20.0,
+            Bound::AtLeast(_) => 1.0 / 20.0,
+        };
+        let first = first(gate);
+        let mut figures = passing.to_vec();
+        for figure in &mut figures {
+            if figure.is(first.group, first.scene, first.subject) {
+                figure.min *= worse;
+            }
         }
+        for strictness in [Strictness::Strict, Strictness::Loose] {
+            let outcome = gate.judge(&figures, strictness);
+            assert!(
+                matches!(outcome, Outcome::Fails(_)),
+                "{}: {outcome:?}",
+                gate.what
+            );
+            let said = line(gate, outcome, strictness).join(" ");
+            assert!(said.contains("FAILS") && said.contains("too"), "{said}");
+        }
+    }
+
+    fn first(gate: &Gate) -> Figure {
+        match gate.value {
+            Value::Ratio(first, _) | Value::Difference(first, _) | Value::Alone(first, _) => first,
+        }
+    }
+
+    const OURS: Figure = Figure {
+        group: "a group",
+        scene: "a scene",
+        subject: "ours",
+        gross: false,
+    };
+    const FLOOR: Figure = Figure {
+        subject: "floor",
+        ..OURS
+    };
+    const GATE: Gate = Gate {
+        what: "ours beside the floor",
+        value: Value::Ratio(OURS, FLOOR),
+        bound: Bound::AtMost(2.5),
+    };
+
+    fn measured(ours: f64, floor: f64) -> [Measured; 2] {
+        [(OURS, ours), (FLOOR, floor)].map(|(figure, min)| {
+            Measured::of_samples(
+                figure.group,
+                figure.scene,
+                figure.subject,
+                Unit::Nanoseconds,
+                &[min],
+            )
+        })
+    }
+
+    #[test]
+    fn a_gate_can_hold_and_fail() {
+        can_hold_and_fail(&[GATE], &measured(50.0, 23.0));
     }
 
     #[test]
@@ -358,25 +272,22 @@ mod tests {
         for bound in [Bound::AtMost(1.0), Bound::AtLeast(1.0)] {
             assert!(!bound.admits(f64::NAN), "{bound}");
         }
-        let mut figures = passing();
-        figures[4].min = 0.0;
-        assert_eq!(
-            PROGRAM[0].judge(&figures, Strictness::Strict),
-            Outcome::Missing
-        );
+        for figures in [measured(0.0, 23.0), measured(50.0, 0.0)] {
+            let outcome = GATE.judge(&figures, Strictness::Strict);
+            assert_eq!(outcome, Outcome::Missing, "{figures:?}");
+        }
     }
 
     #[test]
     fn loose_gates_are_wider() {
-        let mut figures = passing();
         // 2.5 × 23 is 57.5.
-        figures[4].min = 70.0;
+        let figures = measured(70.0, 23.0);
         assert!(matches!(
-            PROGRAM[0].judge(&figures, Strictness::Strict),
+            GATE.judge(&figures, Strictness::Strict),
             Outcome::Fails(_)
         ));
         assert!(matches!(
-            PROGRAM[0].judge(&figures, Strictness::Loose),
+            GATE.judge(&figures, Strictness::Loose),
             Outcome::Holds(_)
         ));
     }

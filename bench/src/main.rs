@@ -5,6 +5,9 @@
 
 #![forbid(unsafe_code)]
 
+mod benchmark;
+mod control;
+mod forward;
 mod gates;
 mod lab;
 mod measured;
@@ -27,15 +30,14 @@ use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 
 use crate::{
+    benchmark::{Benchmark, Effort, Group},
     gates::{Gate, Outcome, Strictness},
     measured::Measured,
-    program::Effort,
     progress::Progress,
 };
 
-/// How long the rounds of a group go on.
-const THOROUGH: Duration = Duration::from_secs(60);
-const QUICK: Duration = Duration::from_secs(10);
+/// All that is measured, in this order.
+const BENCHMARKS: &[Benchmark] = &[program::BENCHMARK, forward::BENCHMARK, control::BENCHMARK];
 
 /// Measures what packets cost in our programs, and in others beside them.
 #[derive(Parser)]
@@ -44,6 +46,11 @@ struct Arguments {
     /// Two minutes instead of ten: shorter rounds, and no scenes that no gate asks for
     #[arg(long)]
     quick: bool,
+    /// Measure a build as tests have it, not a release: it is there sooner, and what is measured is the kernel's all the
+    /// same
+    // Whoever builds this looks at it.
+    #[arg(long)]
+    dev: bool,
     /// Fail where a gate does not hold, and say by how much
     #[arg(long, value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "strict")]
     check: Option<Strictness>,
@@ -75,11 +82,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
     fs::create_dir_all(&arguments.output)
         .with_context(|| format!("cannot make {}", arguments.output.display()))?;
     let effort = Effort {
-        time: match arguments.time {
-            Some(seconds) => Duration::from_secs(seconds),
-            None if arguments.quick => QUICK,
-            None => THOROUGH,
-        },
+        time: arguments.time.map(Duration::from_secs),
         quick: arguments.quick,
     };
     let figures = measure(&arguments.only, effort)?;
@@ -87,8 +90,9 @@ fn run(arguments: &Arguments) -> Result<bool> {
     report::draw(&arguments.output, &figures)?;
 
     let strictness = arguments.check.unwrap_or(Strictness::Strict);
-    let judged: Vec<(&Gate, Outcome)> = gates::PROGRAM
+    let judged: Vec<(&Gate, Outcome)> = BENCHMARKS
         .iter()
+        .flat_map(|benchmark| benchmark.gates)
         .map(|gate| (gate, gate.judge(&figures, strictness)))
         .collect();
     let mut out = io::stdout().lock();
@@ -108,22 +112,32 @@ fn run(arguments: &Arguments) -> Result<bool> {
 
 /// Every group that was asked for, one after the other.
 fn measure(only: &[String], effort: Effort) -> Result<Vec<Measured>> {
-    let asked =
-        |name: &str| only.is_empty() || only.iter().any(|text| name.contains(text.as_str()));
-    let groups: Vec<_> = program::GROUPS
-        .into_iter()
-        .filter(|(name, _)| asked(name))
-        .collect();
+    let asked = |group: &Group| {
+        let named = |text: &String| group.name.contains(text.as_str());
+        only.iter().any(named) || (only.is_empty() && group.is_asked_for(effort.quick))
+    };
+    let all = || {
+        let groups = |benchmark: &'static Benchmark| {
+            let with = move |group| (benchmark, group);
+            benchmark.groups.iter().map(with)
+        };
+        BENCHMARKS.iter().flat_map(groups)
+    };
+    let groups: Vec<_> = all().filter(|(_, group)| asked(group)).collect();
     ensure!(
         !groups.is_empty(),
         "no group's name contains any of {only:?}: they are {}",
-        program::GROUPS.map(|(name, _)| name).join(", ")
+        all()
+            .map(|(_, group)| group.name)
+            .collect::<Vec<_>>()
+            .join(", ")
     );
-    let expected = groups.iter().map(|(_, setup)| *setup + effort.time).sum();
-    let progress = Progress::new(expected);
+    let expected = groups.iter().map(|(_, group)| group.expected(effort));
+    let progress = Progress::new(expected.sum());
     let mut figures = Vec::new();
-    for (group, _) in groups {
-        figures.extend(program::measure(group, effort, &progress)?);
+    for (benchmark, group) in groups {
+        let measured = (benchmark.measure)(group, effort, &progress);
+        figures.extend(measured.with_context(|| format!("cannot measure {}", group.name))?);
     }
     progress.finish();
     Ok(figures)
@@ -138,6 +152,24 @@ mod tests {
     #[test]
     fn the_arguments_are_consistent() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn what_gates_look_at_is_always_measured() {
+        for benchmark in BENCHMARKS {
+            for group in benchmark.groups {
+                let looked = benchmark.gates.iter().any(|gate| gate.looks_at(group.name));
+                assert_eq!(group.is_asked_for(true), looked, "{}", group.name);
+                assert!(group.is_asked_for(false), "{}", group.name);
+            }
+        }
+    }
+
+    #[test]
+    fn names_of_groups_tell_them_apart() {
+        let groups = || BENCHMARKS.iter().flat_map(|benchmark| benchmark.groups);
+        let names: std::collections::BTreeSet<&str> = groups().map(|group| group.name).collect();
+        assert_eq!(names.len(), groups().count());
     }
 
     #[test]

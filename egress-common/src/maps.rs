@@ -17,15 +17,17 @@ names! {
     POD_INDEX,
     /// Array, written through `mmap`: slot → the pod's row and rule base.
     POD_STATE,
-    /// Array, written through `mmap`: the first 16 bits of an address → an entry of the prefix trie.
+    /// Array, written through `mmap`: the first 12 bits of an address → an entry of the prefix trie.
     ROOTS,
     /// Array of maps, written through `mmap`: the segments of the prefix trie.
     TRIE,
     /// Array of maps: the segments of the line store.
     LINES,
-    /// Array: number + rule base → verdict, and its member if there is one.
+    /// Array, written through `mmap`: number + rule base → verdict.
     VERDICTS,
-    /// Array: member → its way out.
+    /// Array, written through `mmap`: half of number + rule base → what most packets need of that verdict and the next.
+    SHORTCUTS,
+    /// Array: member → its way out; behind the members, ways that shortcuts name.
     MEMBERS,
     /// Array: buckets of recorded connections → where their replies go.
     REPLIES,
@@ -102,6 +104,7 @@ pub const FILLED: &[&str] = &[
     TRIE,
     LINES,
     VERDICTS,
+    SHORTCUTS,
     MEMBERS,
     POD_PLACES,
     POD_NOTES,
@@ -185,10 +188,12 @@ pub mod capacity {
     pub const POD_INDEX: u32 = 8192;
     /// Distinct prefixes of one family.
     pub const PREFIXES: u32 = 1_048_576;
-    /// Verdicts of all policies: 16 MiB, for a thousand policies of a hundred rules twice over.
+    /// Verdicts of all policies: 5 MiB, for a thousand policies of a hundred rules twice over.
     pub const VERDICTS: u32 = 262_144;
     /// Members of all groups: 8 MiB, and 2 MiB of counters for each CPU that there can be.
     pub const MEMBERS: u32 = 131_072;
+    /// Ways that members share: as many gateways, about. No flag changes it; what finds no place is told by its member.
+    pub const WAYS: u32 = crate::verdict::Shortcut::WAYS;
     /// Policies that are counted.
     pub const POLICIES: u32 = 2048;
     /// Recorded connections: 10 MiB.

@@ -83,12 +83,18 @@ pub const fn addr_to_words(addr: &Addr) -> [u64; 2] {
 }
 
 /// The line of `POD_INDEX` in which a pod stands, if it does.
+///
+/// Neighbouring addresses share lines and pages, since those of a node's pods are neighbours.
 #[inline(always)]
-pub const fn pod_line(ifindex: u32, addr: [u64; 2]) -> u32 {
+pub const fn pod_line(addr: [u64; 2]) -> u32 {
     // The upper bits of a product are those that all bits of its factors have a part in.
     const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
-    let mixed = (addr[0] ^ ifindex as u64).wrapping_mul(ODD).rotate_left(32) ^ addr[1];
-    (mixed.wrapping_mul(ODD) >> 32) as u32 % capacity::POD_INDEX
+    let [_, _, _, _, a, b, c, d] = addr[1].to_ne_bytes();
+    let last = u32::from_be_bytes([a, b, c, d]);
+    let [a, b, c, d, ..] = addr[1].to_ne_bytes();
+    let before = addr[0] ^ u32::from_ne_bytes([a, b, c, d]) as u64;
+    let network = (before.wrapping_mul(ODD) >> 32) as u32;
+    (last / PodLine::ENTRIES as u32).wrapping_add(network) % capacity::POD_INDEX
 }
 const _: () = assert!(capacity::POD_INDEX.is_power_of_two());
 

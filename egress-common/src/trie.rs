@@ -1,6 +1,6 @@
 //! The prefix trie: address → class of the longest prefix that contains it, for both families.
 //!
-//! The first 16 bits of an address choose an *entry* of a table. An entry names the class of the longest prefix that
+//! The first 12 bits of an address choose an *entry* of a table. An entry names the class of the longest prefix that
 //! ends there, if any does, and what is below: a *node* of 16 entries that the next four bits choose from, or a
 //! *record*, which stands for bits that leave no choice. A look-up goes down, and remembers the last class it met.
 //!
@@ -12,8 +12,9 @@ use crate::{
     map_type,
 };
 
-/// Bits of an address that choose an entry of the table of roots.
-pub const ROOT_BITS: u32 = 16;
+/// Bits of an address that choose an entry of the table of roots: as few as leave each family's part on eight pages. A
+/// page that the processor has to look for costs more than a step further down.
+pub const ROOT_BITS: u32 = 12;
 /// Entries of the table of roots: those of IPv4, and then those of IPv6.
 pub const ROOTS: u32 = 2 << ROOT_BITS;
 /// Bits that choose an entry of a node.
@@ -22,8 +23,9 @@ pub const STRIDE: u32 = 4;
 pub const NODE_ENTRIES: u32 = 1 << STRIDE;
 /// Units of a node: 128 bytes, which it is aligned to, so that an entry is never in two cache lines.
 pub const NODE_UNITS: u32 = NODE_ENTRIES / 2;
-/// Bits that a record stands for at most.
-pub const RECORD_BITS: u32 = 56;
+/// Bits that a record stands for at most: two of them reach from the table of roots to an address's end.
+pub const RECORD_BITS: u32 = 58;
+const _: () = assert!(2 * RECORD_BITS >= 128 - ROOT_BITS && RECORD_BITS <= 64 - 6);
 /// Units in a segment, as a power of two: a segment holds 1 MiB.
 pub const SEGMENT_SHIFT: u32 = 16;
 /// Units in a segment.
@@ -31,7 +33,7 @@ pub const SEGMENT_UNITS: u32 = 1 << SEGMENT_SHIFT;
 /// Segments there can be: 8 GiB, more than as many prefixes can need as a map may be told to have room for.
 pub const MAX_SEGMENTS: u32 = 8192;
 
-/// Nodes and records that a look-up can pass: each takes four bits at least of the 112 below the table of roots.
+/// Nodes and records that a look-up can pass: each takes four bits at least of those below the table of roots.
 const MOST_STEPS: u32 = (128 - ROOT_BITS) / STRIDE;
 /// In a child, which otherwise is the number of a node's first unit: the unit is a record.
 const RECORD: u32 = 1 << 31;
@@ -163,9 +165,9 @@ impl Path {
 pub struct Key {
     /// The number of its entry among the roots.
     pub root: u32,
-    /// The bits from the seventeenth on.
+    /// The bits from the thirteenth on.
     pub high: u64,
-    /// The bits from the 81st on, and zeroes.
+    /// The bits from the 77th on, and zeroes.
     pub low: u64,
 }
 
@@ -179,8 +181,8 @@ impl Key {
             Family::V4 => {
                 let bits = u32::from_be(d);
                 Self {
-                    root: bits >> ROOT_BITS,
-                    high: (bits as u64) << 48,
+                    root: bits >> (32 - ROOT_BITS),
+                    high: (bits as u64) << (32 + ROOT_BITS),
                     low: 0,
                 }
             }
@@ -188,9 +190,9 @@ impl Key {
                 let first = (u32::from_be(a) as u64) << 32 | u32::from_be(b) as u64;
                 let second = (u32::from_be(c) as u64) << 32 | u32::from_be(d) as u64;
                 Self {
-                    root: 1 << ROOT_BITS | (first >> 48) as u32,
-                    high: first << 16 | second >> 48,
-                    low: second << 16,
+                    root: 1 << ROOT_BITS | (first >> (64 - ROOT_BITS)) as u32,
+                    high: first << ROOT_BITS | second >> (64 - ROOT_BITS),
+                    low: second << ROOT_BITS,
                 }
             }
         }
@@ -284,8 +286,8 @@ mod tests {
             (4, 0xcfff_0000_0000_0000, true),
             (24, 0xc000_02ff_ffff_ffff, true),
             (25, 0xc000_027f_ffff_ffff, false),
-            (56, bits | 0xff, true),
-            (56, bits | 0x100, false),
+            (58, bits | 0x3f, true),
+            (58, bits | 0x40, false),
         ] {
             let path = Path::new(bits, length);
             assert_eq!(path.length(), length);
@@ -298,8 +300,8 @@ mod tests {
         assert_eq!(
             Key::new(Family::V4, &Addr::v4([192, 0, 2, 80])),
             Key {
-                root: 0xc000,
-                high: 0x0250 << 48,
+                root: 0xc00,
+                high: 0x0_0250 << 44,
                 low: 0
             }
         );
@@ -307,9 +309,9 @@ mod tests {
         assert_eq!(
             Key::new(Family::V6, &Addr::v6(bytes)),
             Key {
-                root: 0x1_0102,
-                high: 0x0304_0506_0708_090a,
-                low: 0x0b0c_0d0e_0f10_0000
+                root: 0x1010,
+                high: 0x2030_4050_6070_8090,
+                low: 0xa0b0_c0d0_e0f1_0000
             }
         );
     }

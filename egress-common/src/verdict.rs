@@ -1,4 +1,4 @@
-//! What a pod's packet is told: a number in its row, a verdict behind the number, a member behind that.
+//! What a pod's packet is told: a number in its row, a verdict behind the number, a member behind that; and in short.
 
 use crate::{addr::Addr, drop::DropReason, gateway::GatewayId, map_type, overlay::Tag};
 
@@ -107,6 +107,34 @@ impl Verdict {
         }
     }
 
+    /// As two words, in the order of memory.
+    #[must_use]
+    pub const fn to_words(&self) -> [u64; 2] {
+        let [a, b] = self.members.to_ne_bytes();
+        let [c, d, e, f] = self.policy.to_ne_bytes();
+        let [g, h, i, j] = self.lines.to_ne_bytes();
+        let [k, l, m, n] = self.member.to_ne_bytes();
+        [
+            u64::from_ne_bytes([self.kind, self.reason, a, b, c, d, e, f]),
+            u64::from_ne_bytes([g, h, i, j, k, l, m, n]),
+        ]
+    }
+
+    /// From two words.
+    #[must_use]
+    pub const fn from_words([first, second]: [u64; 2]) -> Self {
+        let [kind, reason, a, b, c, d, e, f] = first.to_ne_bytes();
+        let [g, h, i, j, k, l, m, n] = second.to_ne_bytes();
+        Self {
+            kind,
+            reason,
+            members: u16::from_ne_bytes([a, b]),
+            policy: u32::from_ne_bytes([c, d, e, f]),
+            lines: u32::from_ne_bytes([g, h, i, j]),
+            member: u32::from_ne_bytes([k, l, m, n]),
+        }
+    }
+
     /// Whether the decision is `Local`.
     #[inline(always)]
     pub const fn is_local(&self) -> bool {
@@ -134,31 +162,52 @@ impl Verdict {
     }
 }
 
-/// An element of `VERDICTS`, one cache line: a verdict, and beside it the member that it names, if it names just one.
+/// What most packets need of a verdict, in half a word: the way of its one member, and where that is counted.
 ///
-/// So one place tells all that most packets need. The member stands in `MEMBERS` too, the same: neither is ever
-/// written while a pod reaches it.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct VerdictLine {
-    /// The verdict.
-    pub verdict: Verdict,
-    /// Its one member; all zero if there is none, or are several.
-    pub member: Member,
-    /// Always zero.
-    pub pad: [u32; (64 - size_of::<Verdict>() - size_of::<Member>()) / 4],
-}
-map_type!(VerdictLine, size = 64, align = 4);
+/// Zero where there is no member, or several, or what there is has too high a number: the verdict tells.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Shortcut(pub u32);
+const _: () = assert!(size_of::<Shortcut>() == 4);
 
-impl VerdictLine {
-    /// The line of a verdict and of its one member.
+/// A map value: two neighbours, since an array's elements take eight bytes at least (`array_map_alloc`).
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shortcuts(pub [Shortcut; 2]);
+map_type!(Shortcuts, size = 8, align = 4);
+
+/// Bits of a shortcut that name what counts.
+const COUNTER_BITS: u32 = 20;
+const COUNTER: u32 = (1 << COUNTER_BITS) - 1;
+
+impl Shortcut {
+    /// None: the verdict tells.
+    pub const NONE: Self = Self(0);
+    /// Ways that can be named.
+    pub const WAYS: u32 = u32::MAX >> COUNTER_BITS;
+
+    /// To a way, by its number, counted by `counter`; none if one of the numbers is too high.
     #[must_use]
-    pub fn new(verdict: Verdict, member: Option<Member>) -> Self {
-        Self {
-            verdict,
-            member: member.unwrap_or_default(),
-            ..Self::default()
+    pub const fn new(way: u32, counter: u32) -> Self {
+        if way < Self::WAYS && counter <= COUNTER {
+            Self((way + 1) << COUNTER_BITS | counter)
+        } else {
+            Self::NONE
         }
+    }
+
+    /// The number of the way, if it names one.
+    #[inline(always)]
+    #[must_use]
+    pub const fn way(self) -> Option<u32> {
+        (self.0 >> COUNTER_BITS).checked_sub(1)
+    }
+
+    /// Index into `MEMBER_COUNTS`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn counter(self) -> u32 {
+        self.0 & COUNTER
     }
 }
 
@@ -292,6 +341,12 @@ impl Member {
             HERE => Some(Way::Here),
             _ => None,
         }
+    }
+
+    /// The way alone, as it is the same for all members that lead there.
+    #[must_use]
+    pub const fn uncounted(self) -> Self {
+        Self { counter: 0, ..self }
     }
 
     /// Whether anything was ever written here.

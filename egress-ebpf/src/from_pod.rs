@@ -85,23 +85,30 @@ fn handle_ip(packet: &Packet<'_>, ip: &Ip) -> Departure {
     let Some(number) = verdicts::number(pod, class) else {
         return nobody(DropReason::StateMissing);
     };
-    let Some(line) = verdicts::verdict(pod, number) else {
-        return nobody(DropReason::StateMissing);
-    };
-    let verdict = &line.verdict;
-    let policy = verdict.policy;
-    if number == NUMBER_CLUSTER {
-        let marking = locals::marking();
-        if marking.bit != 0 && verdict.is_local() {
-            return to_cluster(packet, ip, slot, policy, &marking, shape);
+    let index = verdicts::index(pod, number);
+    let (decision, counter) = match verdicts::shortcut(index) {
+        Some((way, counter)) => (Decision::Member(way), Some(counter)),
+        None => {
+            let Some(verdict) = verdicts::verdict(index) else {
+                return nobody(DropReason::StateMissing);
+            };
+            if number == NUMBER_CLUSTER {
+                let marking = locals::marking();
+                if marking.bit != 0 && verdict.is_local() {
+                    return to_cluster(packet, ip, slot, verdict.policy, &marking, shape);
+                }
+            }
+            let Some(decision) = verdict.decode() else {
+                return nobody(DropReason::StateMissing);
+            };
+            (decision, None)
         }
-    }
-    let Some(decision) = verdict.decode() else {
-        return nobody(DropReason::StateMissing);
     };
+    // Who was told in short is counted for the policy only if it does not leave.
+    let policy = || verdicts::verdict(index).map_or(NO_POLICY, |verdict| verdict.policy);
     if may_be_reply(decision) && inbound::is_reply(packet, ip, slot) {
         return Departure::Passed {
-            policy,
+            policy: policy(),
             kind: PassKind::Inbound,
             shape,
         };
@@ -109,28 +116,26 @@ fn handle_ip(packet: &Packet<'_>, ip: &Ip) -> Departure {
     let member = match decision {
         Decision::Unmatched => {
             return Departure::Passed {
-                policy,
+                policy: policy(),
                 kind: PassKind::Unmatched,
                 shape,
             };
         }
         Decision::Local => {
             return Departure::Passed {
-                policy,
+                policy: policy(),
                 kind: PassKind::Local,
                 shape,
             };
         }
         Decision::Drop(reason) => {
             return Departure::Dropped {
-                policy,
+                policy: policy(),
                 reason,
                 shape,
             };
         }
-        Decision::Member(_) => Some(&line.member)
-            .filter(|member| member.is_set())
-            .ok_or(DropReason::StateMissing),
+        Decision::Member(member) => Ok(member),
         Decision::Group {
             lines,
             first_member,
@@ -142,16 +147,19 @@ fn handle_ip(packet: &Packet<'_>, ip: &Ip) -> Departure {
                 first_member,
                 members: members.into(),
             },
-        )
-        .and_then(|member| verdicts::member(member).ok_or(DropReason::StateMissing)),
+        ),
     };
     // Sent from one place, since the verifier follows each call of what translates by itself.
     let sent = member
+        .and_then(|member| verdicts::member(member).ok_or(DropReason::StateMissing))
         .map_err(Refusal::from)
         .and_then(|member| send(packet, ip, member, slot, shape));
     match sent {
-        Ok(counter) => Departure::Redirected { counter, shape },
-        Err(refusal) => refused(packet, ip, policy, refusal, shape),
+        Ok(of_member) => Departure::Redirected {
+            counter: counter.unwrap_or(of_member),
+            shape,
+        },
+        Err(refusal) => refused(packet, ip, policy(), refusal, shape),
     }
 }
 

@@ -78,7 +78,7 @@ pub(crate) fn identify(packet: &Packet<'_>, ip: &Ip) -> Source {
 #[inline(always)]
 fn indexed(ifindex: u32, addr: &Addr) -> Option<(PodState, u32)> {
     let addr = addr_to_words(addr);
-    let line = POD_INDEX.get(pod_line(ifindex, addr))?;
+    let line = POD_INDEX.get(pod_line(addr))?;
     for entry in &line.0 {
         // SAFETY: aligned words that userspace writes with one store each: that of the pod after what it stands for. An
         // entry that is cleared is written again only after a grace period.

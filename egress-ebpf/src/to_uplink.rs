@@ -142,10 +142,9 @@ fn refused(packet: &Packet<'_>, family: Family, source: &Addr, destination: &Add
         return (!locals::is_cluster(destination)).then_some(NO_POLICY);
     };
     let class = classify::class(family, destination);
-    let Some(line) = verdicts::number(state, class).and_then(|n| verdicts::verdict(state, n))
-    else {
+    let number = verdicts::number(state, class);
+    let Some(verdict) = number.and_then(|n| verdicts::verdict(verdicts::index(state, n))) else {
         return Some(NO_POLICY);
     };
-    let verdict = &line.verdict;
     (!verdict.is_local()).then_some(verdict.policy)
 }

@@ -4,19 +4,28 @@ use aya_ebpf::{btf_maps::Array, macros::btf_map};
 use egress_common::{
     gateway::GatewayId,
     maps::capacity,
-    verdict::{Member, NUMBER_CLUSTER, NUMBER_UNMATCHED, PodState, VerdictLine},
+    verdict::{Member, NUMBER_CLUSTER, NUMBER_UNMATCHED, PodState, Shortcuts, Verdict},
 };
 
 use crate::lines;
 
-/// `BPF_F_MMAPABLE`: the elements start where a page does, so that each is one cache line.
+/// `BPF_F_MMAPABLE`: userspace writes them without a call for each.
 const MMAPABLE: usize = 1 << 10;
 
 #[btf_map]
-static VERDICTS: Array<VerdictLine, { capacity::VERDICTS as usize }, MMAPABLE> = Array::new();
+static VERDICTS: Array<Verdict, { capacity::VERDICTS as usize }, MMAPABLE> = Array::new();
+
+/// Four bytes a verdict: where many policies have many rules, a packet's is in no cache, and on a page that the processor has
+/// to find first.
+#[btf_map]
+static SHORTCUTS: Array<Shortcuts, { capacity::VERDICTS as usize / 2 }, MMAPABLE> = Array::new();
 
 #[btf_map]
-static MEMBERS: Array<Member, { capacity::MEMBERS as usize }> = Array::new();
+static MEMBERS: Array<Member, { (capacity::MEMBERS + capacity::WAYS) as usize }> = Array::new();
+
+/// Where ways begin among the members, told by the loader.
+#[unsafe(no_mangle)]
+static WAYS_FROM: u32 = capacity::MEMBERS;
 
 /// The number of a class in a pod's row; nothing where the maps contradict each other.
 #[inline(always)]
@@ -27,10 +36,30 @@ pub(crate) fn number(pod: PodState, class: Option<u32>) -> Option<u16> {
     }
 }
 
-/// The verdict for a number of a pod's row; nothing where the maps contradict each other.
+/// Where the verdict for a number of a pod's row is.
 #[inline(always)]
-pub(crate) fn verdict(pod: PodState, number: u16) -> Option<&'static VerdictLine> {
-    VERDICTS.get(pod.rule_base().wrapping_add(u32::from(number)))
+pub(crate) fn index(pod: PodState, number: u16) -> u32 {
+    pod.rule_base().wrapping_add(u32::from(number))
+}
+
+/// A verdict; nothing where the maps contradict each other.
+#[inline(always)]
+pub(crate) fn verdict(index: u32) -> Option<&'static Verdict> {
+    VERDICTS.get(index)
+}
+
+/// The member that stands for the way of a verdict's shortcut, and what counts it; nothing where the verdict has to tell.
+#[inline(always)]
+pub(crate) fn shortcut(index: u32) -> Option<(u32, u32)> {
+    // SAFETY: an aligned word that userspace writes with one store; it must be read with one load.
+    let shortcut = unsafe {
+        let Shortcuts(both) = SHORTCUTS.get(index / 2)?;
+        core::ptr::read_volatile(&raw const both[(index % 2) as usize])
+    };
+    // SAFETY: a static of the read-only section, read as the loader left it.
+    let from = unsafe { core::ptr::read_volatile(&raw const WAYS_FROM) };
+    let way = shortcut.way()?;
+    Some((from.wrapping_add(way), shortcut.counter()))
 }
 
 /// Whether a class is the cluster's own for a pod, and no rule's.

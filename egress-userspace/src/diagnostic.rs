@@ -77,13 +77,17 @@ impl Source {
     pub fn place(&self, span: Range<usize>) -> Place {
         let span = self.within(span);
         let line = self.line_index(span.start);
+        let begins = self.line_starts[line];
+        let before = if span.start - begins < BLOCK {
+            count_characters(&self.text.as_bytes()[begins..span.start])
+        } else {
+            self.characters_before(span.start) - self.characters_before(begins)
+        };
         Place {
             file: Arc::clone(&self.file),
             position: Position {
                 line: line + 1,
-                column: self.characters_before(span.start)
-                    - self.characters_before(self.line_starts[line])
-                    + 1,
+                column: before + 1,
                 span,
             },
         }

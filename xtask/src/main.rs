@@ -65,7 +65,7 @@ fn perform(task: Task) -> Result<()> {
             },
         ),
         Task::Test { soak, filters, .. } => test::run(&workspace, soak, &filters),
-        Task::Bench { dev, arguments } => bench::run(&workspace, dev, &arguments),
+        Task::Bench { arguments } => bench::run(&workspace, &arguments),
         Task::Lint => lint::run(&workspace),
     }
 }
@@ -129,10 +129,7 @@ enum Task {
     /// Measure what packets cost in our programs and in others beside them, elevated
     #[command(disable_help_flag = true)]
     Bench {
-        /// Not in a release build: set-up takes longer, and what is measured is the kernel's all the same
-        #[arg(long)]
-        dev: bool,
-        /// Such as `--quick` and `--check`; `--help` tells all
+        /// Such as `--quick`, `--check` and `--dev`; `--help` tells all
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
@@ -200,14 +197,15 @@ mod tests {
 
     #[test]
     fn what_benchmarks_are_told_is_theirs() {
-        for (words, expected) in [
-            (&["--check=loose", "--help"][..], (false, 2)),
-            (&["--dev", "--quick"], (true, 1)),
-            (&[], (false, 0)),
+        for words in [
+            &["--check=loose", "--help"][..],
+            &["--dev", "--quick"],
+            &["--quick", "--dev"],
+            &[],
         ] {
             let all = [&["cargo xtask", "bench"], words].concat();
             let found = match Arguments::try_parse_from(all).map(|arguments| arguments.task) {
-                Ok(Task::Bench { dev, arguments }) => Some((dev, arguments.len())),
+                Ok(Task::Bench { arguments }) => Some(arguments),
                 Ok(
                     Task::Setup
                     | Task::Build { .. }
@@ -218,6 +216,7 @@ mod tests {
                 )
                 | Err(_) => None,
             };
+            let expected = words.iter().map(OsString::from).collect();
             assert_eq!(found, Some(expected), "{words:?}");
         }
     }

@@ -66,7 +66,7 @@ impl Workspace {
 }
 
 /// How the userspace binaries are built.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Profile {
     Dev,
     Release,

@@ -3,6 +3,7 @@
 //! They know IPv4 without options alone. `shim` is what runs before each of them, and before ours.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 #![expect(
     missing_docs,
     unreachable_pub,
@@ -11,12 +12,13 @@
 
 mod packet;
 mod references;
+mod road;
 mod shim;
 
 use aya_ebpf::{
-    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
-    macros::classifier,
-    programs::TcContext,
+    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
+    macros::{classifier, xdp},
+    programs::{TcContext, XdpContext},
 };
 
 /// Nothing: what the test-run and the shim cost.
@@ -101,6 +103,30 @@ pub fn shim(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn shim_in_order(ctx: TcContext) -> i32 {
     shim::in_order(&ctx)
+}
+
+/// A frame of any flow, out of a pod.
+#[xdp]
+pub fn send(ctx: XdpContext) -> u32 {
+    road::send(&ctx)
+}
+
+/// The flows one after the other.
+#[xdp]
+pub fn send_in_order(ctx: XdpContext) -> u32 {
+    road::send_in_order(&ctx)
+}
+
+/// Where pods' frames come in: that there is a program lets them be sent there.
+#[xdp]
+pub fn come_in(_ctx: XdpContext) -> u32 {
+    xdp_action::XDP_PASS
+}
+
+/// Where they arrive.
+#[xdp]
+pub fn arrive(ctx: XdpContext) -> u32 {
+    road::arrive(&ctx)
 }
 
 /// The GPL side is what lets the programs call GPL-only helpers.

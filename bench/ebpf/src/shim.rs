@@ -1,12 +1,16 @@
 //! Makes the packet one of some flow, as cold as a flow's packet is in life, and hands over to the program under test.
 //!
+//! Of a flow no more is kept than what tells it from others: tables of whole headers would push out of the caches what
+//! the programs look up. It is written word by word, as programs read it: a processor hands on what was just stored
+//! only to loads of no more than one store wrote, and packets in life were stored long ago.
+//!
 //! All of what a program may have changed is written again: the test-run goes on with what the run before left.
 
-use core::ptr;
+use core::{arch::asm, ptr};
 
 use aya_ebpf::{
     bindings::bpf_tunnel_key,
-    helpers::generated::{bpf_get_prandom_u32, bpf_skb_set_tunnel_key, bpf_skb_store_bytes},
+    helpers::generated::{bpf_get_prandom_u32, bpf_skb_set_tunnel_key},
     macros::map,
     maps::{Array, ProgramArray},
     programs::TcContext,
@@ -14,13 +18,18 @@ use aya_ebpf::{
 
 /// What no program under test returns.
 const FAILED: i32 = 98;
-/// A frame's headers: Ethernet, IPv4 or IPv6, ports.
-type Template = [u64; 8];
+/// Sixteen bytes of a frame.
+type Piece = [u32; 4];
+/// How many of them a flow has at most.
+const MOST: usize = 4;
+/// Bytes of a frame's two MACs.
+const MACS: usize = 12;
 const TUNNEL_KEY_LEN: u32 = 44;
 const _: () = assert!(size_of::<bpf_tunnel_key>() == 44);
 
+/// [`FLOW_PIECES`] for each flow.
 #[map]
-static TEMPLATES: Array<Template> = Array::with_max_entries(1, 0);
+static PIECES: Array<Piece> = Array::with_max_entries(1, 0);
 
 /// Which flow is next, of those that come one after the other.
 #[map]
@@ -30,12 +39,18 @@ static CURSOR: Array<u32> = Array::with_max_entries(1, 0);
 #[map]
 static TARGET: ProgramArray = ProgramArray::with_max_entries(1, 0);
 
-/// How many templates there are.
+/// How many flows there are.
 #[unsafe(no_mangle)]
 static FLOWS: u32 = 0;
-/// How many bytes of each are written.
+/// How many pieces each has.
 #[unsafe(no_mangle)]
-static LENGTH: u32 = 0;
+static FLOW_PIECES: u32 = 0;
+/// Where in a frame they begin.
+#[unsafe(no_mangle)]
+static FROM: u32 = 0;
+/// The MACs of all frames, whatever pieces say of them.
+#[unsafe(no_mangle)]
+static FRAME_MACS: [u32; 3] = [0; 3];
 /// The network identifier of the tunnel that packets seem to come from; zero is none.
 #[unsafe(no_mangle)]
 static TUNNEL: u32 = 0;
@@ -76,16 +91,7 @@ pub(crate) fn in_order(ctx: &TcContext) -> i32 {
 
 #[inline(always)]
 fn run(ctx: &TcContext, index: u32) -> i32 {
-    let Some(template) = TEMPLATES.get(index) else {
-        return FAILED;
-    };
-    let length = read(&raw const LENGTH);
-    if length == 0 || length as usize > size_of::<Template>() {
-        return FAILED;
-    }
-    let from = ptr::from_ref(template).cast();
-    // SAFETY: the template is at least as long as is said.
-    if unsafe { bpf_skb_store_bytes(ctx.skb.skb, 0, from, length, 0) } != 0 {
+    if write(ctx, index).is_none() {
         return FAILED;
     }
     if read(&raw const TUNNEL) != 0 && !set_tunnel(ctx) {
@@ -94,6 +100,51 @@ fn run(ctx: &TcContext, index: u32) -> i32 {
     // SAFETY: nothing here has to be dropped.
     unsafe { TARGET.tail_call(ctx, 0) };
     FAILED
+}
+
+/// Writes a flow's headers.
+#[inline(always)]
+fn write(ctx: &TcContext, index: u32) -> Option<()> {
+    let from = read(&raw const FROM) as usize;
+    let pieces = read(&raw const FLOW_PIECES);
+    let frame = ctx.data();
+    if from > size_of::<Piece>() * 2 || frame + from + MOST * size_of::<Piece>() > ctx.data_end() {
+        return None;
+    }
+    for number in 0..MACS / 4 {
+        let word = read(&raw const FRAME_MACS[number]);
+        // SAFETY: the frame is that long.
+        unsafe { set_word(frame + number * 4, word) };
+    }
+    for number in 0..MOST {
+        if number as u32 >= pieces {
+            break;
+        }
+        let piece = PIECES.get(index * pieces + number as u32)?;
+        for (place, word) in piece.iter().enumerate() {
+            let at = frame + from + number * size_of::<Piece>() + place * 4;
+            // SAFETY: likewise.
+            unsafe { set_word(at, *word) };
+        }
+    }
+    Some(())
+}
+
+/// Stores a word with one instruction, whatever the address: the compiler would store its bytes.
+///
+/// # Safety
+/// The packet must have four bytes there.
+#[inline(always)]
+unsafe fn set_word(at: usize, word: u32) {
+    // SAFETY: the caller says so, and the verifier checks it again.
+    unsafe {
+        asm!(
+            "*(u32 *)({at} + 0) = {word}",
+            at = in(reg) at,
+            word = in(reg) u64::from(word),
+            options(nostack),
+        );
+    }
 }
 
 /// Gives the packet what tells where it came from: a tunnel's own device leaves the same.

@@ -6,7 +6,11 @@ mod references;
 mod shim;
 
 use anyhow::{Context as _, Result};
-use aya::{Ebpf, maps::Map, programs::SchedClassifier};
+use aya::{
+    Ebpf,
+    maps::Map,
+    programs::{SchedClassifier, TcAttachType},
+};
 
 pub(crate) use self::{
     network::{Network, OVERLAY, POD, UPLINK},
@@ -16,7 +20,8 @@ pub(crate) use self::{
 };
 
 /// The reference programs and the shim.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/bench.bpf.o"));
+pub(crate) static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/bench.bpf.o"));
 
 /// What a program returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,8 +59,15 @@ fn load<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
     Ok(program)
 }
 
+/// Attaches a program, for as long as it is loaded, to what the calling thread's namespace knows by that name.
+fn attach(program: &mut SchedClassifier, interface: &str, direction: TcAttachType) -> Result<()> {
+    let attached = program.attach(interface, direction);
+    attached.with_context(|| format!("cannot attach a program to {interface}"))?;
+    Ok(())
+}
+
 /// A map of that object, to be held on its own.
-fn taken<T>(ebpf: &mut Ebpf, name: &str) -> Result<T>
+pub(crate) fn taken<T>(ebpf: &mut Ebpf, name: &str) -> Result<T>
 where
     T: TryFrom<Map, Error: std::error::Error + Send + Sync + 'static>,
 {

@@ -14,7 +14,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use aya::{maps::MapData, programs::SchedClassifier};
+use aya::{
+    maps::MapData,
+    programs::{SchedClassifier, TcAttachType},
+};
 use egress_common::{counter::Count, gateway::Settings, verdict::Replies};
 use egress_userspace::{
     compile::compile,
@@ -111,6 +114,20 @@ impl Ours {
     pub(crate) fn program(&mut self, program: Program) -> Result<&SchedClassifier> {
         let loaded = self.datapath.ebpf().program(program.name());
         Ok(loaded.context("no such program")?.try_into()?)
+    }
+
+    /// Attaches one of them, where it belongs on that interface.
+    pub(crate) fn attach(&mut self, program: Program, interface: &str) -> Result<()> {
+        let direction = match program {
+            Program::ToPod | Program::ToUplink => TcAttachType::Egress,
+            Program::FromPod
+            | Program::FromGateway
+            | Program::FromOverlay
+            | Program::FromUplink => TcAttachType::Ingress,
+        };
+        let loaded = self.datapath.ebpf().program_mut(program.name());
+        let loaded = loaded.context("no such program")?.try_into()?;
+        super::attach(loaded, interface, direction)
     }
 
     /// What was counted for a rule of a policy that led to a gateway.

@@ -6,11 +6,11 @@ use anyhow::{Context as _, Result, bail};
 use aya::{
     Ebpf, EbpfLoader,
     maps::{HashMap, MapData, PerCpuArray, lpm_trie},
-    programs::SchedClassifier,
+    programs::{SchedClassifier, TcAttachType},
 };
 use ipnet::IpNet;
 
-use super::{OBJECT, POD, UPLINK, load, taken};
+use super::{OBJECT, POD, UPLINK, attach, load, taken};
 use crate::world::{Target, World};
 
 /// A program that ours is measured beside.
@@ -172,6 +172,13 @@ impl References {
     pub(crate) fn program(&self, reference: Reference) -> Result<&SchedClassifier> {
         let program = self.ebpf.program(reference.program());
         Ok(program.context("no such program")?.try_into()?)
+    }
+
+    /// Attaches one of them to what comes in by an interface.
+    pub(crate) fn attach(&mut self, reference: Reference, interface: &str) -> Result<()> {
+        let program = self.ebpf.program_mut(reference.program());
+        let program = program.context("no such program")?.try_into()?;
+        attach(program, interface, TcAttachType::Ingress)
     }
 
     /// Packets that were counted at this place: a pod's, or a verdict's.

@@ -1,5 +1,7 @@
 //! The shim before a program under test, and what it costs to run both.
 
+use std::ops::Range;
+
 use anyhow::{Context as _, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader, TestRun as _, TestRunOptions,
@@ -9,7 +11,7 @@ use aya::{
 use nix::time::{ClockId, clock_gettime};
 
 use super::{Action, OBJECT, load, taken};
-use crate::world::{FRAME, Template};
+use crate::world::{FRAME, TEMPLATE, Template};
 
 const RANDOM: &str = "shim";
 const IN_ORDER: &str = "shim_in_order";
@@ -18,6 +20,13 @@ const LARGEST: usize = 2048;
 /// Length of `struct __sk_buff`, and where the interface stands in it (`linux/bpf.h`).
 const CONTEXT: usize = 192;
 const IFINDEX: usize = 40;
+
+/// What the shim writes at once.
+type Piece = [u32; 4];
+const PIECE: usize = size_of::<Piece>();
+/// Where programs may write from, but for MACs: the word with an IPv4 header's TTL, or an IPv6 header's hop limit.
+const WRITTEN_FROM: [usize; 2] = [22, 18];
+const IPV6: [u8; 2] = [0x86, 0xdd];
 
 /// What packets seem to have come by.
 #[derive(Clone, Copy, Debug)]
@@ -39,32 +48,41 @@ pub(crate) struct Shim {
 }
 
 impl Shim {
-    /// A shim before `program`, for packets of these templates on this interface; `written` bytes of each are.
+    /// A shim before `program`, for packets of these templates on this interface.
     pub(crate) fn new(
         program: &SchedClassifier,
         templates: &[Template],
-        written: usize,
         ifindex: u32,
         tunnel: Option<Tunnel>,
     ) -> Result<Self> {
         let count = u32::try_from(templates.len())?;
         ensure!(count > 0, "there are no flows to draw from");
-        let length = u32::try_from(written)?;
+        let span = differing(templates);
+        let pieces: Vec<Piece> = templates
+            .iter()
+            .flat_map(|template| span.clone().step_by(PIECE).map(|at| piece(template, at)))
+            .collect();
+        let for_each = u32::try_from(span.clone().step_by(PIECE).count())?;
+        let from = u32::try_from(span.start)?;
+        let macs = [0, 4, 8].map(|at| word(&templates[0], at));
         let tunnel = tunnel.unwrap_or(Tunnel { vni: 0, source: 0 });
+        let room = u32::try_from(pieces.len())?;
         let mut ebpf = EbpfLoader::new()
             .override_global("FLOWS", &count, true)
-            .override_global("LENGTH", &length, true)
+            .override_global("FLOW_PIECES", &for_each, true)
+            .override_global("FROM", &from, true)
+            .override_global("FRAME_MACS", &macs, true)
             .override_global("TUNNEL", &tunnel.vni, true)
             .override_global("TUNNEL_SOURCE", &tunnel.source, true)
-            .map_max_entries("TEMPLATES", count)
+            .map_max_entries("PIECES", room)
             .load(OBJECT)
             .context("cannot load the shim")?;
         for name in [RANDOM, IN_ORDER] {
             load(&mut ebpf, name)?;
         }
-        let mut map: Array<MapData, Template> = taken(&mut ebpf, "TEMPLATES")?;
-        for (index, template) in (0..count).zip(templates) {
-            map.set(index, *template, 0)?;
+        let mut map: Array<MapData, Piece> = taken(&mut ebpf, "PIECES")?;
+        for (index, piece) in (0..room).zip(pieces) {
+            map.set(index, piece, 0)?;
         }
         let mut target: ProgramArray<MapData> = taken(&mut ebpf, "TARGET")?;
         target
@@ -122,6 +140,29 @@ impl Shim {
         let took = thread_time()? - before;
         Ok((result.return_value.into(), took / f64::from(packets)))
     }
+}
+
+/// The bytes that the shim writes: what is not the same in all templates, and what programs write to.
+fn differing(templates: &[Template]) -> Range<usize> {
+    let first = &templates[0];
+    let differs = |at: &usize| templates.iter().any(|other| other[*at] != first[*at]);
+    let written = WRITTEN_FROM[usize::from(first[12..14] == IPV6)];
+    let from = (0..written).find(differs).unwrap_or(written);
+    // So that words lie as programs read them.
+    let from = from - (from + 2) % 4;
+    let last = (from..TEMPLATE).rev().find(differs).unwrap_or(from);
+    let to = from + (last + 1 - from).next_multiple_of(PIECE);
+    from..to
+}
+
+fn piece(template: &Template, at: usize) -> Piece {
+    [0, 4, 8, 12].map(|word_at| word(template, at + word_at))
+}
+
+/// Four bytes as they lie in memory; what is behind the template is zero, as in the frame.
+fn word(template: &Template, at: usize) -> u32 {
+    let byte = |at: usize| template.get(at).copied().unwrap_or(0);
+    u32::from_ne_bytes([byte(at), byte(at + 1), byte(at + 2), byte(at + 3)])
 }
 
 fn program<'a>(ebpf: &'a Ebpf, name: &str) -> Result<&'a SchedClassifier> {

@@ -1,16 +1,28 @@
 //! The program alone, by the kernel's test-run: a shim draws the packets, so that caches are as cold as in life.
 
 mod check;
+mod gates;
 mod steering;
 mod translating;
 
-pub(crate) use self::steering::OURS;
-
-use std::time::Duration;
+pub(crate) use self::{steering::OURS, translating::egress4};
 
 use anyhow::{Context as _, Result};
 
-use crate::{lab::Network, measured::Measured, progress::Progress, rounds};
+use crate::{
+    benchmark::{Benchmark, Effort, Group, Spans},
+    lab::Network,
+    measured::Measured,
+    progress::Progress,
+    rounds,
+};
+
+/// The benchmark.
+pub(crate) const BENCHMARK: Benchmark = Benchmark {
+    groups: GROUPS,
+    gates: gates::GATES,
+    measure,
+};
 
 /// Pods with policies over prefixes.
 pub(crate) const STEERING: &str = "pods × prefixes";
@@ -19,34 +31,31 @@ pub(crate) const PREFIXES: &str = "prefixes of one policy";
 /// Gateways of this node.
 pub(crate) const TRANSLATING: &str = "source NAT";
 
-/// Every group, and how long making it takes, about.
-pub(crate) const GROUPS: [(&str, Duration); 3] = [
-    (STEERING, Duration::from_secs(40)),
-    (PREFIXES, Duration::from_secs(40)),
-    (TRANSLATING, Duration::from_secs(30)),
+const GROUPS: &[Group] = &[
+    group(STEERING, Spans::seconds(40, 20)),
+    group(PREFIXES, Spans::seconds(40, 20)),
+    group(TRANSLATING, Spans::seconds(30, 10)),
 ];
 
-/// How thoroughly.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Effort {
-    /// How long a group's rounds go on.
-    pub(crate) time: Duration,
-    /// Whether scenes are left out that no gate asks for.
-    pub(crate) quick: bool,
+const fn group(name: &'static str, setup: Spans) -> Group {
+    Group {
+        name,
+        setup,
+        rounds: Spans::seconds(60, 10),
+    }
 }
 
 /// Measures a group.
-pub(crate) fn measure(group: &str, effort: Effort, progress: &Progress) -> Result<Vec<Measured>> {
+fn measure(group: &Group, effort: Effort, progress: &Progress) -> Result<Vec<Measured>> {
     let _network = Network::enter()?;
-    let made = match group {
+    let made = match group.name {
         STEERING => steering::scales(effort.quick, progress),
         PREFIXES => steering::sizes(effort.quick, progress),
         _ => translating::flows(effort.quick, progress),
     };
-    let (beds, memory) = made.with_context(|| format!("cannot set up {group}"))?;
-    let setup = GROUPS.iter().find(|(name, _)| *name == group);
-    progress.made(setup.map_or(Duration::ZERO, |(_, expected)| *expected));
-    let mut figures = rounds::measure(group, beds, effort.time, progress)?;
+    let (beds, memory) = made.context("cannot set it up")?;
+    progress.made(group.setup(effort));
+    let mut figures = rounds::measure(group.name, beds, group.time(effort), progress)?;
     figures.extend(memory);
     Ok(figures)
 }

@@ -129,7 +129,7 @@ impl<'a> Ground<'a> {
         let templates: Vec<Template> = flows.iter().map(Flow::template).collect();
         let references = References::empty()?;
         let empty = references.program(Reference::Empty)?;
-        let empty = Shim::new(empty, &templates, flows[0].headers(), POD, None)?;
+        let empty = Shim::new(empty, &templates, POD, None)?;
         Ok(Self {
             world,
             bed: Bed::new(scale.name(), empty),
@@ -141,17 +141,11 @@ impl<'a> Ground<'a> {
     }
 
     fn shim(&self, program: &SchedClassifier) -> Result<Shim> {
-        Shim::new(program, &self.templates, self.flows[0].headers(), POD, None)
+        Shim::new(program, &self.templates, POD, None)
     }
 
     fn mixed_shim(&self, program: &SchedClassifier) -> Result<Shim> {
-        Shim::new(
-            program,
-            &self.mixed_templates,
-            self.mixed[0].headers(),
-            POD,
-            None,
-        )
+        Shim::new(program, &self.mixed_templates, POD, None)
     }
 
     /// Adds reference programs, all over the same tables.
@@ -188,13 +182,12 @@ impl<'a> Ground<'a> {
         shim.all(self.flows.len(), SEEN)?;
         let back: Vec<Flow> = self.flows.iter().map(Flow::reversed).collect();
         let templates: Vec<Template> = back.iter().map(Flow::template).collect();
-        let headers = back[0].headers();
         let references = References::empty()?;
         let empty = references.program(Reference::Empty)?;
-        let empty = Shim::new(empty, &templates, headers, UPLINK, None)?;
+        let empty = Shim::new(empty, &templates, UPLINK, None)?;
         let mut bed = Bed::new(format!("{}, replies", self.bed.scene()), empty);
         let program = ours.program(Program::FromGateway)?;
-        let mut replies = Shim::new(program, &templates, headers, UPLINK, None)?;
+        let mut replies = Shim::new(program, &templates, UPLINK, None)?;
         for (index, flow) in back.iter().enumerate().take(check::PACKETS) {
             let (action, frame) = replies.one(index)?;
             ensure!(

@@ -49,7 +49,7 @@ const A_DAY: u32 = 86_400;
 const SEEN: usize = 2;
 
 /// The egress address of a gateway.
-pub(super) fn egress4(gateway: u32) -> IpAddr {
+pub(crate) fn egress4(gateway: u32) -> IpAddr {
     Ipv4Addr::from(0xc633_6464 + gateway).into()
 }
 
@@ -201,13 +201,12 @@ fn connections(scene: &str, count: usize) -> Result<[Bed; 3]> {
             flow.template_between(ACCEPT.0, kind.to_mac().0)
         })
         .collect();
-    let headers = flows[0].headers();
     let tunnel = Some(Tunnel {
         vni: VNI,
         source: WORKER.into(),
     });
     let program = ours.program(Program::FromOverlay)?;
-    let mut out = Shim::new(program, &frames, headers, OVERLAY, tunnel)?;
+    let mut out = Shim::new(program, &frames, OVERLAY, tunnel)?;
     let mut translated = Vec::with_capacity(flows.len());
     for (index, (flow, gateway)) in flows.iter().zip(&gateways).enumerate() {
         let (action, frame) = out.one(index)?;
@@ -225,7 +224,7 @@ fn connections(scene: &str, count: usize) -> Result<[Bed; 3]> {
     }
     let mut from_overlay = Bed::new(
         format!("{scene}, from the overlay"),
-        Shim::new(empty, &frames, headers, OVERLAY, tunnel)?,
+        Shim::new(empty, &frames, OVERLAY, tunnel)?,
     );
 
     // What comes back to it.
@@ -234,7 +233,7 @@ fn connections(scene: &str, count: usize) -> Result<[Bed; 3]> {
         .map(|flow| flow.reversed().template())
         .collect();
     let program = ours.program(Program::FromUplink)?;
-    let mut replies = Shim::new(program, &back, headers, UPLINK, None)?;
+    let mut replies = Shim::new(program, &back, UPLINK, None)?;
     for (index, flow) in flows.iter().enumerate().take(check::PACKETS) {
         let (action, frame) = replies.one(index)?;
         let became = Flow::read(&frame);
@@ -249,13 +248,13 @@ fn connections(scene: &str, count: usize) -> Result<[Bed; 3]> {
     from_overlay.add(OUT, out, Action::Redirect);
     let mut from_uplink = Bed::new(
         format!("{scene}, replies"),
-        Shim::new(empty, &back, headers, UPLINK, None)?,
+        Shim::new(empty, &back, UPLINK, None)?,
     );
     from_uplink.add(BACK, replies, Action::Redirect);
 
     // Of pods of this node, and of a program that does no more than it must.
     let templates: Vec<Template> = flows.iter().map(Flow::template).collect();
-    let shim = |program| Shim::new(program, &templates, headers, POD, None);
+    let shim = |program| Shim::new(program, &templates, POD, None);
     let mut bed = Bed::new(scene, shim(empty)?);
     let connections = flows
         .iter()

@@ -13,14 +13,17 @@ use plotters::{
 };
 
 use crate::{
+    forward::{FORWARDING, NEIGHBOUR, RULES},
     measured::Measured,
-    program::{PREFIXES, STEERING, TRANSLATING},
+    program::{OURS, PREFIXES, STEERING, TRANSLATING},
 };
 
 /// A picture in the making.
 struct Picture {
     file: &'static str,
     title: &'static str,
+    /// What the cost is, without an empty program's or with everything's.
+    cost: &'static str,
     /// What grows to the right.
     grows: &'static str,
     /// How much of it there is, in which scene.
@@ -28,6 +31,8 @@ struct Picture {
     /// Which subjects have a line; an addition to the scene's name goes with each.
     subjects: &'static [(&'static str, &'static str)],
 }
+
+const NET: &str = "nanoseconds, net";
 
 const TRIES: &[(&str, &str)] = &[
     ("ours", ""),
@@ -40,6 +45,7 @@ const PICTURES: &[Picture] = &[
     Picture {
         file: "pods.svg",
         title: "A packet's cost by pods, with a policy of 100 prefixes each",
+        cost: NET,
         grows: "pods",
         scenes: &[
             (1.0, STEERING, "1 × 100"),
@@ -51,6 +57,7 @@ const PICTURES: &[Picture] = &[
     Picture {
         file: "prefixes.svg",
         title: "A packet's cost by prefixes of one policy",
+        cost: NET,
         grows: "prefixes",
         scenes: &[
             (1.0, STEERING, "1 × 1"),
@@ -64,6 +71,7 @@ const PICTURES: &[Picture] = &[
     Picture {
         file: "policies.svg",
         title: "A packet's cost by policies of 100 prefixes",
+        cost: NET,
         grows: "policies",
         scenes: &[
             (1.0, STEERING, "1 × 100"),
@@ -74,8 +82,21 @@ const PICTURES: &[Picture] = &[
         subjects: TRIES,
     },
     Picture {
+        file: "forwarding.svg",
+        title: "A packet's way from its pod to a gateway by policies of 100 prefixes",
+        cost: "nanoseconds, with what sends it",
+        grows: "policies",
+        scenes: &[
+            (10.0, FORWARDING, "10 × 100"),
+            (100.0, FORWARDING, "100 × 100"),
+            (1000.0, FORWARDING, "1000 × 100"),
+        ],
+        subjects: &[(OURS, ""), (RULES, ""), (NEIGHBOUR, "")],
+    },
+    Picture {
         file: "flows.svg",
         title: "A translated packet's cost by flows",
+        cost: NET,
         grows: "flows",
         scenes: &[
             (1e3, TRANSLATING, "1000 flows"),
@@ -142,7 +163,7 @@ fn render(
     chart
         .configure_mesh()
         .x_desc(picture.grows)
-        .y_desc("nanoseconds, net")
+        .y_desc(picture.cost)
         .x_label_formatter(&|x| format!("{x:.0}"))
         .y_label_formatter(&|y| format!("{y:.0}"))
         .draw()?;
@@ -193,6 +214,8 @@ mod tests {
             of(STEERING, "1000 × 100", "ours", 50.0),
             of(STEERING, "1000 × 100", "floor", -0.5),
             of(TRANSLATING, "50k flows, replies", "ours, a reply", 300.0),
+            of(FORWARDING, "100 × 100", RULES, 1475.0),
+            of(FORWARDING, "1000 × 100", RULES, 11_100.0),
         ];
         let found: Vec<Vec<Line>> = PICTURES
             .iter()
@@ -205,6 +228,10 @@ mod tests {
         assert_eq!(found[0], steered);
         assert_eq!(found[1], [("ours", vec![(100.0, 40.0)])]);
         assert_eq!(found[2], steered);
-        assert_eq!(found[3], [("ours, a reply", vec![(5e4, 300.0)])]);
+        assert_eq!(
+            found[3],
+            [(RULES, vec![(100.0, 1475.0), (1000.0, 11_100.0)])]
+        );
+        assert_eq!(found[4], [("ours, a reply", vec![(5e4, 300.0)])]);
     }
 }

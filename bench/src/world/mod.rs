@@ -14,7 +14,7 @@ use egress_common::Family;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 pub(crate) use self::{
-    flow::{FRAME, Flow, HOST_MAC, Template, checksum},
+    flow::{FRAME, Flow, HOST_MAC, POD_MAC, TEMPLATE, Template, checksum},
     plain::{Plain, Target},
     random::Random,
 };

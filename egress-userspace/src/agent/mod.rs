@@ -60,6 +60,10 @@ pub(crate) use overlay::remove_recorded as remove_overlay_device;
 
 /// The pause before a neighbour that did not answer is asked for again.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// An apply is followed by a pause of so many times as long, up to the longest: while pods come and go without end, what they
+/// change is gathered, and the agent takes a small share of a processor. What comes after a pause waits for nothing.
+const PAUSE_TIMES: u32 = 20;
+const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 /// How long a supervisor waits for the node to be ready. systemd stops a service that has not started after 90 s, and starts it
 /// anew; what is broken is not mended by that, and who is ordered after the agent (the kubelet) would wait for it.
 pub(crate) const SUPERVISOR_WAITS: Duration = Duration::from_secs(60);
@@ -89,6 +93,14 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         drop(settings.load.paths.lock()?);
     }
     let hold = Hold::begin(&settings).await?;
+    let (changed, mut files_changed) = mpsc::channel(1);
+    let keys = settings.overlay.iter().map(|overlay| &overlay.key_file);
+    let watched = settings.resources.iter().chain(keys).cloned().collect();
+    let _watching = files::watch(watched, changed)
+        .context("cannot watch the resources and the overlay's keys for changes")?;
+    // The kernel takes a second to look at the programs; files are read meanwhile.
+    let mut reading = Reading::by(loader);
+    reading.begin();
     let addresses = Addresses::taking_over(state_dir.address_book())?;
     let mut overlay = Overlay::new(settings.overlay.clone(), state_dir.overlay_file());
     let mut kernel = tokio::task::block_in_place(|| Kernel::load(&settings, state_dir))?;
@@ -102,11 +114,6 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         tracing::debug!("no overlay yet: {error:#}");
     }
 
-    let (changed, mut files_changed) = mpsc::channel(1);
-    let keys = settings.overlay.iter().map(|overlay| &overlay.key_file);
-    let watched = settings.resources.iter().chain(keys).cloned().collect();
-    let _watching = files::watch(watched, changed)
-        .context("cannot watch the resources and the overlay's keys for changes")?;
     let mut node_changed = node::watch()
         .await
         .context("cannot follow the node's network")?;
@@ -148,17 +155,19 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let mut agent = Agent::new(
         settings, kernel, hold, overlay, addresses, health, counters, metrics, snapshot,
     );
-    let mut reading = Reading::by(loader);
-    reading.begin();
     agent.take(reading.finished().await?);
     let health_changed = agent.health.board();
     let mut unasked = BTreeSet::new();
     let mut cause = Cause::Anything;
     let mut told = false;
     let tell_at = Instant::now() + SUPERVISOR_WAITS;
+    // What was noticed since the last apply began.
+    let (mut unread, mut unapplied) = (false, false);
     loop {
         let view = node_changed.view();
+        let began = Instant::now();
         tokio::task::block_in_place(|| agent.sync(&view, cause));
+        let paused_until = Instant::now() + (began.elapsed() * PAUSE_TIMES).min(LONGEST_PAUSE);
         if std::mem::take(&mut agent.touched_node) {
             node_changed.read_again();
         }
@@ -182,19 +191,33 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
                 _ = interrupt.recv() => break None,
                 told = files_changed.recv() => {
                     told.context("the resources are not watched any more: start the agent again")?;
-                    reading.begin();
-                    continue;
+                    unread = true;
                 }
-                Some(()) = hangup.recv() => {
+                Some(()) = hangup.recv() => unread = true,
+                () = sleep_until(paused_until), if unread => {
+                    unread = false;
                     reading.begin();
-                    continue;
                 }
-                loaded = reading.finished() => agent.take(loaded?),
-                told = node_changed.changed() => told?,
-                () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => {}
-                () = sleep_until(ask_at), if ask_again => {}
-                () = sleep_until(drained.unwrap_or_else(Instant::now)), if drained.is_some() => {}
-                () = agent.hook_lost() => {}
+                () = sleep_until(paused_until), if unapplied => {
+                    unapplied = false;
+                    break Some(Cause::Anything);
+                }
+                loaded = reading.finished() => {
+                    agent.take(loaded?);
+                    unapplied = true;
+                }
+                told = node_changed.changed() => {
+                    told?;
+                    unapplied = true;
+                }
+                () = agent.hook_lost() => unapplied = true,
+                () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => {
+                    break Some(Cause::Anything);
+                }
+                () = sleep_until(ask_at), if ask_again => break Some(Cause::Anything),
+                () = sleep_until(drained.unwrap_or_else(Instant::now)), if drained.is_some() => {
+                    break Some(Cause::Anything);
+                }
                 () = sleep_until(tell_at), if !told => {
                     tracing::warn!(
                         "the node is still not ready; the supervisor hears that the agent has started: {}",
@@ -202,10 +225,8 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
                     );
                     tell_supervisor();
                     told = true;
-                    continue;
                 }
             }
-            break Some(Cause::Anything);
         };
         match woken {
             Some(why) => cause = why,

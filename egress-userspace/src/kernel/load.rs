@@ -93,6 +93,7 @@ impl Capacities {
         let Some(counted) = self.members.checked_mul(member_counts::cpus()?) else {
             bail!("--max-members {} is too large", self.members);
         };
+        let with_ways = self.members.saturating_add(capacity::WAYS);
         Ok(vec![
             (maps::PODS, "--max-pods", self.pods),
             (maps::POD_STATE, "--max-pods", self.pods),
@@ -103,7 +104,8 @@ impl Capacities {
             (maps::LOCALS4, "--max-prefixes", self.prefixes),
             (maps::LOCALS6, "--max-prefixes", self.prefixes),
             (maps::VERDICTS, "--max-verdicts", self.verdicts),
-            (maps::MEMBERS, "--max-members", self.members),
+            (maps::SHORTCUTS, "--max-verdicts", self.verdicts.div_ceil(2)),
+            (maps::MEMBERS, "--max-members", with_ways),
             (maps::MEMBER_COUNTS, "--max-members", counted),
             (maps::DROP_COUNTS, "--max-policies", reasons),
             (maps::PASS_COUNTS, "--max-policies", kinds),
@@ -191,6 +193,7 @@ impl Datapath {
             }
         }
         loader.override_global("MEMBERS_COUNTED", &options.capacities.members, true);
+        loader.override_global("WAYS_FROM", &options.capacities.members, true);
         for map in maps::ALL {
             loader.map_pin_path(map, options.paths.map(map));
         }

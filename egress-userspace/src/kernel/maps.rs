@@ -15,13 +15,13 @@ use egress_common::{
     maps::{LINES, MEMBERS, POD_STATE, PODS, VERDICTS},
     pod::PodFacts,
     trie::{SEGMENT_UNITS, Unit},
-    verdict::{Decision, Member, PodState, Verdict, VerdictLine},
+    verdict::{Member, PodState, Verdict},
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{
     fault, grace, paths::Paths, pods::PodMaps, segments::Segments, slots::Slots,
-    translation::TranslationMaps, trie::TrieMaps,
+    translation::TranslationMaps, trie::TrieMaps, verdicts::Verdicts,
 };
 use crate::{
     diff::{Change, MapReader},
@@ -35,7 +35,7 @@ pub struct Maps {
     slots: Slots,
     trie: Trie<TrieMaps>,
     segments: Segments,
-    verdicts: Array<MapData, VerdictLine>,
+    verdicts: Verdicts,
     members: Array<MapData, Member>,
     beside: PodMaps,
     translation: TranslationMaps,
@@ -47,13 +47,14 @@ impl Maps {
         let state = MapData::from_pin(paths.map(POD_STATE))
             .with_context(|| not_running(&paths.map(POD_STATE)))?;
         let slots = Slots::map(&state, state.info()?.max_entries())?;
+        let members = open(paths, MEMBERS)?.try_into()?;
         Ok(Self {
             pods: open(paths, PODS)?.try_into()?,
             slots,
             trie: Trie::new(TrieMaps::open(paths)?),
             segments: Segments::open(open(paths, LINES)?, paths)?,
-            verdicts: open(paths, VERDICTS)?.try_into()?,
-            members: open(paths, MEMBERS)?.try_into()?,
+            verdicts: Verdicts::open(paths, &members)?,
+            members,
             beside: PodMaps::open(paths)?,
             translation: TranslationMaps::open(paths)?,
         })
@@ -133,21 +134,19 @@ impl Maps {
     /// Writes a block of verdicts, each with what is known of its one member.
     pub fn write_verdicts(&mut self, base: u32, verdicts: &[Verdict]) -> anyhow::Result<()> {
         for (index, verdict) in (base..).zip(verdicts) {
-            let member = match verdict.decode() {
-                Some(Decision::Member(id)) => Some(self.member(id)?),
-                Some(
-                    Decision::Unmatched
-                    | Decision::Local
-                    | Decision::Group { .. }
-                    | Decision::Drop(_),
-                )
-                | None => None,
-            };
             self.verdicts
-                .set(index, VerdictLine::new(*verdict, member), 0)
+                .set(index, verdict, &mut self.members)
                 .with_context(|| format!("cannot write {VERDICTS}[{index}]"))?;
         }
         Ok(())
+    }
+
+    /// What a verdict's shortcut says, if it says anything: the way, and what counts it.
+    pub fn shortcut(&self, index: u32) -> anyhow::Result<Option<(Member, u32)>> {
+        let Some((id, counter)) = self.verdicts.shortcut(index)? else {
+            return Ok(None);
+        };
+        Ok(Some((self.member(id)?, counter)))
     }
 
     /// Publishes a prefix.
@@ -261,8 +260,7 @@ impl MapReader for Maps {
 
     fn verdict(&self, index: u32) -> anyhow::Result<Verdict> {
         self.verdicts
-            .get(&index, 0)
-            .map(|line| line.verdict)
+            .get(index)
             .with_context(|| format!("cannot read {VERDICTS}[{index}]"))
     }
 

@@ -31,6 +31,8 @@ mod syscall;
 mod tables;
 mod translation;
 mod trie;
+mod verdicts;
+mod ways;
 mod words;
 
 pub use attach::{AttachMode, Attachments, Hook};

@@ -162,6 +162,6 @@ impl Words<'_> {
 
 /// The entries where a pod may stand.
 fn of_line(key: &PodKey) -> Range<usize> {
-    let line = pod_line(key.ifindex, addr_to_words(&key.addr)) as usize;
+    let line = pod_line(addr_to_words(&key.addr)) as usize;
     line * PodLine::ENTRIES..(line + 1) * PodLine::ENTRIES
 }

@@ -15,6 +15,9 @@ use egress_common::{
 
 use super::{fault, paths::Paths, syscall};
 
+/// Lines that are written by one call at most.
+const MOST_AT_ONCE: usize = 4096;
+
 /// The open segments.
 pub(super) struct Segments {
     outer: ArrayOfMaps<MapData, Array<MapData, Line>>,
@@ -25,12 +28,12 @@ pub(super) struct Segments {
 /// A segment.
 struct Segment {
     map: Array<MapData, Line>,
-    /// The same map, for whoever pins it again.
+    /// The same, for what aya does not do, and for whoever pins it again.
     fd: OwnedFd,
 }
 
 impl Segment {
-    fn new(data: MapData) -> anyhow::Result<Self> {
+    fn of(data: MapData) -> anyhow::Result<Self> {
         let fd = data.fd().as_fd().try_clone_to_owned()?;
         let map = Array::try_from(Map::from_map_data(data)?)?;
         Ok(Self { map, fd })
@@ -50,7 +53,7 @@ impl Segments {
             }
             let data = MapData::from_pin(&path)
                 .with_context(|| format!("cannot open the segment {}", path.display()))?;
-            open.insert(index, Segment::new(data)?);
+            open.insert(index, Segment::of(data)?);
         }
         Ok(Self {
             outer,
@@ -66,6 +69,11 @@ impl Segments {
             self.publish(index)?;
         }
         Ok(())
+    }
+
+    /// How many there are: they are numbered without gaps.
+    fn count(&self) -> u32 {
+        self.open.last_key_value().map_or(0, |(last, _)| last + 1)
     }
 
     /// The segments, and where they are pinned.
@@ -92,34 +100,37 @@ impl Segments {
     }
 
     pub(super) fn write(&mut self, first: u32, lines: &[Line]) -> anyhow::Result<()> {
-        for (line, value) in (first..).zip(lines) {
+        let (mut line, mut rest) = (first, lines);
+        while !rest.is_empty() {
             let (segment, index) = place(line);
-            self.segment(segment)?
-                .set(index, value, 0)
-                .with_context(|| format!("cannot write line {line} of {LINES}"))?;
+            let room = usize::try_from(SEGMENT_LINES - index)?.min(MOST_AT_ONCE);
+            let (now, later) = rest.split_at(room.min(rest.len()));
+            let fd = self.segment(segment)?.fd.as_fd();
+            syscall::update_range(fd, index, now).with_context(|| {
+                format!("cannot write {} lines from {line} of {LINES}", now.len())
+            })?;
+            line += u32::try_from(now.len())?;
+            rest = later;
         }
         Ok(())
     }
 
-    fn segment(&mut self, index: u32) -> anyhow::Result<&mut Array<MapData, Line>> {
+    fn segment(&mut self, index: u32) -> anyhow::Result<&mut Segment> {
         ensure!(
             index < MAX_SEGMENTS,
             "{LINES} cannot have more than {MAX_SEGMENTS} segments: lower --matrix-memory"
         );
         // Segments are found again at the next start by counting up, so there must be no gap.
-        for missing in 0..=index {
-            if !self.open.contains_key(&missing) {
-                self.add(missing)?;
-            }
+        for missing in self.count()..=index {
+            self.add(missing)?;
         }
         self.open
             .get_mut(&index)
-            .map(|segment| &mut segment.map)
             .context("a segment that was just made is not there")
     }
 
     fn add(&mut self, index: u32) -> anyhow::Result<()> {
-        let segment = Segment::new(pinned(&self.paths, index)?)?;
+        let segment = Segment::of(pinned(&self.paths, index)?)?;
         fault::step("publish a segment")?;
         self.outer
             .set(index, &segment.map, 0)

@@ -22,6 +22,7 @@ const BPF_PROG_TEST_RUN: libc::c_long = 10;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
+const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 const BPF_LINK_DETACH: libc::c_long = 34;
 const ARRAY_OF_MAPS: u32 = 12;
 /// Of `enum bpf_attach_type`.
@@ -328,6 +329,33 @@ pub(super) fn lookup_batch<K: Pod, V: Pod>(
         values.set_len(count);
     }
     Ok((keys.into_iter().zip(values).collect(), last))
+}
+
+/// Writes consecutive elements of an array, one after another (kernel commit c60f2d286155, 5.6).
+///
+/// The map's values must have the size of `T`.
+///
+/// # Errors
+/// What the kernel says, with some of the elements written.
+pub(super) fn update_range<T: Pod>(
+    map: BorrowedFd<'_>,
+    first: u32,
+    values: &[T],
+) -> io::Result<()> {
+    let count = u32::try_from(values.len()).map_err(io::Error::other)?;
+    let keys: Vec<u32> = (first..).take(values.len()).collect();
+    let mut attributes = LookupBatch {
+        in_batch: 0,
+        out_batch: 0,
+        keys: keys.as_ptr() as u64,
+        values: values.as_ptr() as u64,
+        count,
+        map_fd: number(map)?,
+        elem_flags: 0,
+        flags: 0,
+    };
+    bpf_mut(BPF_MAP_UPDATE_BATCH, &mut attributes)?;
+    Ok(())
 }
 
 /// Reads consecutive elements of an array, of so many words each.

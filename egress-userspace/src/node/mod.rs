@@ -12,6 +12,7 @@ mod netlink;
 mod nft;
 mod ports;
 mod problem;
+mod told;
 mod towards;
 mod uplinks;
 mod vxlan;

@@ -230,7 +230,7 @@ fn links_request() -> RouteNetlinkMessage {
     clippy::wildcard_enum_match_arm,
     reason = "the kernel tells dozens of attributes, and more with each release"
 )]
-fn link(message: RouteNetlinkMessage) -> Option<(u32, Link)> {
+pub(super) fn link(message: RouteNetlinkMessage) -> Option<(u32, Link)> {
     let RouteNetlinkMessage::NewLink(message) = message else {
         return None;
     };
@@ -262,7 +262,7 @@ fn link(message: RouteNetlinkMessage) -> Option<(u32, Link)> {
     clippy::wildcard_enum_match_arm,
     reason = "of an address's attributes two matter"
 )]
-fn own_address(message: RouteNetlinkMessage) -> Option<(u32, IpNet)> {
+pub(super) fn own_address(message: RouteNetlinkMessage) -> Option<(u32, IpNet)> {
     let RouteNetlinkMessage::NewAddress(message) = message else {
         return None;
     };
@@ -289,7 +289,7 @@ fn own_address(message: RouteNetlinkMessage) -> Option<(u32, IpNet)> {
     clippy::wildcard_enum_match_arm,
     reason = "of a route's attributes seven matter"
 )]
-fn routes(message: RouteNetlinkMessage) -> Vec<(u32, Route)> {
+pub(super) fn routes(message: RouteNetlinkMessage) -> Vec<(u32, Route)> {
     let RouteNetlinkMessage::NewRoute(message) = message else {
         return Vec::new();
     };

@@ -1,4 +1,4 @@
-//! Follows the node's network: what changed is read again, and only what differs wakes anybody.
+//! Follows the node's network: what changed is told or read again, and only what differs wakes anybody.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -15,12 +15,19 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use super::{Netlink, NodeView};
+use super::{
+    Netlink, NodeView,
+    told::{Message, Telling},
+};
 
 /// How long changes are gathered before they are read.
 const SETTLE: Duration = Duration::from_millis(20);
 /// How long changes of neighbours are: they come all the time, and mostly mean nothing.
 const SETTLE_NEIGHBOURS: Duration = Duration::from_millis(100);
+/// How often everything is read, whatever was told: of a few changes the kernel says nothing.
+const READ_AGAIN: Duration = Duration::from_secs(30);
+/// Bytes of the largest message that is looked at. Longer ones are cut off, and what they tell is read.
+const MESSAGE: usize = 16 << 10;
 /// How long to wait after the kernel refused to be read.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -96,7 +103,9 @@ pub async fn watch() -> Result<Watch> {
 /// What has to be read again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Change {
-    /// Neighbours and forwarding entries.
+    /// Nothing, if all that was told is certain.
+    Told,
+    /// Neighbours and forwarding entries, if there are bridges that have any.
     Neighbours,
     /// Possibly everything.
     Any,
@@ -108,7 +117,7 @@ impl Change {
     const fn settle(self) -> Duration {
         match self {
             Self::Neighbours => SETTLE_NEIGHBOURS,
-            Self::Any | Self::Wanted => SETTLE,
+            Self::Told | Self::Any | Self::Wanted => SETTLE,
         }
     }
 }
@@ -119,6 +128,13 @@ struct Source {
     netlink: Netlink,
     pending: Option<Change>,
     wanted: Arc<Notify>,
+    telling: Telling,
+    /// What was told and not applied yet, and of which interfaces' neighbours.
+    told: Vec<Message>,
+    neighbours: Vec<u32>,
+    /// When everything is read at the latest.
+    read_at: Instant,
+    buffer: Vec<u8>,
 }
 
 enum Never {}
@@ -146,6 +162,11 @@ impl Source {
             netlink: Netlink::connect()?,
             pending: None,
             wanted,
+            telling: Telling::default(),
+            told: Vec::new(),
+            neighbours: Vec::new(),
+            read_at: Instant::now() + READ_AGAIN,
+            buffer: vec![0; MESSAGE],
         })
     }
 
@@ -159,24 +180,44 @@ impl Source {
         loop {
             let change = self.gather().await?;
             let before = Arc::clone(&sender.borrow());
-            let mut view = match change {
-                Change::Neighbours => {
-                    let mut view = NodeView::clone(&before);
-                    self.netlink.read_neighbours(&mut view).await?;
-                    view
-                }
-                Change::Any | Change::Wanted => self.netlink.read().await?,
-            };
-            view.remember(&before);
+            let (view, read) = self.view(change, &before).await?;
             debug!(
                 ?change,
+                ?read,
                 differs = view != *before,
-                "read the node's network"
+                "looked at the node's network"
             );
             if view != *before || change == Change::Wanted {
                 sender.send_replace(Arc::new(view));
             }
         }
+    }
+
+    /// The view after what was gathered, and what of it had to be read.
+    async fn view(&mut self, change: Change, before: &NodeView) -> Result<(NodeView, Change)> {
+        let told = std::mem::take(&mut self.told);
+        let neighbours = std::mem::take(&mut self.neighbours);
+        if change < Change::Any && Instant::now() < self.read_at {
+            let mut view = before.clone();
+            if self.telling.apply(&mut view, told) {
+                // A link is told of before its neighbours are: one that is not there is gone.
+                let is_bridged = |index: &u32| {
+                    let link = view.links.get(index);
+                    link.is_some_and(|link| link.bridge || link.master.is_some())
+                };
+                if !neighbours.iter().any(is_bridged) {
+                    return Ok((view, Change::Told));
+                }
+                self.netlink.read_neighbours(&mut view).await?;
+                view.remember(before);
+                return Ok((view, Change::Neighbours));
+            }
+        }
+        self.telling = Telling::default();
+        self.read_at = Instant::now() + READ_AGAIN;
+        let mut view = self.netlink.read().await?;
+        view.remember(before);
+        Ok((view, Change::Any))
     }
 
     /// Waits for a change, and then a moment for those that come with it.
@@ -185,7 +226,13 @@ impl Source {
     async fn gather(&mut self) -> Result<Change> {
         let mut change = match self.pending.take() {
             Some(change) => change,
-            None => self.next().await?,
+            None => {
+                let read_at = self.read_at;
+                tokio::select! {
+                    next = self.next() => next?,
+                    () = sleep_until(read_at) => return Ok(Change::Any),
+                }
+            }
         };
         let mut deadline = Instant::now() + change.settle();
         loop {
@@ -200,31 +247,47 @@ impl Source {
         }
     }
 
-    /// The next change. The kernel's messages are not decoded: one that we could not decode would be missed.
-    async fn next(&self) -> Result<Change> {
-        let mut header = [0; NLMSG_HEADER];
-        let mut rest = &mut header[..];
+    /// The next change. What cannot be decoded is read.
+    async fn next(&mut self) -> Result<Change> {
+        let mut rest = &mut self.buffer[..];
         let received = tokio::select! {
             received = self.socket.recv(&mut rest) => received,
             () = self.wanted.notified() => return Ok(Change::Wanted),
         };
+        let length = MESSAGE - rest.len();
         match received {
-            Ok(()) => Ok(classify(header)),
+            Ok(()) => Ok(self.note(length)),
             // The kernel had more to tell than the socket holds, and told us so.
             Err(error) if is_overrun(&error) => Ok(Change::Any),
             Err(error) => Err(error).context("cannot receive network changes"),
         }
     }
+
+    /// Notes what the message at the beginning of the buffer tells.
+    fn note(&mut self, length: usize) -> Change {
+        let message = &self.buffer[..length];
+        if let Some(index) = neighbours_of(message) {
+            self.neighbours.push(index);
+            return Change::Neighbours;
+        }
+        // One that is cut off, or has another behind it, is not as long as it says.
+        let said = message.get(..4).and_then(|bytes| bytes.try_into().ok());
+        let is_whole = said.map(u32::from_ne_bytes) == u32::try_from(length).ok();
+        match Message::deserialize(message) {
+            Ok(message) if is_whole => {
+                self.told.push(message);
+                Change::Told
+            }
+            Ok(_) | Err(_) => Change::Any,
+        }
+    }
 }
 
-/// Bytes of a netlink message's header.
-const NLMSG_HEADER: usize = 16;
-
-fn classify(header: [u8; NLMSG_HEADER]) -> Change {
-    match u16::from_ne_bytes([header[4], header[5]]) {
-        libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH => Change::Neighbours,
-        _ => Change::Any,
-    }
+/// The interface whose neighbours or forwarding entries a message tells of (`struct nlmsghdr` and `struct ndmsg`).
+fn neighbours_of(message: &[u8]) -> Option<u32> {
+    let kind = u16::from_ne_bytes(message.get(4..6)?.try_into().ok()?);
+    let index = u32::from_ne_bytes(message.get(20..24)?.try_into().ok()?);
+    matches!(kind, libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH).then_some(index)
 }
 
 fn is_overrun(error: &io::Error) -> bool {

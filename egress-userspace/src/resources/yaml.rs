@@ -1,5 +1,7 @@
 //! YAML text to a tree in which every value knows where it is written.
 
+mod plain;
+
 use std::{cell::Cell, fmt, ops::Range};
 
 use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
@@ -121,6 +123,14 @@ pub(crate) fn parse(text: &str, span: Range<usize>) -> Result<Value, SyntaxError
     let document = &text[span.clone()];
     let unmarked = document.trim_start_matches('\u{feff}');
     let offset = span.end - unmarked.len();
+    if let Some(value) = plain::parse(unmarked, offset) {
+        return Ok(value);
+    }
+    parse_any(unmarked, offset, span)
+}
+
+/// Parses whatever is YAML, and says what is not.
+fn parse_any(unmarked: &str, offset: usize, span: Range<usize>) -> Result<Value, SyntaxError> {
     TREE_BYTES.set(0);
     match serde_saphyr::from_str_with_options::<Value>(unmarked, options()) {
         Ok(mut value) => {

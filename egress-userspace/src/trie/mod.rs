@@ -1,6 +1,6 @@
 //! The prefix trie's writer: inserts, changes and removes prefixes under packets that read it, pure over a [`Store`].
 //!
-//! What the trie looks like follows from its prefixes alone. A prefix of more than 16 bits *belongs* to the node at
+//! What the trie looks like follows from its prefixes alone. A prefix of more than 12 bits *belongs* to the node at
 //! the largest multiple of four bits that is less than its length: it has a power of two of that node's entries, all of
 //! those that no longer prefix of the node has. A node is there exactly where prefixes branch: where several things
 //! belong to it or are below. What is alone below an entry is a record, or two where that takes more than 56 bits.

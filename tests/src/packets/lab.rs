@@ -209,7 +209,30 @@ impl Lab {
             same(&live, &self.state),
             "the live maps are not what was planned for {resolved:#?}"
         );
+        self.check_shortcuts().unwrap();
         self.last = self.read();
+    }
+
+    /// Looks whether shortcuts say what verdicts and members say.
+    fn check_shortcuts(&self) -> Result<()> {
+        for (base, block) in &self.state.blocks {
+            for (index, verdict) in (*base..).zip(block) {
+                let wanted = match verdict.decode() {
+                    Some(Decision::Member(id)) => self
+                        .state
+                        .members
+                        .get(&id)
+                        .map(|member| (member.uncounted(), member.counter)),
+                    _ => None,
+                };
+                let found = self.datapath.maps.shortcut(index)?;
+                ensure!(
+                    found == wanted,
+                    "the shortcut of {index} says {found:?}, and its verdict {verdict:?} {wanted:?}"
+                );
+            }
+        }
+        Ok(())
     }
 
     /// Brings the live maps to what was resolved.

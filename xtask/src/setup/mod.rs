@@ -28,6 +28,11 @@ pub(crate) fn everything(workspace: &Workspace) -> Result<EbpfTools> {
     build_tools(workspace)
 }
 
+/// Sets up what benchmarks need beside what tests need.
+pub(crate) fn bench_tools() -> Result<()> {
+    packages::install_bench_tools()
+}
+
 /// Sets up what boots other kernels.
 pub(crate) fn kernel_tools() -> Result<()> {
     packages::install_kernel_tools()

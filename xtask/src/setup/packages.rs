@@ -20,6 +20,9 @@ const TEST_TOOLS: [(&str, &str); 10] = [
     ("bash", "bash"),
 ];
 
+/// What benchmarks start beside those, with the package that has it.
+const BENCH_TOOLS: [(&str, &str); 2] = [("wrk", "wrk"), ("setpriv", "util-linux")];
+
 /// What boots other kernels, with the package that has it.
 const KERNEL_TOOLS: [(&str, &str); 6] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
@@ -36,6 +39,11 @@ const FUZZ_TOOLS: [(&str, &str); 1] = [("c++", "g++")];
 /// Installs the programs of the tests that are missing.
 pub(super) fn install_test_tools() -> Result<()> {
     install_missing(&TEST_TOOLS, "programs that the tests and the demo use")
+}
+
+/// Installs the programs of the benchmarks that are missing.
+pub(super) fn install_bench_tools() -> Result<()> {
+    install_missing(&BENCH_TOOLS, "programs that the benchmarks use")
 }
 
 /// Installs the programs that boot other kernels, where they are missing.

@@ -2,19 +2,16 @@
 
 mod find;
 mod kept;
+mod parsed;
 #[cfg(test)]
 mod tests;
 mod watch;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::{File, Metadata},
     hash::{DefaultHasher, Hash, Hasher},
-    io::Read as _,
-    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 pub(crate) use kept::remove as remove_kept;
@@ -22,22 +19,16 @@ pub use kept::{Faults, Keeper};
 pub use watch::{Guard, watch};
 
 use kept::Job;
+use parsed::{Cached, MAX_FILE_BYTES, Step, parse_all};
 
 use crate::{
     diagnostic::{Diagnostic, Severity, Source},
     model::{Model, ObjectName},
-    resources::{Entry, Manifest, Object, ObjectId, ParsedFile, Places, parse},
+    resources::{Entry, Manifest, Object, ObjectId, ParsedFile, Places},
 };
 
 /// Faults of all files that are told; the rest is counted.
 const MAX_DIAGNOSTICS: usize = 5000;
-/// How often a file is read that somebody writes to meanwhile; what is written later is another change.
-const TRIES: usize = 3;
-/// Seconds that the clocks of file systems take at most to tick, and one more.
-const CLOCK_TICK: i64 = 3;
-/// The largest file that is read.
-const MAX_FILE_BYTES: u64 = 64 << 20;
-
 /// Reads resources again and again, and remembers the last good version of each object.
 #[derive(Debug)]
 pub struct Loader {
@@ -95,47 +86,6 @@ struct Known {
     whole: bool,
     /// What was last given to the keeper.
     kept: Option<u64>,
-}
-
-/// What a file held when its text had this hash.
-#[derive(Debug)]
-struct Cached {
-    hash: u64,
-    file: Arc<ParsedFile>,
-    source: Arc<Source>,
-    /// What the file was when it was read, if whoever changes it after that cannot leave it the same.
-    stamp: Option<Stamp>,
-}
-
-/// What tells a file from itself after a change, as long as that does not follow at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
-    device: u64,
-    inode: u64,
-    size: u64,
-    /// Seconds and nanoseconds of the last change of content, and of anything.
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl Stamp {
-    fn of(metadata: &Metadata) -> Self {
-        Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            size: metadata.size(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-        }
-    }
-
-    /// Whether the file has been left alone for longer than any clock of a file system takes to tick: a change from now on
-    /// gives it another stamp.
-    fn is_settled(&self) -> bool {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        let now = now.ok().and_then(|now| i64::try_from(now.as_secs()).ok());
-        now.is_some_and(|now| now.saturating_sub(self.changed.0) > CLOCK_TICK)
-    }
 }
 
 impl Loader {
@@ -213,9 +163,15 @@ impl Loader {
         let mut whole = BTreeSet::new();
         let mut merge = Merge::default();
         let mut cache = BTreeMap::new();
-        for path in found.files {
+        let steps = found.files.into_iter().map(|path| {
+            // It is what it held before, unless it was changed since.
+            let before = self.parsed.remove(&path);
+            let step = Step::of(&path, before);
+            (path, step)
+        });
+        for (path, parsed) in parse_all(steps.collect()) {
             loaded.errors_by_file.entry(path.clone()).or_default();
-            match self.parsed(&path) {
+            match parsed {
                 Ok(cached) => {
                     let (source, file) = (Arc::clone(&cached.source), Arc::clone(&cached.file));
                     cache.insert(path.clone(), cached);
@@ -335,40 +291,6 @@ impl Loader {
             }
         }
     }
-
-    /// What a file holds: what it held before, unless it was changed since.
-    fn parsed(&mut self, path: &Path) -> Result<Cached, Box<Diagnostic>> {
-        let before = self.parsed.remove(path);
-        let now = std::fs::metadata(path).ok().map(|file| Stamp::of(&file));
-        match before {
-            Some(cached) if cached.stamp.is_some() && cached.stamp == now => Ok(cached),
-            before => {
-                // Before it is read: a file that is changed meanwhile has another stamp the next time.
-                let stamp = now.filter(Stamp::is_settled);
-                let text = read(path)?;
-                Ok(parse_again(path, text, stamp, before))
-            }
-        }
-    }
-}
-
-/// Parses a file, unless its text is the same as before.
-fn parse_again(path: &Path, text: String, stamp: Option<Stamp>, before: Option<Cached>) -> Cached {
-    let mut hasher = DefaultHasher::new();
-    text.hash(&mut hasher);
-    let hash = hasher.finish();
-    match before.filter(|cached| cached.hash == hash) {
-        Some(cached) => Cached { stamp, ..cached },
-        None => {
-            let source = Arc::new(Source::new(path, text));
-            Cached {
-                hash,
-                file: Arc::new(parse(&source)),
-                source,
-                stamp,
-            }
-        }
-    }
 }
 
 /// A hash of what a page says.
@@ -385,52 +307,6 @@ fn content<'a>(whole: bool, manifests: impl IntoIterator<Item = &'a Manifest>) -
 fn absolute(path: &Path) -> PathBuf {
     // Without a working directory a relative path leads nowhere, and stays what it is.
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
-}
-
-/// Reads a file whole, if it is a regular one of a size that a manifest may have.
-fn read(path: &Path) -> Result<String, Box<Diagnostic>> {
-    let unreadable = |error: std::io::Error| {
-        let fault = Diagnostic::of_file(path, format!("cannot be read: {error}"));
-        Box::new(fault.with_help("what came from this file before stays in force"))
-    };
-    let too_large = || {
-        let message = format!("is larger than {} MiB", MAX_FILE_BYTES >> 20);
-        Box::new(Diagnostic::of_file(path, message).with_help("split the file"))
-    };
-    // A named pipe would block the open.
-    let metadata = std::fs::metadata(path).map_err(unreadable)?;
-    if !metadata.is_file() {
-        let fault = Diagnostic::of_file(path, "is not a regular file");
-        return Err(Box::new(fault.with_help("name files and directories only")));
-    }
-    if metadata.len() > MAX_FILE_BYTES {
-        return Err(too_large());
-    }
-    let mut bytes = Vec::new();
-    for _ in 0..TRIES {
-        bytes.clear();
-        let mut file = File::open(path).map_err(unreadable)?;
-        let before = file.metadata().map_err(unreadable)?;
-        let mut part = (&mut file).take(MAX_FILE_BYTES + 1);
-        part.read_to_end(&mut bytes).map_err(unreadable)?;
-        let after = file.metadata().map_err(unreadable)?;
-        let of = |metadata: &Metadata| (metadata.len(), metadata.modified().ok());
-        if of(&before) == of(&after) {
-            break;
-        }
-    }
-    if bytes.len() as u64 > MAX_FILE_BYTES {
-        return Err(too_large());
-    }
-    String::from_utf8(bytes).map_err(|error| {
-        let valid = error.utf8_error().valid_up_to();
-        let text = String::from_utf8_lossy(error.as_bytes()).into_owned();
-        let source = Source::new(path, text);
-        let fault = Diagnostic::at(&source, valid..valid, "the file is not UTF-8 here");
-        Box::new(
-            fault.with_help("save it as UTF-8; what came from this file before stays in force"),
-        )
-    })
 }
 
 impl Loaded {

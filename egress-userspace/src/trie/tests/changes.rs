@@ -155,7 +155,7 @@ fn what_does_not_fit_is_refused_whole() {
     for class in 0..60_000 {
         // Far apart, so that each takes much.
         let bits = u128::from(random.next()) << 64 | u128::from(random.next());
-        let prefix = Prefix::new(egress_common::Family::V6, bits, 16 + random.below(113));
+        let prefix = Prefix::new(egress_common::Family::V6, bits, 12 + random.below(117));
         if pair.prefixes.contains_key(&prefix) {
             continue;
         }

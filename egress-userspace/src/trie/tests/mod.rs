@@ -63,10 +63,10 @@ impl Random {
             // The shortest have many roots.
             0 if self.once_in(8) => self.below(17),
             0 => 10 + self.below(7),
-            1 => 16 + self.below(6),
+            1 => 12 + self.below(10),
             2 | 3 => 24 + self.below(9),
             4 => longest,
-            _ => 16 + self.below(longest - 15),
+            _ => 12 + self.below(longest - 11),
         };
         Prefix::new(family, self.bits(), length.min(longest))
     }

@@ -2,7 +2,7 @@
 
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
-use egress_common::trie::{self, Child, Entry, Key, Path, Reader};
+use egress_common::trie::{self, Child, Entry, Key, Path, ROOT_BITS, Reader};
 
 use super::{
     Memory, Prefix, Random, Trie,
@@ -105,7 +105,7 @@ impl Slow {
         let (entry, length) = match self.entry.map(Entry::child) {
             None => {
                 let key = Key::new(self.address.family(), &self.address.address());
-                (words.root(key.root).unwrap(), 16)
+                (words.root(key.root).unwrap(), ROOT_BITS)
             }
             Some(Child::None) => return true,
             Some(Child::Node(unit)) => {

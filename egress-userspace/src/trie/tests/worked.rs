@@ -37,17 +37,17 @@ fn the_example_of_the_architecture_is_right() {
 
 /// Class and one in the upper half, child in the lower.
 const EXAMPLE: &[(Place, u64)] = &[
-    (Place::Root(0x0800), 0x0000_0001_0000_0000),
-    (Place::Root(0x0a01), 0x0000_0002_0000_0000),
-    (Place::Root(0x0a61), 0x0000_0003_0000_0000),
-    (Place::Root(0xc000), 0x0000_0001_8000_000a),
-    (Place::Unit(10, 0), 0x0000_0000_0000_0004),
+    (Place::Root(0x080), 0x0000_0001_0000_0000),
+    (Place::Root(0x0a0), 0x0000_0002_0000_0000),
+    (Place::Root(0x0a6), 0x0000_0003_0000_0000),
+    (Place::Root(0xc00), 0x0000_0001_8000_000a),
+    (Place::Unit(10, 0), 0x0000_0000_0000_0008),
     (Place::Unit(10, 1), 0x0000_0000_0000_0010),
     (Place::Unit(17, 0), 0x0000_0004_8000_0009),
     (Place::Unit(17, 1), 0x0000_0000_0000_0000),
     (Place::Unit(9, 0), 0x8000_0000_0000_0001),
     (Place::Unit(9, 1), 0x0000_0005_0000_0000),
-    (Place::Root(0x1_2001), 0x0000_0000_8000_000b),
-    (Place::Unit(11, 0), 0x0db8_0007_0000_0020),
+    (Place::Root(0x1200), 0x0000_0000_8000_000b),
+    (Place::Unit(11, 0), 0x10db_8000_7000_0024),
     (Place::Unit(11, 1), 0x0000_0006_0000_0000),
 ];
