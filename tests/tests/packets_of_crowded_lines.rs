@@ -25,7 +25,7 @@ const REMOTES: [&str; 2] = ["192.0.2.7", "2001:db8:1::7"];
 type Pods = BTreeMap<IpAddr, u8>;
 
 fn line_of(address: IpAddr) -> u32 {
-    pod_line(POD, addr_to_words(&Addr::from(address)))
+    pod_line(addr_to_words(&Addr::from(address)))
 }
 
 /// So many addresses of each family whose pods belong on one line, and which.
