@@ -4,7 +4,11 @@
 //! (`packet_snd`, `packet_alloc_skb`), so every other header is somewhere else. Whoever listens is given the same memory as
 //! the programs, which must not write there.
 
-#![expect(clippy::unwrap_used, reason = "a test may fail loudly")]
+#![expect(
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test fails where it is, with the frame at hand"
+)]
 
 use egress_tests::{
     client::Wire,
@@ -162,9 +166,7 @@ fn what_is_translated() {
 }
 
 /// Each of these with each protocol and length.
-fn each<'a, T, const N: usize>(
-    of: [&'a T; N],
-) -> impl Iterator<Item = (&'a T, (&'static str, Made), u16)> {
+fn each<T, const N: usize>(of: [&T; N]) -> impl Iterator<Item = (&T, (&'static str, Made), u16)> {
     of.into_iter().flat_map(|one| {
         KINDS
             .into_iter()

@@ -4,7 +4,6 @@
     reason = "a test fails where it is, with the packet at hand"
 )]
 
-use egress_common::DropReason::FragmentUnknown;
 use egress_tests::packets::{
     Action, Input, Lab,
     build::{
@@ -14,7 +13,7 @@ use egress_tests::packets::{
     flood::Varied,
     nat::{
         self,
-        Fate::{Dropped, Home, Out},
+        Fate::{Home, Out},
         Places, datagram, delivered, forwarded, in_both, on_uplink,
     },
     seed::{UPLINK, gateway, resolved, rule, via},
@@ -27,6 +26,9 @@ const FLOOD: u32 = 1 << 16;
 /// Datagrams that are on their way, each in two fragments, when the flood comes: so few that of the lab's small tables
 /// none of their buckets has more than a pod's share, where three flood.
 const DATAGRAMS: u16 = 6;
+/// Datagrams of the flood that are asked for afterwards: several times as many as any table has room for. Which of them are
+/// left depends on the hash, and on the time.
+const SEEN: u16 = 1024;
 /// The port of the pod that has them, that of the one that floods, and that of the far end.
 const PORT: u16 = 40_000;
 const FLOODING: u16 = 41_000;
@@ -96,7 +98,7 @@ fn take_no_translated_datagram_apart() {
         };
         // To another far end: its datagrams to one address have one identification each.
         let far = (p.remote2, FAR);
-        let [first, later] = parts((p.other, FLOODING), far, 0);
+        let [first, _] = parts((p.other, FLOODING), far, 0);
         let [became, _] = parts((p.alpha, FLOODING), far, 0);
         node.out("of who floods", &first, Out(forwarded(&became)));
         let known: Vec<Translated> = (0..DATAGRAMS).map(|id| translated(p, id)).collect();
@@ -123,7 +125,12 @@ fn take_no_translated_datagram_apart() {
             check(node, &it, 1);
         }
         // It was a flood: its own is what it took apart.
-        node.out("of who floods", &later, Dropped(FragmentUnknown));
+        let gone = (0..SEEN).filter(|id| {
+            let [_, later] = parts((p.other, FLOODING), far, *id);
+            let input = Input::from_pod(&later.bytes);
+            node.run_quietly("of who floods", &input).0.action == Action::Drop
+        });
+        assert!(gone.count() > usize::from(SEEN / 2));
     });
 }
 
@@ -156,7 +163,7 @@ fn take_no_reply_apart() {
                 parts((p.remote, FAR), (pod, port), id)
                     .map(|frame| frame.macs(HOST_MAC, GATEWAY_MAC))
             };
-            let [first, later] = replies(p.other, FLOODING, 0);
+            let [first, _] = replies(p.other, FLOODING, 0);
             assert_eq!(arrives(lab, &first), Action::Redirect, "{first:?}");
             let known = (0..DATAGRAMS).map(|id| replies(p.pod, PORT, id));
             let known: Vec<_> = known.collect();
@@ -178,7 +185,11 @@ fn take_no_reply_apart() {
                 }
             }
             // It was a flood: its own is what it took apart.
-            assert_eq!(arrives(lab, &later), Action::Pass, "{later:?}");
+            let gone = (0..SEEN).filter(|id| {
+                let [_, later] = replies(p.other, FLOODING, *id);
+                arrives(lab, &later) == Action::Pass
+            });
+            assert!(gone.count() > usize::from(SEEN / 2));
         }
     });
 }

@@ -29,6 +29,15 @@ impl Held {
         Ok(())
     }
 
+    /// Holds what is open, and pinned there or about to be.
+    ///
+    /// # Errors
+    /// The process has too many files open.
+    pub(super) fn hold_open(&mut self, path: PathBuf, object: BorrowedFd<'_>) -> io::Result<()> {
+        self.open.insert(path, object.try_clone_to_owned()?);
+        Ok(())
+    }
+
     /// Whether anything is held under that path.
     pub(super) fn holds(&self, path: &Path) -> bool {
         self.open.contains_key(path)

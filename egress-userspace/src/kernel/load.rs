@@ -232,10 +232,11 @@ impl Datapath {
     fn hold_segments(&mut self) -> anyhow::Result<()> {
         let there = self.maps.segment_pins();
         self.held
-            .retain(|path| !self.paths.is_segment(path) || there.contains(path));
-        for path in &there {
-            if !self.held.holds(path) {
-                self.held.hold(path)?;
+            .retain(|path| !self.paths.is_segment(path) || there.contains_key(path));
+        for (path, object) in there {
+            // Something else may have removed the pin already.
+            if !self.held.holds(&path) {
+                self.held.hold_open(path, object)?;
             }
         }
         Ok(())

@@ -1,8 +1,9 @@
 //! The live maps: the only writer, and the reader that walks them.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     net::IpAddr,
+    os::fd::BorrowedFd,
     path::{Path, PathBuf},
 };
 
@@ -38,7 +39,6 @@ pub struct Maps {
     members: Array<MapData, Member>,
     beside: PodMaps,
     translation: TranslationMaps,
-    paths: Paths,
 }
 
 impl Maps {
@@ -57,7 +57,6 @@ impl Maps {
             members,
             beside: PodMaps::open(paths)?,
             translation: TranslationMaps::open(paths)?,
-            paths: paths.clone(),
         })
     }
 
@@ -78,10 +77,12 @@ impl Maps {
         )
     }
 
-    /// Where the segments are pinned, of the line store, of the prefix trie and of the list of its prefixes.
-    pub(super) fn segment_pins(&self) -> BTreeSet<PathBuf> {
-        let lines = (0..self.segments.count()).map(|index| self.paths.segment(index));
-        lines.chain(self.trie.store().pins()).collect()
+    /// The segments by where they are pinned, of the line store, of the prefix trie and of the list of its prefixes.
+    pub(super) fn segment_pins(&self) -> BTreeMap<PathBuf, BorrowedFd<'_>> {
+        self.segments
+            .pins()
+            .chain(self.trie.store().pins())
+            .collect()
     }
 
     /// Mends what a crash in the middle of a write may have left.

@@ -2,7 +2,8 @@
 
 use std::{
     collections::BTreeMap,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::PathBuf,
 };
 
 use anyhow::{Context, ensure};
@@ -27,7 +28,7 @@ pub(super) struct Segments {
 /// A segment.
 struct Segment {
     map: Array<MapData, Line>,
-    /// The same, for what aya does not do.
+    /// The same, for what aya does not do, and for whoever pins it again.
     fd: OwnedFd,
 }
 
@@ -71,8 +72,14 @@ impl Segments {
     }
 
     /// How many there are: they are numbered without gaps.
-    pub(super) fn count(&self) -> u32 {
+    fn count(&self) -> u32 {
         self.open.last_key_value().map_or(0, |(last, _)| last + 1)
+    }
+
+    /// The segments, and where they are pinned.
+    pub(super) fn pins(&self) -> impl Iterator<Item = (PathBuf, BorrowedFd<'_>)> {
+        let open = self.open.iter();
+        open.map(|(index, segment)| (self.paths.segment(*index), segment.fd.as_fd()))
     }
 
     /// Bytes of kernel memory that the segments take.

@@ -2,7 +2,7 @@
 
 use std::{
     fs, io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -50,6 +50,8 @@ pub(super) struct TrieMaps {
 struct Segment<T: Pod> {
     map: Array<MapData, T>,
     words: Words,
+    /// The same map, for whoever pins it again.
+    fd: OwnedFd,
 }
 
 impl<T: Pod> Segment<T> {
@@ -58,8 +60,13 @@ impl<T: Pod> Segment<T> {
         let data = MapData::from_pin(path).with_context(cannot)?;
         let words = entries as usize * size_of::<T>() / size_of::<u64>();
         let words = Words::map(&data, words).with_context(cannot)?;
+        let fd = data
+            .fd()
+            .as_fd()
+            .try_clone_to_owned()
+            .with_context(cannot)?;
         let map = Array::try_from(Map::from_map_data(data)?).with_context(cannot)?;
-        Ok(Self { map, words })
+        Ok(Self { map, words, fd })
     }
 
     /// Opens a segment, made unless it is there.
@@ -115,13 +122,15 @@ impl TrieMaps {
         Ok(())
     }
 
-    /// Where all that it is kept in is pinned, beside the maps that have names.
-    pub(super) fn pins(&self) -> impl Iterator<Item = PathBuf> {
-        let segments = (0..).zip(&self.segments);
-        let classes = (0..).zip(&self.classes);
-        segments
-            .map(|(index, _)| self.paths.trie_segment(index))
-            .chain(classes.map(|(index, _)| self.paths.classes(index)))
+    /// All that it is kept in, and where that is pinned, beside the maps that have names.
+    pub(super) fn pins(&self) -> impl Iterator<Item = (PathBuf, BorrowedFd<'_>)> {
+        let segments = (0..)
+            .zip(&self.segments)
+            .map(|(index, segment)| (self.paths.trie_segment(index), segment.fd.as_fd()));
+        let classes = (0..)
+            .zip(&self.classes)
+            .map(|(index, segment)| (self.paths.classes(index), segment.fd.as_fd()));
+        segments.chain(classes)
     }
 
     fn class_words(&self, class: u32) -> Option<(&Words, usize)> {
