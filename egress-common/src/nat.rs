@@ -7,6 +7,7 @@ use crate::{
     addr::{Addr, WireU16},
     gateway::GatewayId,
     map_type,
+    table::{bucket, folded, ports, product},
 };
 
 /// Where a connection stands; each state has a timeout of its own, named as Linux conntrack names them.
@@ -110,6 +111,48 @@ pub struct NatOutKey {
     pub pad: [u8; 3],
 }
 map_type!(NatOutKey, size = 44, align = 4);
+
+/// The array of what packets became a moment ago, which is pinned nowhere: who takes a connection out of `NAT_OUT` by hand
+/// clears its line.
+pub const NAT_RECENT: &str = "NAT_RECENT";
+/// Lines of `NAT_RECENT`: a connection whose line another one has is looked up in `NAT_OUT`. 16 MiB.
+pub const RECENT_LINES: u32 = 262_144;
+/// Words of a connection's key but for its protocol, two at a time.
+pub type RecentKey = [(u32, u32); 5];
+
+impl NatOutKey {
+    /// What the connection's line in `NAT_RECENT` is found by.
+    #[inline(always)]
+    pub const fn recent(&self) -> RecentKey {
+        let (pod, remote) = (self.pod.words(), self.remote.words());
+        let ports = ports(self.pod_port, self.remote_port);
+        [
+            (pod[0], pod[1]),
+            (pod[2], pod[3]),
+            (remote[0], remote[1]),
+            (remote[2], remote[3]),
+            (ports, self.gateway.0),
+        ]
+    }
+}
+
+/// A sum of products, none of which waits for another.
+#[inline(always)]
+pub const fn recent_sum(key: &RecentKey) -> u64 {
+    let mut sum = 0_u64;
+    let mut pair = 0;
+    while pair < key.len() {
+        sum = sum.wrapping_add(product(pair, key[pair].0, key[pair].1));
+        pair += 1;
+    }
+    sum
+}
+
+/// The line of a key with that sum.
+#[inline(always)]
+pub const fn recent_line(sum: u64) -> u32 {
+    bucket(folded(sum), RECENT_LINES)
+}
 
 /// What the pod's packets become: the value of `NAT_OUT`.
 #[repr(C)]

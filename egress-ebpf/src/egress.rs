@@ -19,9 +19,10 @@ static EGRESS_ADDRS: HashMap<Addr, u32, { capacity::EGRESS as usize }> = HashMap
 #[btf_map]
 static EGRESS: Array<Egress, { capacity::EGRESS as usize }> = Array::new();
 
-/// The egress address of that family which the gateway has on this node.
+/// The egress address of that family which the gateway has on this node, and its index: one that changes in any way gets
+/// another.
 #[inline(always)]
-pub(crate) fn by_id(gateway: GatewayId, family: Family) -> Option<&'static Egress> {
+pub(crate) fn by_id(gateway: GatewayId, family: Family) -> Option<(u32, &'static Egress)> {
     let key = GatewayKey::new(gateway, family);
     // SAFETY: a word; if the key is removed and reused meanwhile, the comparison below tells.
     let index = *unsafe { GATEWAYS.get(&key) }?;
@@ -29,7 +30,7 @@ pub(crate) fn by_id(gateway: GatewayId, family: Family) -> Option<&'static Egres
     let found = egress.gateway == gateway
         && !same(&egress.address, &Addr::v6([0; 16]))
         && egress.address.is_v4() == (family == Family::V4);
-    found.then_some(egress)
+    found.then_some((index, egress))
 }
 
 /// The egress address that this is.

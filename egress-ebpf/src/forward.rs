@@ -53,13 +53,14 @@ fn here(
     slot: u32,
     shape: Shape,
 ) -> Result<(), DropReason> {
-    let egress = egress::by_id(member.gateway, ip.family).ok_or(DropReason::StateMissing)?;
+    let (index, egress) =
+        egress::by_id(member.gateway, ip.family).ok_or(DropReason::StateMissing)?;
     let sent = fits(ip, shape, member.mtu).and_then(|()| {
         if packet.is_for_many() {
             return Err(DropReason::RedirectFailed);
         }
         pods::learn(packet, slot)?;
-        nat::out(packet, ip, egress, ORIGIN_HERE)
+        nat::out(packet, ip, egress, index, ORIGIN_HERE)
     });
     match sent {
         Ok(()) => counters::translated(egress.counter, Direction::Out, shape),

@@ -111,7 +111,7 @@ fn open(packet: &Packet<'_>, sender: &mut Sender, ip: &mut Ip) -> Result<FrameKi
 #[inline(always)]
 fn out(packet: &Packet<'_>, ip: &Ip, gateway: GatewayId, origin: u32) -> Emergence {
     let shape = Shape::of(packet, ip);
-    let Some(egress) = egress::by_id(gateway, ip.family) else {
+    let Some((index, egress)) = egress::by_id(gateway, ip.family) else {
         return Emergence::Dropped {
             reason: DropReason::OverlayUnknownGateway,
             shape,
@@ -120,7 +120,7 @@ fn out(packet: &Packet<'_>, ip: &Ip, gateway: GatewayId, origin: u32) -> Emergen
     if let Err(reason) = forward::fits(ip, shape, egress.mtu) {
         return answered(packet, ip, egress, origin, reason, shape);
     }
-    match nat::out(packet, ip, egress, origin) {
+    match nat::out(packet, ip, egress, index, origin) {
         Ok(()) => Emergence::Translated {
             gateway: egress.counter,
             shape,

@@ -67,7 +67,7 @@ pub(crate) fn is_one(packet: &Packet<'_>) -> bool {
 pub(crate) fn answer(packet: &Packet<'_>, gateway: GatewayId, origin: u32) -> bool {
     let mut owned = false;
     for family in [Family::V4, Family::V6] {
-        if let Some(egress) = egress::by_id(gateway, family) {
+        if let Some((_, egress)) = egress::by_id(gateway, family) {
             if egress.flags & EGRESS_DOWN != 0 {
                 return false;
             }

@@ -1,9 +1,14 @@
 //! What the kernel's routes say of a packet that is to leave by an uplink.
 
+use std::time::{Duration, Instant};
+
 use egress_common::DropReason::NoRoute;
-use egress_tests::packets::nat::{
-    Fate::{Dropped, Out},
-    V6, datagram, forwarded, in_both,
+use egress_tests::packets::{
+    Action, Input,
+    nat::{
+        Fate::{Dropped, Out},
+        V6, datagram, forwarded, in_both,
+    },
 };
 
 /// A way, what is said to `ip` to have it, and whether a packet takes it.
@@ -85,5 +90,40 @@ fn routes_decide() {
                 node.ip(&format!("route del {route}"));
             }
         }
+    });
+}
+
+/// A connection's packets may be what the one before became, but for no longer than a second.
+#[test]
+fn connections_follow_their_routes() {
+    in_both(|node, p| {
+        node.forward();
+        let route = if p.name == V6.name {
+            "2001:db8:a::/48"
+        } else {
+            "203.0.113.0/24"
+        };
+        node.ip(&format!("route add {route} dev uplink"));
+        let packet = datagram((p.pod, 40_000), (p.remote, 53), 20);
+        let sent = forwarded(&datagram((p.alpha, 40_000), (p.remote, 53), 20));
+        for _ in 0..3 {
+            node.out("it has a route", &packet, Out(sent.clone()));
+        }
+        node.ip(&format!("route replace blackhole {route}"));
+        let left = Instant::now();
+        loop {
+            let (seen, _) = node.run_quietly("its route is gone", &Input::from_pod(&packet.bytes));
+            if seen.action == Action::Drop {
+                break;
+            }
+            assert_eq!(seen.frame, sent.bytes);
+            assert!(
+                left.elapsed() < Duration::from_secs(3),
+                "it goes on without a route"
+            );
+        }
+        node.out("its route is gone", &packet, Dropped(NoRoute));
+        node.ip(&format!("route replace {route} dev uplink"));
+        node.out("it has a route again", &packet, Out(sent));
     });
 }

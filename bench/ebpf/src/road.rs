@@ -77,6 +77,7 @@ pub(crate) fn send_in_order(ctx: &XdpContext) -> u32 {
 /// Makes the frame that of a flow, and sends it as the pod would.
 #[expect(
     clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
     reason = "the helper returns an action, which is small"
 )]
 #[inline(always)]

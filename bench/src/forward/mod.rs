@@ -126,22 +126,21 @@ fn forwarding(quick: bool, core: &Core, progress: &Progress) -> Result<Vec<Way>>
         (RULES, Steering::Rules),
     ];
     let mut fixed = vec![(ROUTE, Steering::Route)];
-    let mut scales = vec![LARGE];
+    let scales: &[usize] = if quick { &[LARGE] } else { &[10, 100, LARGE] };
     if !quick {
         fixed.extend([
             (REDIRECT, Steering::Bare(Reference::Redirect)),
             (TRANSLATION, Steering::Translation),
         ]);
-        scales.extend([10, 100]);
     }
     let mut ways = Vec::new();
     for pods in scales {
-        let scale = Scale::new(pods, PREFIXES);
+        let scale = Scale::new(*pods, PREFIXES);
         let scene = scale.name();
         progress.making(&format!("{FORWARDING}, {scene}"));
         let world = World::new(&scale)?;
         let flows = world.steered(FLOWS);
-        let more: &[_] = if pods == LARGE { &fixed } else { &[] };
+        let more: &[_] = if *pods == LARGE { &fixed } else { &[] };
         for (subject, steering) in growing.iter().chain(more) {
             let laid = line::lay(*steering, &world);
             let laid = laid.with_context(|| format!("{scene}, {subject}"))?;

@@ -7,9 +7,11 @@ mod follow;
 mod fragments;
 mod icmp;
 mod ports;
+mod recent;
 mod rewrite;
 mod route;
 mod scratch;
+mod sources;
 mod state;
 mod sweep;
 mod upper;
@@ -27,7 +29,9 @@ use self::{
 };
 use crate::{
     answer::{self, Speaker, Untold},
-    deliver, forward,
+    deliver,
+    egress::copy,
+    forward,
     overlay::{self, Room},
     packet::Packet,
     parse::{Fragment, Ip},
@@ -37,18 +41,23 @@ pub(crate) use self::sweep::handle as sweep;
 
 /// Translates a pod's packet, lowers its TTL and sends it out of the uplink.
 ///
-/// The caller has checked that it may live for another hop and fits the uplink. `origin` is the node that the
-/// pod is on.
+/// The caller has checked that it may live for another hop and fits the uplink. `index` is that of the egress address, and
+/// `origin` the node that the pod is on.
 #[inline(never)]
 pub(crate) fn out(
     packet: &Packet<'_>,
     ip: &Ip,
     egress: &Egress,
+    index: u32,
     origin: u32,
 ) -> Result<(), DropReason> {
     let s = scratch::take(ip)?;
-    route::find(packet, s, egress)?;
-    let is_error = prepare_out(packet, s, egress, origin)?;
+    let is_error = if recall_out(packet, s, egress, index, origin) {
+        false
+    } else {
+        route::find(packet, s, egress)?;
+        prepare_out(packet, s, egress, index, origin)?
+    };
     forward::lower_ttl(packet, &s.ip)?;
     if is_error {
         icmp::write_quote(packet, s)?;
@@ -57,19 +66,58 @@ pub(crate) fn out(
     route::send(packet, s, egress.ifindex)
 }
 
+/// Fills `s.edit` and `s.next_hop` in as they were for another packet of the connection, and says whether there was one a
+/// moment ago.
+#[inline(always)]
+fn recall_out(
+    packet: &Packet<'_>,
+    s: &mut Scratch,
+    egress: &Egress,
+    index: u32,
+    origin: u32,
+) -> bool {
+    // There is no such header in a later fragment; what is no connection's packet, the long way tells.
+    if matches!(s.ip.fragment, Fragment::Later(_))
+        || read_upper(packet, s).is_err()
+        || !recent::recall(s, egress, index, origin)
+    {
+        return false;
+    }
+    begin_edit_out(s, egress);
+    set_upper_edit_out(s);
+    true
+}
+
+/// The edit of a pod's packet, without a port.
+#[inline(always)]
+fn begin_edit_out(s: &mut Scratch, egress: &Egress) {
+    copy(&mut s.edit.old, &s.ip.source);
+    copy(&mut s.edit.new, &egress.address);
+    s.edit.address_at = rewrite::source_at(s.ip.family);
+    s.edit.port_at = 0;
+    s.edit.checksum_at = 0;
+}
+
+/// What the header above IP adds to it, of a packet of a connection.
+#[inline(always)]
+fn set_upper_edit_out(s: &mut Scratch) {
+    s.edit.checksum_at = s.upper.checksum_at;
+    s.edit.checksum = s.upper.checksum;
+    s.edit.port_at = s.upper.source_at;
+    s.edit.old_port = s.upper.source_port;
+    s.edit.new_port = s.out.egress_port;
+}
+
 /// Fills `s.edit` in, and for an ICMP error, which it tells, `s.quoted_edit`.
 #[inline(always)]
 fn prepare_out(
     packet: &Packet<'_>,
     s: &mut Scratch,
     egress: &Egress,
+    index: u32,
     origin: u32,
 ) -> Result<bool, DropReason> {
-    s.edit.old = s.ip.source;
-    s.edit.new = egress.address;
-    s.edit.address_at = rewrite::source_at(s.ip.family);
-    s.edit.port_at = 0;
-    s.edit.checksum_at = 0;
+    begin_edit_out(s, egress);
     if s.ip.is_authenticated {
         return Err(DropReason::NatUnsupported);
     }
@@ -89,12 +137,12 @@ fn prepare_out(
     s.edit.checksum = s.upper.checksum;
     let is_error = match s.upper.kind {
         kind::PORTS | kind::ADDRESSES | kind::ECHO_REQUEST => {
-            if !state::outward(s, egress, origin) {
+            if state::outward(s, egress, origin) {
+                recent::note(s, index, origin);
+            } else {
                 make(s, egress, origin)?;
             }
-            s.edit.port_at = s.upper.source_at;
-            s.edit.old_port = s.upper.source_port;
-            s.edit.new_port = s.out.egress_port;
+            set_upper_edit_out(s);
             false
         }
         kind::ICMP_ERROR => {

@@ -78,7 +78,7 @@ pub(super) fn send(packet: &Packet<'_>, s: &Scratch, ifindex: u32) -> Result<(),
     }
 }
 
-const UNKNOWN: Addr = Addr::v6([0; 16]);
+pub(super) const UNKNOWN: Addr = Addr::v6([0; 16]);
 
 #[inline(always)]
 fn by_kernel(s: &mut Scratch) -> Result<(), DropReason> {

@@ -1,9 +1,8 @@
 //! Connections: both halves of each, how they change, when they end.
 
 use aya_ebpf::{btf_maps::HashMap, macros::btf_map};
-use core::arch::asm;
 use egress_common::{
-    Addr, DropReason,
+    DropReason,
     gateway::Egress,
     maps::capacity,
     nat::{NatBack, NatBackKey, NatOut, NatOutKey, NatState},
@@ -11,8 +10,9 @@ use egress_common::{
 };
 
 use super::{
-    follow,
+    follow, recent,
     scratch::{self, Scratch},
+    sources::{add_to_source, check_quota, take_from_source},
     upper::tcp,
 };
 use crate::{
@@ -28,17 +28,13 @@ static NAT_OUT: HashMap<NatOutKey, NatOut, { capacity::NAT as usize }> = HashMap
 #[btf_map]
 static NAT_BACK: HashMap<NatBackKey, NatBack, { capacity::NAT as usize }> = HashMap::new();
 
-/// Signed: where a count is deleted while another CPU adds to it, it may fall below zero for a time.
-#[btf_map]
-static NAT_SOURCES: HashMap<Addr, i64, { capacity::NAT_SOURCES as usize }> = HashMap::new();
-
 /// `BPF_NOEXIST` of `linux/bpf.h`.
-const NOEXIST: u64 = 1;
+pub(super) const NOEXIST: u64 = 1;
 /// `-EEXIST`.
 pub(super) const EXISTS: i32 = -17;
 /// How old a half's time may get before it is written again: writing it for each packet would move its
 /// cache line from CPU to CPU.
-const REFRESH: u64 = NANOSECONDS;
+pub(super) const REFRESH: u64 = NANOSECONDS;
 pub(super) const NANOSECONDS: u64 = 1_000_000_000;
 
 /// Finds the connection of a pod's packet, and says whether there is one: then `s.out.egress_port` is what
@@ -60,6 +56,8 @@ pub(super) fn outward(s: &mut Scratch, egress: &Egress, origin: u32) -> bool {
     let entry = unsafe { &mut *entry };
     if same(&entry.egress, &egress.address) && keep_out(s, entry, origin) {
         s.out.egress_port = entry.egress_port;
+        s.out.last_seen = entry.last_seen;
+        s.out.state = entry.state;
         return true;
     }
     // It ended, or the gateway has another address now.
@@ -185,8 +183,12 @@ pub(super) fn homeward(s: &mut Scratch, is_error: bool) -> bool {
         if state != closed || entry.state != closed {
             entry.last_seen = s.now;
         }
+        if state != out.state {
+            out.state = state;
+            // After the state: who notes the one before sees this one, or is forgotten.
+            recent::forget(&s.out_key);
+        }
         entry.state = state;
-        out.state = state;
     }
     true
 }
@@ -210,8 +212,11 @@ fn keep_out(s: &mut Scratch, entry: &mut NatOut, origin: u32) -> bool {
     if !belongs_to(back, &s.out_key) || !is_live(s.now, entry, Some(back)) {
         return false;
     }
+    if state != entry.state {
+        entry.state = state;
+        recent::forget(&s.out_key);
+    }
     entry.last_seen = s.now;
-    entry.state = state;
     entry.origin = origin;
     back.state = state;
     back.origin = origin;
@@ -370,6 +375,7 @@ fn remove(out_key: &NatOutKey, back_key: &NatBackKey) {
             take_from_source(&out_key.pod);
         }
     }
+    recent::forget(out_key);
 }
 
 /// Whether a connection was used, in either direction, within the time of its state.
@@ -426,69 +432,4 @@ fn set_out_key(into: &mut NatOutKey, key: &NatBackKey, back: &NatBack) {
     into.remote_port = key.remote_port;
     into.gateway = back.gateway;
     into.protocol = key.protocol;
-}
-
-/// Whether the pod may have one more connection.
-#[inline(always)]
-fn check_quota(pod: &Addr) -> Result<(), DropReason> {
-    let settings = settings::get().ok_or(DropReason::StateMissing)?;
-    let count = match NAT_SOURCES.get_ptr_mut(pod) {
-        // SAFETY: an aligned word that is only added to.
-        Some(count) => unsafe { core::ptr::read_volatile(count) },
-        None => 0,
-    };
-    if count >= i64::from(settings.source_quota) {
-        return Err(DropReason::SourceQuota);
-    }
-    Ok(())
-}
-
-/// Counts a connection of a source, unless there is no room for one more source.
-#[inline(always)]
-fn add_to_source(pod: &Addr) -> bool {
-    if add(pod, 1) {
-        return true;
-    }
-    match NAT_SOURCES.insert(pod, &1, NOEXIST) {
-        Ok(()) => true,
-        // Another CPU was first, and may have removed it again: then one is not counted.
-        Err(EXISTS) => {
-            add(pod, 1);
-            true
-        }
-        Err(_) => false,
-    }
-}
-
-/// Counts one connection less, and makes room where the source has none any more.
-#[inline(always)]
-fn take_from_source(pod: &Addr) {
-    add(pod, -1);
-    if let Some(count) = NAT_SOURCES.get_ptr_mut(pod) {
-        // SAFETY: an aligned word that is only added to.
-        if unsafe { core::ptr::read_volatile(count) } <= 0 {
-            let _ = NAT_SOURCES.remove(pod);
-        }
-    }
-}
-
-/// Adds to a source's count, if it has one.
-#[inline(always)]
-fn add(pod: &Addr, difference: i64) -> bool {
-    match NAT_SOURCES.get_ptr_mut(pod) {
-        Some(count) => {
-            // The target has no atomics in `core`, for kernels before 5.12 know no other than this one.
-            // SAFETY: `BPF_XADD` to an aligned word of the map's value.
-            unsafe {
-                asm!(
-                    "lock *(u64 *)({count} + 0) += {difference}",
-                    count = in(reg) count,
-                    difference = in(reg) difference,
-                    options(nostack),
-                );
-            }
-            true
-        }
-        None => false,
-    }
 }

@@ -25,6 +25,7 @@ use egress_common::{
     counter::Answer,
     gateway::Settings,
     maps,
+    nat::{NAT_RECENT, NatOutKey, recent_line, recent_sum},
     pod::{OwnFlows, PodFacts, PodNote},
     verdict::{Decision, Member},
 };
@@ -177,6 +178,17 @@ impl Lab {
     /// The programs and maps in the kernel.
     pub fn datapath(&mut self) -> &mut Datapath {
         &mut self.datapath
+    }
+
+    /// Has the programs forget what packets of these connections became a moment ago: they are changed by hand.
+    pub fn forget_recent(&mut self, keys: impl IntoIterator<Item = NatOutKey>) -> Result<()> {
+        let map = self.datapath.ebpf().map_mut(NAT_RECENT);
+        let map = map.context("no map of recent packets")?;
+        let mut lines: Array<&mut MapData, [u64; 8]> = map.try_into()?;
+        for key in keys {
+            lines.set(recent_line(recent_sum(&key.recent())), [0; 8], 0)?;
+        }
+        Ok(())
     }
 
     /// Brings the live maps to what was resolved, change by change; `between` runs before each change.

@@ -165,6 +165,7 @@ impl<'a> Node<'a> {
 
     /// Brings settings, gateways and members to what they are at first, and forgets all connections.
     pub fn reset(&mut self) {
+        self.forget_recent();
         clear(&mut self.outs);
         clear(&mut self.backs);
         clear(&mut self.sources);

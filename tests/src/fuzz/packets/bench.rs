@@ -160,6 +160,10 @@ impl Bench {
         } else {
             self.lab.forget_connections();
         }
+        let keys: Vec<NatOutKey> = self.outs.keys().filter_map(Result::ok).collect();
+        self.lab
+            .forget_recent(keys)
+            .unwrap_or_else(|error| panic!("cannot forget packets: {error}"));
         clear(&mut self.outs);
         clear(&mut self.backs);
         clear(&mut self.sources);

@@ -34,6 +34,13 @@ impl Node<'_> {
             self.backs.insert(key, back, 0).unwrap();
         }
         self.fragments.age(seconds);
+        self.forget_recent();
+    }
+
+    /// Has the programs look every connection up.
+    pub fn forget_recent(&mut self) {
+        let keys: Vec<_> = self.all_outs().into_iter().map(|(key, _)| key).collect();
+        self.lab.forget_recent(keys).unwrap();
     }
 
     /// Every connection's pods' side.
