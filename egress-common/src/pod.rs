@@ -94,7 +94,9 @@ pub const fn pod_line(addr: [u64; 2]) -> u32 {
     let [a, b, c, d, ..] = addr[1].to_ne_bytes();
     let before = addr[0] ^ u32::from_ne_bytes([a, b, c, d]) as u64;
     let network = (before.wrapping_mul(ODD) >> 32) as u32;
-    (last / PodLine::ENTRIES as u32).wrapping_add(network) % capacity::POD_INDEX
+    #[expect(clippy::cast_possible_truncation, reason = "two of them")]
+    let entries = PodLine::ENTRIES as u32;
+    (last / entries).wrapping_add(network) % capacity::POD_INDEX
 }
 const _: () = assert!(capacity::POD_INDEX.is_power_of_two());
 
