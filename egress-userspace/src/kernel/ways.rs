@@ -120,7 +120,7 @@ mod tests {
     #[test]
     fn what_was_there_before_is_known_by_its_users() {
         let mut ways = Ways::new([(way(1), 0), (way(2), 1), (way(2), 1)]);
-        assert_eq!(taken(&mut ways, 2).1, false);
+        assert!(!taken(&mut ways, 2).1);
         assert_eq!(taken(&mut ways, 1), (Some(0), true));
         assert_eq!(taken(&mut ways, 3), (None, false));
     }
