@@ -110,6 +110,7 @@ fn open(packet: &Packet<'_>, sender: &mut Sender, ip: &mut Ip) -> Result<FrameKi
 /// Sends a pod's packet out under the address of one of this node's gateways.
 #[inline(always)]
 fn out(packet: &Packet<'_>, ip: &Ip, gateway: GatewayId, origin: u32) -> Emergence {
+    nat::expect(packet, ip, gateway);
     let shape = Shape::of(packet, ip);
     let Some((index, egress)) = egress::by_id(gateway, ip.family) else {
         return Emergence::Dropped {

@@ -19,7 +19,7 @@ mod upper;
 use egress_common::{
     DropReason,
     counter::Answer,
-    gateway::{EGRESS_ALLOW_LOCAL, EGRESS_SHARED, Egress},
+    gateway::{EGRESS_ALLOW_LOCAL, EGRESS_SHARED, Egress, GatewayId},
     overlay::{FrameKind, ORIGIN_HERE, ORIGIN_KERNEL},
 };
 
@@ -29,7 +29,7 @@ use self::{
 };
 use crate::{
     answer::{self, Speaker, Untold},
-    deliver,
+    deliver, direct,
     egress::copy,
     forward,
     overlay::{self, Room},
@@ -38,6 +38,14 @@ use crate::{
 };
 
 pub(crate) use self::sweep::handle as sweep;
+
+/// Says that a pod's packet is to be translated for a gateway, so that what is known of its connection is fetched meanwhile.
+#[inline(always)]
+pub(crate) fn expect(packet: &Packet<'_>, ip: &Ip, gateway: GatewayId) {
+    if let Some(header) = direct::at::<4>(packet, ip.l4) {
+        recent::expect(ip, header.word::<0>(), gateway);
+    }
+}
 
 /// Translates a pod's packet, lowers its TTL and sends it out of the uplink.
 ///

@@ -4,10 +4,11 @@
 //! port, and the next hop. It is forgotten when the time of `NAT_OUT`'s entry is due to be written again ([`REFRESH`]),
 //! so that routes are asked once a second for each connection, and when the connection changes its state or goes.
 
+use core::arch::asm;
+
 use aya_ebpf::{btf_maps::Array, macros::btf_map};
 use egress_common::{
-    Addr,
-    gateway::Egress,
+    gateway::{Egress, GatewayId},
     nat::{NatOutKey, NatState, RECENT_LINES, RecentKey, recent_line, recent_sum},
     table::{folded, ports, product},
 };
@@ -20,7 +21,7 @@ use super::{
 };
 use crate::{
     egress::{copy, same},
-    parse::Fragment,
+    parse::{Fragment, Ip},
 };
 
 /// Next hops, found by their hash.
@@ -33,7 +34,7 @@ static NAT_RECENT: Array<Line, { RECENT_LINES as usize }, ALIGNED> = Array::new(
 
 /// What most next hops are: few. A line names one by its hash.
 #[btf_map]
-static NAT_HOPS: Array<Addr, { HOPS as usize }> = Array::new();
+static NAT_HOPS: Array<[u64; 2], { HOPS as usize }> = Array::new();
 
 /// A packet of a connection, and what it became.
 ///
@@ -59,6 +60,31 @@ const HOP_ITSELF: u32 = 1;
 const HOP_BY_KERNEL: u32 = 2;
 /// Set in every other.
 const HOP_IS_HASH: u32 = 4;
+
+/// Has what the connection of a pod's packet became a moment ago be fetched, which takes as long as all that happens before
+/// it is asked for. `ports` are what stands first above IP.
+#[inline(always)]
+pub(super) fn expect(ip: &Ip, ports: u32, gateway: GatewayId) {
+    let (pod, remote) = (ip.source.words(), ip.destination.words());
+    let key: RecentKey = [
+        (pod[0], pod[1]),
+        (pod[2], pod[3]),
+        (remote[0], remote[1]),
+        (remote[2], remote[3]),
+        (ports, gateway.0),
+    ];
+    if let Some(line) = line(recent_sum(&key)) {
+        // SAFETY: a load of an aligned word within an array's element, which nobody waits for.
+        unsafe {
+            asm!(
+                "{word} = *(u64 *)({line} + 0)",
+                word = out(reg) _,
+                line = in(reg) line,
+                options(readonly, nostack),
+            );
+        }
+    }
+}
 
 /// Fills in what the connection of a pod's packet became a moment ago, with the packet's next hop, and says whether that
 /// is known: `s.out.egress_port`, `s.next_hop`.
@@ -202,9 +228,16 @@ fn find_hop(s: &mut Scratch, hop: u32) -> bool {
             let Some(place) = NAT_HOPS.get(hop_index(hop)) else {
                 return false;
             };
-            copy(&mut s.next_hop, place);
+            // SAFETY: aligned words of an array's element, which another CPU may write.
+            let words = unsafe { core::ptr::read_volatile(place) };
+            // SAFETY: 16 bytes that are aligned to four, of which any are an address.
+            unsafe {
+                core::ptr::from_mut(&mut s.next_hop)
+                    .cast::<[u64; 2]>()
+                    .write_unaligned(words);
+            }
             // Another one may have its place by now, or half of it.
-            return hash_of_hop(&s.next_hop) == hop;
+            return hash_of_hop(words) == hop;
         }
     }
     true
@@ -219,12 +252,15 @@ fn note_hop(s: &Scratch) -> u32 {
     if same(&s.next_hop, &s.ip.destination) {
         return HOP_ITSELF;
     }
-    let hop = hash_of_hop(&s.next_hop);
+    let [a, b, c, d] = s.next_hop.words();
+    let words = [joined(a, b), joined(c, d)];
+    let hop = hash_of_hop(words);
     if let Some(place) = NAT_HOPS.get_ptr_mut(hop_index(hop)) {
         // SAFETY: an array's element; whoever reads it sees by its hash whether all of it is there.
-        let place = unsafe { &mut *place };
-        if !same(place, &s.next_hop) {
-            copy(place, &s.next_hop);
+        unsafe {
+            if core::ptr::read_volatile(place) != words {
+                core::ptr::write_volatile(place, words);
+            }
         }
     }
     hop
@@ -236,7 +272,9 @@ const fn hop_index(hop: u32) -> u32 {
 }
 
 #[inline(always)]
-fn hash_of_hop(hop: &Addr) -> u32 {
-    let [a, b, c, d] = hop.words();
-    folded(product(0, a, b).wrapping_add(product(1, c, d))) | HOP_IS_HASH
+#[expect(clippy::cast_possible_truncation, reason = "the words' halves")]
+const fn hash_of_hop([first, second]: [u64; 2]) -> u32 {
+    let sum = product(0, first as u32, (first >> 32) as u32);
+    let sum = sum.wrapping_add(product(1, second as u32, (second >> 32) as u32));
+    folded(sum) | HOP_IS_HASH
 }
