@@ -154,7 +154,7 @@ fn a_pod_comes_and_goes() {
     // All of it may be told again, of what was read meanwhile.
     assert!(telling.apply(&mut view, coming()[2..].to_vec()));
     assert_eq!(view, expected);
-    let going = vec![
+    let going = [
         new_link(NEW, false),
         del_route(&route("fe80::/64", None, NEW)),
         del_address(NEW, "fe80::1/64"),

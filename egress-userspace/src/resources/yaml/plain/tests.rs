@@ -186,7 +186,7 @@ impl Node {
                             out.push_str(&" ".repeat(column));
                             node.write(out, column, false);
                         }
-                        other => {
+                        other @ (Self::Scalar(_) | Self::Map(..) | Self::List(..)) => {
                             out.push(' ');
                             other.write(out, column, false);
                         }
@@ -202,7 +202,7 @@ impl Node {
                     item.write(out, column + 2, true);
                 }
             }
-            other => {
+            other @ (Self::Scalar(_) | Self::Map(..) | Self::List(..)) => {
                 out.push_str(&other.flow());
                 out.push('\n');
             }
