@@ -173,6 +173,8 @@ impl Kernel {
         changes += self.write_facts(desired, &plans.policy.after)?;
         if changes > 0 || plans.names != *self.names {
             self.change(plans, counters)?;
+            // Before a new segment can lose its pin.
+            told(self.datapath.hold_segments());
         } else {
             self.planned = plans.memo;
         }

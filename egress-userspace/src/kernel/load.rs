@@ -229,7 +229,10 @@ impl Datapath {
     }
 
     /// Holds the segments that are new, and lets go of those that were given back.
-    fn hold_segments(&mut self) -> anyhow::Result<()> {
+    ///
+    /// # Errors
+    /// One has lost its pin before it was held.
+    pub fn hold_segments(&mut self) -> anyhow::Result<()> {
         let there = self.maps.segment_pins();
         self.held
             .retain(|path| !self.paths.is_segment(path) || there.contains_key(path));
@@ -303,9 +306,9 @@ impl Datapath {
     /// The kernel refuses, or another agent has taken the place of the directory.
     pub fn restore_pins(&mut self) -> anyhow::Result<usize> {
         self.paths.make_again(&mut self.lock)?;
-        // Before a new segment can lose its pin.
-        self.hold_segments()?;
-        Ok(self.held.restore()? + self.attachments.restore_pins()?)
+        let held = self.hold_segments();
+        let restored = self.held.restore()? + self.attachments.restore_pins()?;
+        held.map(|()| restored)
     }
 
     /// The log of the programs, if they were loaded to write one.

@@ -1,9 +1,14 @@
 //! `MEMBER_COUNTS`, mapped into memory: the counts of each CPU, one CPU's after another's.
+//!
+//! Only parts that somebody asks for are mapped, since all that is mapped counts as memory of the process.
 
 use std::{
     fs,
     os::fd::{AsFd, AsRawFd},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use anyhow::{Context, ensure};
@@ -26,9 +31,13 @@ pub(super) fn cpus() -> anyhow::Result<u32> {
     Ok(highest + 1)
 }
 
-/// The mapped array.
+/// Elements of a part: 64 KiB, which is a whole number of pages everywhere.
+const PART: usize = 4096;
+
+/// The array, of which parts are mapped.
 pub(super) struct MemberCounts {
-    memory: MmapRaw,
+    map: MapData,
+    parts: Box<[OnceLock<MmapRaw>]>,
     cpus: u32,
     members: u32,
 }
@@ -39,12 +48,10 @@ impl MemberCounts {
         let data = MapData::from_pin(&path).with_context(|| not_running(&path))?;
         let elements = data.info()?.max_entries();
         let cpus = cpus()?;
-        let memory = MmapOptions::new()
-            .len(usize::try_from(elements)? * size_of::<Count>())
-            .map_raw(data.fd().as_fd().as_raw_fd())
-            .with_context(|| format!("cannot map {MEMBER_COUNTS} into memory"))?;
+        let parts = usize::try_from(elements)?.div_ceil(PART);
         Ok(Self {
-            memory,
+            map: data,
+            parts: (0..parts).map(|_| OnceLock::new()).collect(),
             cpus,
             members: elements / cpus,
         })
@@ -77,14 +84,32 @@ impl MemberCounts {
             "{member} is beyond {MEMBER_COUNTS}'s {} members",
             self.members
         );
+        let element = usize::try_from(cpu * self.members + member)?;
         let at = self
-            .memory
+            .part(element / PART)?
             .as_mut_ptr()
             .cast::<[u64; 2]>()
-            .wrapping_add(usize::try_from(cpu * self.members + member)?)
+            .wrapping_add(element % PART)
             .cast::<u64>();
-        // SAFETY: within the mapping, which `self` keeps; page-aligned plus a multiple of 8; we only touch it through
+        // SAFETY: within the part's mapping, which `self` keeps; page-aligned plus a multiple of 8; we only touch it through
         // atomics, and the programs write each word at once.
         Ok([0, 1].map(|word| unsafe { AtomicU64::from_ptr(at.wrapping_add(word)) }))
+    }
+
+    fn part(&self, number: usize) -> anyhow::Result<&MmapRaw> {
+        let beyond = || format!("part {number} is beyond {MEMBER_COUNTS}");
+        let part = self.parts.get(number).with_context(beyond)?;
+        if let Some(mapped) = part.get() {
+            return Ok(mapped);
+        }
+        let elements = usize::try_from(self.cpus * self.members)?;
+        let bytes = |elements: usize| elements * size_of::<Count>();
+        let mapped = MmapOptions::new()
+            .offset(u64::try_from(bytes(number * PART))?)
+            .len(bytes(PART.min(elements - number * PART)))
+            .map_raw(self.map.fd().as_fd().as_raw_fd())
+            .with_context(|| format!("cannot map {MEMBER_COUNTS} into memory"))?;
+        // Whoever was faster has mapped the same.
+        Ok(part.get_or_init(|| mapped))
     }
 }

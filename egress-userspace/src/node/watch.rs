@@ -197,7 +197,7 @@ impl Source {
     async fn view(&mut self, change: Change, before: &NodeView) -> Result<(NodeView, Change)> {
         let told = std::mem::take(&mut self.told);
         let neighbours = std::mem::take(&mut self.neighbours);
-        if change < Change::Any && Instant::now() < self.read_at {
+        if change < Change::Any && Instant::now() < self.read_at() {
             let mut view = before.clone();
             if self.telling.apply(&mut view, told) {
                 // A link is told of before its neighbours are: one that is not there is gone.
@@ -220,6 +220,12 @@ impl Source {
         Ok((view, Change::Any))
     }
 
+    /// When everything is read, whatever is told until then.
+    fn read_at(&self) -> Instant {
+        let due = self.telling.due();
+        due.map_or(self.read_at, |due| due.min(self.read_at))
+    }
+
     /// Waits for a change, and then a moment for those that come with it.
     ///
     /// The moment begins with the first change, so that no stream of changes puts it off for ever.
@@ -227,7 +233,7 @@ impl Source {
         let mut change = match self.pending.take() {
             Some(change) => change,
             None => {
-                let read_at = self.read_at;
+                let read_at = self.read_at();
                 tokio::select! {
                     next = self.next() => next?,
                     () = sleep_until(read_at) => return Ok(Change::Any),

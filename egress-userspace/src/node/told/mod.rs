@@ -4,7 +4,11 @@
 //! Only what a message says for certain is applied. Of some consequences the kernel says nothing, such as the IPv4 routes
 //! that go with an address or when an interface is shut: after those everything is read.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::Duration,
+};
 
 use ipnet::IpNet;
 use rtnetlink::{
@@ -16,6 +20,8 @@ use rtnetlink::{
         route::{RouteAttribute, RouteHeader, RouteMessage},
     },
 };
+
+use tokio::time::Instant;
 
 use super::{
     NodeView,
@@ -30,9 +36,13 @@ pub(super) type Message = NetlinkMessage<RouteNetlinkMessage>;
 pub(super) struct Telling {
     /// Links that came since, and have not been up: nothing can have used them.
     fresh: BTreeSet<u32>,
-    /// Links that went down, with routes of which nothing is told unless the links are removed too.
-    shut: BTreeSet<u32>,
+    /// Pods' links that went down, and when: of routes that went with them nothing is told, unless the links go too.
+    shut: BTreeMap<u32, Instant>,
 }
+
+/// How long a pod's link may be down before everything is read: mostly it is removed next, after a grace period. Until
+/// then the view has routes that lead nowhere.
+const REMOVED_WITHIN: Duration = Duration::from_secs(1);
 
 /// Whether all that a message means is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,11 +54,14 @@ enum Certain {
 impl Telling {
     /// Applies messages in their order, and says whether the view is what the kernel has then. Else it is to be read.
     pub(super) fn apply(&mut self, view: &mut NodeView, messages: Vec<Message>) -> bool {
-        self.shut.clear();
-        let certain = messages
+        messages
             .into_iter()
-            .all(|message| self.apply_one(view, message) == Certain::Yes);
-        certain && self.shut.is_empty()
+            .all(|message| self.apply_one(view, message) == Certain::Yes)
+    }
+
+    /// When everything has to be read, if not before for another reason.
+    pub(super) fn due(&self) -> Option<Instant> {
+        Some(*self.shut.values().min()? + REMOVED_WITHIN)
     }
 
     #[expect(
@@ -93,7 +106,12 @@ impl Telling {
         match before {
             None if !new.up => drop(self.fresh.insert(index)),
             None => {}
-            Some(before) if before.up && !new.up => drop(self.shut.insert(index)),
+            Some(before) if before.up && !new.up => {
+                if !is_pods(view, index) {
+                    return Certain::No;
+                }
+                self.shut.insert(index, Instant::now());
+            }
             // Routes of several paths may have one again that was dead.
             Some(before) if !before.up && new.up && !self.fresh.remove(&index) => {
                 return Certain::No;
@@ -126,6 +144,18 @@ impl Telling {
         view.ruled.retain(|(ifindex, _)| *ifindex != index);
         if had_ipv4 { Certain::No } else { Certain::Yes }
     }
+}
+
+/// Whether a link has only what a pod's has: routes to hosts, and what IPv6 gives every link.
+fn is_pods(view: &NodeView, index: u32) -> bool {
+    let mut addresses = view.addresses.iter().filter(|(i, _)| *i == index);
+    let mut routes = view.routes.iter().filter(|route| route.ifindex == index);
+    let is_link_local = |net: &IpNet| match net {
+        IpNet::V4(_) => false,
+        IpNet::V6(net) => net.addr().is_unicast_link_local(),
+    };
+    addresses.all(|(_, net)| is_link_local(net))
+        && routes.all(|route| route.is_host_on_link() || is_link_local(&route.destination))
 }
 
 fn del_address(view: &mut NodeView, message: AddressMessage) -> Certain {

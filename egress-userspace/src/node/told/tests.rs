@@ -154,13 +154,18 @@ fn a_pod_comes_and_goes() {
     // All of it may be told again, of what was read meanwhile.
     assert!(telling.apply(&mut view, coming()[2..].to_vec()));
     assert_eq!(view, expected);
-    let going = vec![
+    let going = [
         new_link(NEW, false),
         del_route(&route("fe80::/64", None, NEW)),
         del_address(NEW, "fe80::1/64"),
         del_link(NEW),
     ];
-    assert!(telling.apply(&mut view, going));
+    // Removing it takes a grace period.
+    let (shut, removed) = going.split_at(1);
+    assert!(telling.apply(&mut view, shut.to_vec()));
+    assert!(telling.due().is_some());
+    assert!(telling.apply(&mut view, removed.to_vec()));
+    assert_eq!(telling.due(), None);
     assert_eq!(view, self::view());
 }
 
