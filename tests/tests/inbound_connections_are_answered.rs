@@ -92,10 +92,15 @@ fn a_client_outside_calls_a_pod_without_gateway() -> Result<()> {
             &[],
         );
     stage.resources.write("all.yaml", &all_but_gateways)?;
-    for address in ELSEWHERE.addresses() {
-        egress_tests::wait::until("the gateway is out of use", || {
-            stage.expect_dropped("web", address, "NoGateway")
+    stage
+        .agent()?
+        .wait_for_metrics("the gateway is out of use", |metrics| {
+            let gateways = metrics.matching("egress_gateway_up", &[]).count();
+            ensure!(gateways == 0, "there are {gateways} gateways");
+            Ok(())
         })?;
+    for address in ELSEWHERE.addresses() {
+        stage.expect_dropped("web", address, "NoGateway")?;
     }
     let web = stage.pod("web")?;
     for (address, client) in [IpAddr::from(web.v4), web.v6.into()]

@@ -60,10 +60,6 @@ pub(crate) use overlay::remove_recorded as remove_overlay_device;
 
 /// The pause before a neighbour that did not answer is asked for again.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
-/// An apply is followed by a pause of so many times as long, up to the longest: while pods come and go without end, what they
-/// change is gathered, and the agent takes a small share of a processor. What comes after a pause waits for nothing.
-const PAUSE_TIMES: u32 = 20;
-const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 /// How long a supervisor waits for the node to be ready. systemd stops a service that has not started after 90 s, and starts it
 /// anew; what is broken is not mended by that, and who is ordered after the agent (the kubelet) would wait for it.
 pub(crate) const SUPERVISOR_WAITS: Duration = Duration::from_secs(60);
@@ -161,13 +157,9 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let mut cause = Cause::Anything;
     let mut told = false;
     let tell_at = Instant::now() + SUPERVISOR_WAITS;
-    // What was noticed since the last apply began.
-    let (mut unread, mut unapplied) = (false, false);
     loop {
         let view = node_changed.view();
-        let began = Instant::now();
         tokio::task::block_in_place(|| agent.sync(&view, cause));
-        let paused_until = Instant::now() + (began.elapsed() * PAUSE_TIMES).min(LONGEST_PAUSE);
         if std::mem::take(&mut agent.touched_node) {
             node_changed.read_again();
         }
@@ -191,33 +183,19 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
                 _ = interrupt.recv() => break None,
                 told = files_changed.recv() => {
                     told.context("the resources are not watched any more: start the agent again")?;
-                    unread = true;
-                }
-                Some(()) = hangup.recv() => unread = true,
-                () = sleep_until(paused_until), if unread => {
-                    unread = false;
                     reading.begin();
+                    continue;
                 }
-                () = sleep_until(paused_until), if unapplied => {
-                    unapplied = false;
-                    break Some(Cause::Anything);
+                Some(()) = hangup.recv() => {
+                    reading.begin();
+                    continue;
                 }
-                loaded = reading.finished() => {
-                    agent.take(loaded?);
-                    unapplied = true;
-                }
-                told = node_changed.changed() => {
-                    told?;
-                    unapplied = true;
-                }
-                () = agent.hook_lost() => unapplied = true,
-                () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => {
-                    break Some(Cause::Anything);
-                }
-                () = sleep_until(ask_at), if ask_again => break Some(Cause::Anything),
-                () = sleep_until(drained.unwrap_or_else(Instant::now)), if drained.is_some() => {
-                    break Some(Cause::Anything);
-                }
+                loaded = reading.finished() => agent.take(loaded?),
+                told = node_changed.changed() => told?,
+                () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => {}
+                () = sleep_until(ask_at), if ask_again => {}
+                () = sleep_until(drained.unwrap_or_else(Instant::now)), if drained.is_some() => {}
+                () = agent.hook_lost() => {}
                 () = sleep_until(tell_at), if !told => {
                     tracing::warn!(
                         "the node is still not ready; the supervisor hears that the agent has started: {}",
@@ -225,8 +203,10 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
                     );
                     tell_supervisor();
                     told = true;
+                    continue;
                 }
             }
+            break Some(Cause::Anything);
         };
         match woken {
             Some(why) => cause = why,

@@ -401,7 +401,9 @@ fn neighbour(message: RouteNetlinkMessage) -> Option<Neighbour> {
             NeighbourAttribute::Destination(NeighbourAddress::Inet(a)) => Some(IpAddr::from(*a)),
             NeighbourAttribute::Destination(NeighbourAddress::Inet6(a)) => Some(IpAddr::from(*a)),
             _ => None,
-        })?;
+        })
+        // The kernel makes those of groups by itself, tells nobody, and they are no pod's.
+        .filter(|address| !address.is_multicast())?;
     Some(Neighbour {
         ifindex: message.header.ifindex,
         address,

@@ -1,17 +1,10 @@
 //! The real programs in a network namespace of their own, one packet at a time.
 
+mod pins;
 mod shared;
 mod tables;
 
-use std::{
-    collections::BTreeMap,
-    fs, panic,
-    path::PathBuf,
-    process::{self, Command},
-    sync::atomic::{AtomicU32, Ordering},
-    thread,
-    time::Duration,
-};
+use std::{collections::BTreeMap, fs, panic, process::Command, thread, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use aya::{
@@ -44,6 +37,7 @@ use nix::{
 
 use crate::{client::Wire, machine};
 
+use self::pins::Pins;
 use super::{
     build::HOST_MAC,
     counts::{self, Counts, Slot},
@@ -130,7 +124,7 @@ impl Lab {
             ))?;
         }
         let pins = Pins::new();
-        let paths = Paths::new(&pins.0);
+        let paths = Paths::new(pins.path());
         let datapath = Datapath::load(&LoadOptions {
             paths: paths.clone(),
             capacities: CAPACITIES,
@@ -464,31 +458,6 @@ fn same(a: &KernelState, b: &KernelState) -> bool {
         && a.members == b.members
         && a.slot_tables == b.slot_tables
         && cells(a) == cells(b)
-}
-
-static NEXT: AtomicU32 = AtomicU32::new(0);
-
-/// A pin directory that is removed whatever happens.
-struct Pins(PathBuf);
-
-impl Pins {
-    fn new() -> Self {
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        Self(format!("/sys/fs/bpf/egress-test-{}-{number}", process::id()).into())
-    }
-}
-
-impl Pins {
-    fn remove(&self) {
-        // What was never made need not be removed.
-        drop(fs::remove_dir_all(&self.0));
-    }
-}
-
-impl Drop for Pins {
-    fn drop(&mut self) {
-        self.remove();
-    }
 }
 
 /// Runs `ip` in the calling thread's namespace.
