@@ -111,17 +111,17 @@ fn write(ctx: &TcContext, index: u32) -> Option<()> {
     if from > size_of::<Piece>() * 2 || frame + from + MOST * size_of::<Piece>() > ctx.data_end() {
         return None;
     }
-    for number in 0..MACS / 4 {
-        let word = read(&raw const FRAME_MACS[number]);
+    for (number, word) in (0..MACS / 4).map(|number| (number, read(&raw const FRAME_MACS[number])))
+    {
         // SAFETY: the frame is that long.
         unsafe { set_word(frame + number * 4, word) };
     }
-    for number in 0..MOST {
-        if number as u32 >= pieces {
+    let first = index.checked_mul(pieces)?;
+    for (number, piece) in (0..MOST).zip(first..) {
+        if piece - first >= pieces {
             break;
         }
-        let piece = PIECES.get(index * pieces + number as u32)?;
-        for (place, word) in piece.iter().enumerate() {
+        for (place, word) in PIECES.get(piece)?.iter().enumerate() {
             let at = frame + from + number * size_of::<Piece>() + place * 4;
             // SAFETY: likewise.
             unsafe { set_word(at, *word) };
