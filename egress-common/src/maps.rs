@@ -190,7 +190,7 @@ pub mod capacity {
     pub const PREFIXES: u32 = 1_048_576;
     /// Verdicts of all policies: 5 MiB, for a thousand policies of a hundred rules twice over.
     pub const VERDICTS: u32 = 262_144;
-    /// Members of all groups: 8 MiB, and 2 MiB of counters for each CPU that there can be.
+    /// Members of all groups: 5 MiB, and 2 MiB of counters for each CPU that there can be.
     pub const MEMBERS: u32 = 131_072;
     /// Ways that members share: as many gateways, about. No flag changes it; what finds no place is told by its member.
     pub const WAYS: u32 = crate::verdict::Shortcut::WAYS;
