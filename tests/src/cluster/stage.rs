@@ -55,6 +55,8 @@ pub struct ClusterStage {
     permits: Vec<Permit>,
     /// What the test forges.
     forged: Vec<Forged>,
+    /// What each node had dropped before all gateways were up: what a pod sends by itself meanwhile.
+    dropped: BTreeMap<&'static str, BTreeMap<String, u64>>,
     sniffer: Sniffer,
     /// The hosts.
     pub cluster: Cluster,
@@ -103,6 +105,7 @@ impl ClusterStage {
             outside,
             permits: Vec::new(),
             forged: Vec::new(),
+            dropped: BTreeMap::new(),
             sniffer,
             cluster,
         };
@@ -134,6 +137,11 @@ impl ClusterStage {
                 ensure!(!status.contains("has not answered probes"), "{status}");
                 Ok(())
             })?;
+        }
+        for (name, agent) in &stage.agents {
+            stage
+                .dropped
+                .insert(name, agent.metrics()?.drops_anywhere());
         }
         Ok(stage)
     }

@@ -128,7 +128,11 @@ impl ClusterStage {
     pub fn expect_no_drops(&self) -> Result<()> {
         for (name, agent) in &self.agents {
             let dropped = agent.metrics()?.drops_anywhere();
-            ensure!(dropped.is_empty(), "{name} dropped {dropped:?}");
+            let before = self.dropped.get(name).cloned().unwrap_or_default();
+            ensure!(
+                dropped == before,
+                "{name} dropped {dropped:?}, and {before:?} before all gateways were up"
+            );
         }
         Ok(())
     }
