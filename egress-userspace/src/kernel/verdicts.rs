@@ -118,12 +118,15 @@ impl Verdicts {
             .ways
             .take(&way, |number| members.set(from + number, way, 0))
             .with_context(|| format!("cannot write a way into {MEMBERS}"))?;
-        match number {
-            Some(number) => self
-                .shortcuts
-                .set(place, Shortcut::new(number, member.counter).0),
-            None => Ok(()),
+        let Some(number) = number else {
+            return Ok(());
+        };
+        let shortcut = Shortcut::new(number, member.counter);
+        if shortcut == Shortcut::NONE {
+            // What counts it has too high a number, so nothing names the way.
+            self.ways.give_back(number);
         }
+        self.shortcuts.set(place, shortcut.0)
     }
 }
 
