@@ -49,14 +49,14 @@ const TCP_FLAGS: u32 = 13;
 const _: () = assert!(WAYS == 8, "a mask of seven stays within a bucket");
 const LAST: u32 = 7;
 
-/// Whether the flow that is looked for says `value`, and has been noted in this very second: then there is nothing more
-/// to note of a packet that changes no state. All this is told by one line of a cache.
+/// Whether the flow that is looked for says what `look` has been told, and has been noted in this very second: then there
+/// is nothing more to note of a packet that changes no state. All this is told by one line of a cache.
 #[inline(always)]
-pub(crate) fn is_noted(bucket: *mut Bucket, look: &Look, value: &Value) -> bool {
+pub(crate) fn is_noted(bucket: *mut Bucket, look: &Look) -> bool {
     let index = look.home() & LAST as usize;
     seen(bucket, index) == look.now as u16
         && is_key(bucket, index, &look.key)
-        && is_value(bucket, index, value)
+        && is_value(bucket, index, &look.value)
 }
 
 /// Fills in what a flow says that has been noted in this very second, and says whether it was found so. There is nothing

@@ -189,6 +189,14 @@ impl Look {
         write(&mut self.known, known);
     }
 
+    /// Fills in what is to be remembered, to be compared with what is.
+    #[inline(always)]
+    pub(crate) fn tell(&mut self, value: Value) {
+        for (place, word) in self.value.iter_mut().zip(value) {
+            write(place, word);
+        }
+    }
+
     /// What was found.
     #[inline(always)]
     pub(crate) fn get<T: Words>(&self, value: &mut T) {
