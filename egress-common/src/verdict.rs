@@ -1,6 +1,8 @@
 //! What a pod's packet is told: a number in its row, a verdict behind the number, a member behind that; and in short.
 
-use crate::{addr::Addr, drop::DropReason, gateway::GatewayId, map_type, overlay::Tag};
+use crate::{
+    addr::Addr, cells::RowPlace, drop::DropReason, gateway::GatewayId, map_type, overlay::Tag,
+};
 
 /// Where a pod's row and verdicts are: the one word that is turned when its policy changes.
 ///
@@ -11,16 +13,16 @@ pub struct PodState(pub u64);
 map_type!(PodState, size = 8, align = 8);
 
 impl PodState {
-    /// From the row's first line and the index of the first verdict.
+    /// From the row's place and the index of the first verdict.
     #[inline(always)]
-    pub const fn new(row: u32, rule_base: u32) -> Self {
-        Self(((row as u64) << 32) | rule_base as u64)
+    pub const fn new(row: RowPlace, rule_base: u32) -> Self {
+        Self(((row.0 as u64) << 32) | rule_base as u64)
     }
 
-    /// The first line of the row.
+    /// Where the row is.
     #[inline(always)]
-    pub const fn row(self) -> u32 {
-        (self.0 >> 32) as u32
+    pub const fn row(self) -> RowPlace {
+        RowPlace((self.0 >> 32) as u32)
     }
 
     /// The index of the verdict for number 0.

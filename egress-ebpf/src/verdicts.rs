@@ -31,7 +31,7 @@ static WAYS_FROM: u32 = capacity::MEMBERS;
 #[inline(always)]
 pub(crate) fn number(pod: PodState, class: Option<u32>) -> Option<u16> {
     match class {
-        Some(class) => lines::cell(pod.row(), class),
+        Some(class) => lines::number(pod.row(), class),
         None => Some(NUMBER_UNMATCHED),
     }
 }

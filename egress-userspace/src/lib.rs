@@ -25,6 +25,7 @@ pub mod overlay_keys;
 pub mod privileges;
 pub mod resolve;
 pub mod resources;
+pub mod rows;
 pub mod selector;
 pub mod settings;
 pub mod snapshot;

@@ -359,6 +359,7 @@ impl Flags {
                 verdicts: capacities.verdicts,
                 members: capacities.members,
                 policies: capacities.policies,
+                ..Limits::default()
             },
             load: LoadOptions {
                 paths: places.paths(),

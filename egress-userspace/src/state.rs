@@ -9,7 +9,7 @@ use std::{
 
 use egress_common::{
     Addr, DropReason, Family,
-    cells::CELLS_PER_LINE,
+    cells::{CELLS_PER_LINE, RowPlace},
     gateway::{GatewayId, LOCAL_CLUSTER, LOCAL_NODE},
     keys::PodKey,
     maps::capacity,
@@ -19,7 +19,10 @@ use egress_common::{
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::model::ObjectName;
+use crate::{
+    model::ObjectName,
+    rows::{Cells, Row},
+};
 
 /// What the maps should say, without a single number that the kernel would see.
 ///
@@ -31,7 +34,7 @@ pub struct DesiredState {
     /// The distinct things that pods are told.
     pub profiles: Vec<Profile>,
     /// The distinct rows, each with a number for every prefix, in the order of `prefixes`.
-    pub rows: Vec<Arc<[u16]>>,
+    pub rows: Vec<Arc<Row>>,
     /// Every distinct prefix of every policy and of the cluster, sorted.
     pub prefixes: Arc<[IpNet]>,
     /// The devices where recorded replies arrive from next hops.
@@ -358,8 +361,8 @@ pub struct KernelState {
     pub slots: BTreeMap<u32, PodState>,
     /// Prefix → class.
     pub prefixes: BTreeMap<IpNet, u32>,
-    /// First line of each live row → its cells, by class.
-    pub rows: BTreeMap<u32, Extent>,
+    /// Where each live row is → what it says of each class.
+    pub rows: BTreeMap<RowPlace, Extent>,
     /// First line of each live slot table → its cells.
     pub slot_tables: BTreeMap<u32, Arc<Vec<u16>>>,
     /// Rule base of each live block → its verdicts, by number.
@@ -384,12 +387,12 @@ impl KernelState {
 pub struct Extent {
     /// Lines that belong to it.
     pub lines: u32,
-    /// Its cells, by class: up to the highest class in use, in whole lines; zero where no prefix has the class.
-    pub cells: Arc<Vec<u16>>,
+    /// What they say.
+    pub cells: Arc<Cells>,
 }
 
 impl Extent {
-    /// Lines that a row needs when classes below `classes` are in use.
+    /// Lines that a dense row needs when classes below `classes` are in use.
     ///
     /// At least one: a row without lines could not be told from its neighbour.
     #[must_use]
@@ -398,7 +401,7 @@ impl Extent {
         if lines == 0 { 1 } else { lines }
     }
 
-    /// Lines that a new row is given: an eighth more than it needs, so that few new prefixes move it.
+    /// Lines that a new dense row is given: an eighth more than it needs, so that few new prefixes move it.
     #[must_use]
     pub const fn lines_given(classes: u32) -> u32 {
         let lines = Self::lines_needed(classes);
@@ -411,6 +414,8 @@ impl Extent {
 pub struct Limits {
     /// Bytes that the rows and slot tables of a desired state may take.
     pub matrix_memory: u64,
+    /// Lines of dense rows from which on a row may be sparse: a cell is found sooner than an entry.
+    pub sparse_from: u32,
     /// Source pods, one for each address.
     pub pods: u32,
     /// Distinct prefixes of one family.
@@ -427,6 +432,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             matrix_memory: 256 << 20,
+            sparse_from: 64,
             pods: capacity::PODS,
             prefixes: capacity::PREFIXES,
             verdicts: capacity::VERDICTS,

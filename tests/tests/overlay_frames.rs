@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use anyhow::{Context, Result, bail, ensure};
 use egress_common::{
     Addr, DropReason, Family,
+    cells::RowPlace,
     counter::Answer,
     gateway::{EGRESS_DOWN, Egress, GatewayId, GatewayKey, Settings},
     maps,
@@ -347,7 +348,7 @@ fn a_pods_packet_arrives_at_the_node_of_its_gateway() -> Result<()> {
         let maps = &mut field.datapath.maps;
         maps.write_member(1, &member)?;
         maps.write_verdicts(16, &[Verdict::new(POLICY, Decision::Member(1))])?;
-        maps.turn_pod(SLOT, PodState::new(0, 16))?;
+        maps.turn_pod(SLOT, PodState::new(RowPlace::dense(0), 16))?;
         for overlaid in &OVERLAID {
             let context = || format!("{} over {}", overlaid.pod, underlay.name);
             let (large, fitting) = if overlaid.pod.contains(':') {

@@ -20,6 +20,7 @@ use egress_userspace::{
     explain::{Outcome, choose, disagreements, explain, kernel_verdict},
     model::ObjectName,
     resolve::{self, EffectiveRule, Fate, Resolved, UsableGateway},
+    state::Limits,
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -37,6 +38,7 @@ fn random_policies() {
         let mut random = Random::new();
         for _ in 0..ROUNDS {
             let world = random_world(&mut random, PODS);
+            either_form(lab, &mut random);
             lab.bring_to(&world);
             for pod in world.pods.keys() {
                 check_pod(lab, &mut random, &world, pod, DESTINATIONS);
@@ -51,6 +53,7 @@ fn random_changes_of_policy() {
         let mut random = Random::new();
         let mut world = random_world(&mut random, 6);
         for _ in 0..40 {
+            either_form(lab, &mut random);
             lab.bring_to(&world);
             for pod in world.pods.keys() {
                 check_pod(lab, &mut random, &world, pod, 10);
@@ -70,6 +73,15 @@ fn random_changes_of_policy() {
     });
 }
 
+/// Has rows be as they are by themselves, or sparse wherever they can.
+fn either_form(lab: &mut Lab, random: &mut Random) {
+    lab.sparse_from(if random.once_in(2) {
+        0
+    } else {
+        Limits::default().sparse_from
+    });
+}
+
 /// Whatever the order of the changes: between any two of them a pod has its old or its new verdict.
 #[test]
 fn between_two_changes() {
@@ -79,6 +91,7 @@ fn between_two_changes() {
         lab.bring_to(&before);
         for _ in 0..12 {
             let after = random_world(&mut random, 3);
+            either_form(lab, &mut random);
             let asked: Vec<(ObjectName, IpAddr)> = before
                 .pods
                 .keys()

@@ -237,6 +237,7 @@ fn limits(resolved: &Resolved) -> Limits {
         verdicts: room(rules + 3 * policies.len()).clamp(1024, 1 << 18),
         members: room(rules + 1).clamp(1024, 1 << 18),
         policies: room(policies.len() + 2),
+        ..Limits::default()
     }
 }
 

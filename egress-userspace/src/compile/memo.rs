@@ -8,14 +8,17 @@ use std::{
     sync::Arc,
 };
 
-use egress_common::verdict::NUMBER_UNMATCHED;
 use ipnet::IpNet;
 
 use super::{
     CompileError, NumberTable, distinct_members,
     prefixes::{Prefixes, Shape},
 };
-use crate::{resolve::EffectiveRule, state::VerdictSpec};
+use crate::{
+    resolve::EffectiveRule,
+    rows::Row,
+    state::{Limits, VerdictSpec},
+};
 
 /// What is remembered; it changes how long a compilation takes, and nothing else.
 #[derive(Debug, Default)]
@@ -28,7 +31,7 @@ pub struct Memo {
     cluster: BTreeSet<IpNet>,
     /// The tables that the prefixes are of.
     sources: Vec<Arc<NumberTable>>,
-    rows: BTreeMap<Option<Arc<Shape>>, Known<Row>>,
+    rows: BTreeMap<Option<Arc<Shape>>, Known<Arc<Row>>>,
     /// How often there was a compilation.
     round: u64,
 }
@@ -53,14 +56,6 @@ struct OfTable {
     shape: Option<Arc<Shape>>,
     block: Option<Block>,
     round: u64,
-}
-
-/// A row.
-#[derive(Clone, Debug)]
-pub(super) struct Row {
-    pub(super) cells: Arc<[u16]>,
-    /// The highest number in it.
-    pub(super) highest: u16,
 }
 
 /// The verdicts that a row of a policy names.
@@ -154,21 +149,25 @@ impl Memo {
     }
 
     /// The row of a shape among these prefixes, which are the last ones; without a shape the one of zeroes.
-    pub(super) fn row(&mut self, prefixes: &Prefixes, shape: Option<Arc<Shape>>) -> Row {
+    pub(super) fn row(
+        &mut self,
+        prefixes: &Prefixes,
+        shape: Option<Arc<Shape>>,
+        limits: &Limits,
+    ) -> Arc<Row> {
         if let Some(known) = self.rows.get_mut(&shape) {
             known.round = self.round;
-            return known.is.clone();
+            return Arc::clone(&known.is);
         }
-        let cells: Arc<[u16]> = match &shape {
-            Some(shape) => prefixes.row(shape).into(),
-            None => vec![NUMBER_UNMATCHED; prefixes.nets().len()].into(),
-        };
-        let row = Row {
-            highest: cells.iter().copied().max().unwrap_or(0),
-            cells,
-        };
+        let row = Arc::new(match &shape {
+            Some(shape) => prefixes.row(shape, limits),
+            None => {
+                let places = u32::try_from(prefixes.nets().len()).unwrap_or(u32::MAX);
+                Row::new(places, [], limits)
+            }
+        });
         let known = Known {
-            is: row.clone(),
+            is: Arc::clone(&row),
             round: self.round,
         };
         self.rows.insert(shape, known);

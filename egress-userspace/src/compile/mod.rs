@@ -27,14 +27,15 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 pub use self::memo::Memo;
 use self::{
-    memo::{Block, Row},
+    memo::Block,
     prefixes::{Prefixes, Shape},
 };
 use crate::{
     resolve::{Action, EffectiveRule, Fate, Resolved, SourcePod, UsableGateway},
+    rows::Row,
     state::{
-        DesiredState, Extent, Facts, Limits, MemberLabel, MemberSpec, Profile, Standing,
-        Translation, VerdictSpec,
+        DesiredState, Facts, Limits, MemberLabel, MemberSpec, Profile, Standing, Translation,
+        VerdictSpec,
     },
 };
 
@@ -172,16 +173,16 @@ fn compile_with(
         });
         row_of.push(row);
     }
-    check_matrix(&prefixes, in_order.len(), &tables, limits)?;
-
-    let rows: Vec<Row> = in_order
+    let rows: Vec<Arc<Row>> = in_order
         .into_iter()
-        .map(|shape| memo.row(&prefixes, shape))
+        .map(|shape| memo.row(&prefixes, shape, limits))
         .collect();
+    check_matrix(&prefixes, &rows, &tables, limits)?;
+
     let blocks: Vec<Block> = tables
         .iter()
         .zip(&row_of)
-        .map(|(table, row)| memo.block(table, rows[*row].highest))
+        .map(|(table, row)| memo.block(table, rows[*row].highest()))
         .collect();
     let policies = || tellings.iter().map(|(policy, _)| *policy);
     check_capacities(policies().zip(&blocks), limits)?;
@@ -200,7 +201,7 @@ fn compile_with(
                 verdicts: block.verdicts,
             })
             .collect(),
-        rows: rows.into_iter().map(|row| row.cells).collect(),
+        rows,
         prefixes: prefixes.nets_shared(),
         reply_interfaces,
         translation: resolved.translation.clone(),
@@ -409,10 +410,10 @@ fn group(
     Ok(VerdictSpec::Gateways(members))
 }
 
-/// Refuses what would not fit the memory that is allowed, before any of it is built.
+/// Refuses what would not fit the memory that is allowed, before any line is built.
 fn check_matrix(
     prefixes: &Prefixes,
-    rows: usize,
+    rows: &[Arc<Row>],
     tables: &[Arc<NumberTable>],
     limits: &Limits,
 ) -> Result<(), CompileError> {
@@ -423,14 +424,13 @@ fn check_matrix(
         .filter_map(slotted)
         .map(candidates)
         .collect();
-    let classes = u32::try_from(prefixes.nets().len()).unwrap_or(u32::MAX / 2);
-    let row_bytes = u64::from(Extent::lines_given(classes)) * LINE_BYTES;
-    let needed = rows as u64 * row_bytes + groups.len() as u64 * u64::from(SLOT_LINES) * LINE_BYTES;
+    let of_rows: u64 = rows.iter().map(|row| u64::from(row.lines())).sum();
+    let needed = (of_rows + groups.len() as u64 * u64::from(SLOT_LINES)) * LINE_BYTES;
     if needed > limits.matrix_memory {
         return Err(CompileError::MatrixMemory {
             needed,
             allowed: limits.matrix_memory,
-            rows,
+            rows: rows.len(),
             prefixes: prefixes.nets().len(),
             tables: groups.len(),
         });

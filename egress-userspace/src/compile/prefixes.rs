@@ -5,26 +5,19 @@ use std::{collections::BTreeSet, sync::Arc};
 use egress_common::verdict::{NUMBER_CLUSTER, NUMBER_UNMATCHED};
 use ipnet::IpNet;
 
+use crate::{rows::Row, state::Limits};
+
 /// A policy's rules as a row sees them: (place of the prefix, number), sorted by place.
 pub(super) type Shape = Vec<(u32, u16)>;
-
-/// Where a cell without a rule of its own takes its number from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Origin {
-    /// No prefix contains it.
-    Nothing,
-    /// It is one of the cluster's.
-    Cluster,
-    /// From the nearest prefix that contains it.
-    Parent(u32),
-}
 
 /// The distinct prefixes of all policies and of the cluster.
 #[derive(Debug)]
 pub(super) struct Prefixes {
     nets: Arc<[IpNet]>,
-    origins: Vec<Origin>,
-    has_cluster: bool,
+    /// For each prefix the place after those that it contains.
+    ends: Vec<u32>,
+    /// The places of the cluster's, in order.
+    cluster: Vec<u32>,
 }
 
 impl Prefixes {
@@ -35,28 +28,28 @@ impl Prefixes {
         // Most are there in order: policies one after another.
         nets.sort();
         nets.dedup();
+        let count = u32::try_from(nets.len()).unwrap_or(u32::MAX);
         let mut around: Vec<(IpNet, u32)> = Vec::new();
-        let mut cluster = cluster.into_iter().peekable();
-        let mut origins = Vec::with_capacity(nets.len());
+        let mut ends = vec![count; nets.len()];
         // Sorted prefixes come parents first, so the stack holds exactly those around the current one.
         for (place, net) in (0..).zip(&nets) {
-            while around.last().is_some_and(|(outer, _)| !outer.contains(net)) {
+            while let Some((outer, inner)) = around.last()
+                && !outer.contains(net)
+            {
+                ends[*inner as usize] = place;
                 around.pop();
             }
-            origins.push(if cluster.next_if_eq(net).is_some() {
-                Origin::Cluster
-            } else {
-                around
-                    .last()
-                    .map_or(Origin::Nothing, |(_, parent)| Origin::Parent(*parent))
-            });
             around.push((*net, place));
         }
-        let has_cluster = origins.contains(&Origin::Cluster);
+        let places = cluster
+            .iter()
+            .filter_map(|net| nets.binary_search(net).ok());
         Self {
+            cluster: places
+                .filter_map(|place| u32::try_from(place).ok())
+                .collect(),
             nets: nets.into(),
-            origins,
-            has_cluster,
+            ends,
         }
     }
 
@@ -72,12 +65,12 @@ impl Prefixes {
 
     /// Whether others are the same.
     pub(super) fn is_same(&self, other: &Self) -> bool {
-        self.nets == other.nets && self.origins == other.origins
+        self.nets == other.nets && self.cluster == other.cluster
     }
 
     /// Whether a row without rules is all zero.
     pub(super) fn has_cluster(&self) -> bool {
-        self.has_cluster
+        !self.cluster.is_empty()
     }
 
     /// Gives each destination its place: `numbers` has one for every prefix of a policy.
@@ -96,21 +89,47 @@ impl Prefixes {
 
     /// A policy's number for every prefix.
     ///
-    /// A cell takes the number of the nearest prefix around it that says something: a rule of the policy
+    /// A place takes the number of the nearest prefix around it that says something: a rule of the policy
     /// or the cluster, and the rule where both are the same prefix. So the cluster wins only where it is
     /// strictly longer.
-    pub(super) fn row(&self, shape: &Shape) -> Vec<u16> {
-        let mut cells: Vec<u16> = Vec::with_capacity(self.nets.len());
-        let mut rules = shape.iter().peekable();
-        for (place, origin) in (0..).zip(&self.origins) {
-            let own = rules.next_if(|(rule, _)| *rule == place);
-            cells.push(match (own, *origin) {
-                (Some((_, number)), _) => *number,
-                (None, Origin::Nothing) => NUMBER_UNMATCHED,
-                (None, Origin::Cluster) => NUMBER_CLUSTER,
-                (None, Origin::Parent(parent)) => cells[parent as usize],
-            });
+    pub(super) fn row(&self, shape: &[(u32, u16)], limits: &Limits) -> Row {
+        let all = u32::try_from(self.nets.len()).unwrap_or(u32::MAX);
+        let mut runs = vec![(0, NUMBER_UNMATCHED)];
+        // What is said around the current place, and up to where.
+        let mut around = vec![(all, NUMBER_UNMATCHED)];
+        let leave = |runs: &mut Vec<(u32, u16)>, around: &mut Vec<(u32, u16)>, until: u32| {
+            while let [.., (_, outer), (end, _)] = around[..]
+                && end <= until
+            {
+                runs.push((end, outer));
+                around.pop();
+            }
+        };
+        let mut rules = shape.iter().copied().peekable();
+        let mut cluster = self.cluster.iter().copied().peekable();
+        loop {
+            let rule = rules.peek().map(|(place, _)| *place);
+            let (place, number) = match (rule, cluster.peek().copied()) {
+                (None, None) => break,
+                (rule, Some(own)) if rule.is_none_or(|rule| own < rule) => {
+                    cluster.next();
+                    (own, NUMBER_CLUSTER)
+                }
+                (_, own) => {
+                    let Some((place, number)) = rules.next() else {
+                        break;
+                    };
+                    if own == Some(place) {
+                        cluster.next();
+                    }
+                    (place, number)
+                }
+            };
+            leave(&mut runs, &mut around, place);
+            runs.push((place, number));
+            around.push((self.ends[place as usize], number));
         }
-        cells
+        leave(&mut runs, &mut around, all);
+        Row::new(all, runs, limits)
     }
 }

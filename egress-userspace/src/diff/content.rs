@@ -2,10 +2,16 @@
 
 use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
-use egress_common::verdict::{Decision, Member, Verdict};
+use egress_common::{
+    cells::RowPlace,
+    verdict::{Decision, Member, Verdict},
+};
 
-use super::universe::{Universe, cell};
-use crate::state::KernelState;
+use super::universe::Universe;
+use crate::{
+    rows::{Cells, Row, Sparse},
+    state::KernelState,
+};
 
 /// A verdict without ids other than those of counters.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -55,8 +61,8 @@ impl Interner {
 /// Where live content is; of equal things the one with the lowest id.
 #[derive(Debug, Default)]
 pub(super) struct Index {
-    /// Hash of a row over the universe → first lines.
-    rows: Option<BTreeMap<u64, Vec<u32>>>,
+    /// Hash of a row over the universe → where such rows are.
+    rows: Option<BTreeMap<u64, Vec<RowPlace>>>,
     /// What verdicts mean, once it was asked for.
     verdicts: Option<VerdictIndex>,
     members: Option<MemberIndex>,
@@ -173,26 +179,34 @@ impl Index {
     }
 
     /// The rows by hash.
-    fn rows(&mut self, live: &KernelState, universe: &Universe) -> &mut BTreeMap<u64, Vec<u32>> {
+    fn rows(
+        &mut self,
+        live: &KernelState,
+        universe: &Universe,
+    ) -> &mut BTreeMap<u64, Vec<RowPlace>> {
         self.rows.get_or_insert_with(|| {
-            let mut rows: BTreeMap<u64, Vec<u32>> = BTreeMap::new();
-            for (first, row) in &live.rows {
-                let hash = hash(universe.of_live(&row.cells));
-                rows.entry(hash).or_default().push(*first);
+            let mut rows: BTreeMap<u64, Vec<RowPlace>> = BTreeMap::new();
+            for (place, row) in &live.rows {
+                let hash = match &*row.cells {
+                    Cells::Dense(cells) => hash(universe.of_live(cells)),
+                    Cells::Sparse(sparse) => {
+                        hash_sparse(sparse.common(), own_entries(sparse, universe))
+                    }
+                };
+                rows.entry(hash).or_default().push(*place);
             }
             rows
         })
     }
 
     /// Notes a row that was written.
-    pub(super) fn add_row(&mut self, universe: &Universe, first: u32, wanted: &[u16]) {
+    pub(super) fn add_row(&mut self, place: RowPlace, wanted: &Wanted) {
         if let Some(rows) = &mut self.rows {
-            let hash = hash(universe.of_wanted(wanted));
-            rows.entry(hash).or_default().push(first);
+            rows.entry(wanted.hash()).or_default().push(place);
         }
     }
 
-    /// The live row that says what a wanted row says.
+    /// The live row of the same form that says what a wanted row says, and is good for it.
     ///
     /// With `few` to be found all live rows are looked at: most differ where the wanted one has a rule. With more, their
     /// hashes are worked out.
@@ -200,29 +214,102 @@ impl Index {
         &mut self,
         live: &KernelState,
         universe: &Universe,
-        wanted: &[u16],
+        wanted: &Wanted,
+        is_good: impl Fn(RowPlace) -> bool,
         few: bool,
-    ) -> Option<u32> {
-        let says = |first: &u32| {
+    ) -> Option<RowPlace> {
+        let says = |place: &RowPlace| {
             live.rows
-                .get(first)
-                .is_some_and(|row| universe.of_live(&row.cells).eq(universe.of_wanted(wanted)))
+                .get(place)
+                .is_some_and(|row| wanted.is(&row.cells, universe))
+                && is_good(*place)
         };
         if few && self.rows.is_none() {
-            let samples = universe.samples(wanted);
+            let samples = wanted.samples(universe);
             let alike = live.rows.iter().filter(|(_, row)| {
                 let mut samples = samples.iter();
-                samples.all(|(class, value)| cell(&row.cells, *class) == *value)
+                samples.all(|(class, value)| row.cells.number(*class).unwrap_or(0) == *value)
             });
-            return alike.map(|(first, _)| *first).find(says);
+            return alike.map(|(place, _)| *place).find(says);
         }
-        let hash = hash(universe.of_wanted(wanted));
+        let hash = wanted.hash();
         self.rows(live, universe)
             .get(&hash)?
             .iter()
             .copied()
             .find(says)
     }
+}
+
+/// A wanted row as a live one of one form would say it.
+pub(super) enum Wanted {
+    /// Its cells, in the order of the universe.
+    Dense(Vec<u16>),
+    /// The commonest number, and the classes that have another.
+    Sparse(u16, Vec<(u32, u16)>),
+}
+
+impl Wanted {
+    /// As a dense row.
+    pub(super) fn dense(universe: &Universe, row: &Row) -> Self {
+        Self::Dense(universe.of_wanted(row))
+    }
+
+    /// As a sparse row.
+    pub(super) fn sparse(universe: &Universe, row: &Row) -> Self {
+        Self::Sparse(row.common(), universe.others(row).collect())
+    }
+
+    fn hash(&self) -> u64 {
+        match self {
+            Self::Dense(cells) => hash(cells.iter().copied()),
+            Self::Sparse(common, others) => hash_sparse(*common, others.iter().copied()),
+        }
+    }
+
+    fn is(&self, live: &Cells, universe: &Universe) -> bool {
+        match (self, live) {
+            (Self::Dense(wanted), Cells::Dense(cells)) => {
+                universe.of_live(cells).eq(wanted.iter().copied())
+            }
+            (Self::Sparse(common, others), Cells::Sparse(sparse)) => {
+                // As many entries that say something, and all that are wanted among them.
+                sparse.common() == *common
+                    && others.iter().all(|(class, n)| sparse.number(*class) == *n)
+                    && own_entries(sparse, universe).count() == others.len()
+            }
+            (Self::Dense(_), Cells::Sparse(_)) | (Self::Sparse(..), Cells::Dense(_)) => false,
+        }
+    }
+
+    /// Some numbers that a live row must have, with their classes: of rules, if it has any.
+    fn samples(&self, universe: &Universe) -> Vec<(u32, u16)> {
+        match self {
+            Self::Dense(cells) => universe.samples(cells),
+            Self::Sparse(_, others) => others.iter().take(1).copied().collect(),
+        }
+    }
+}
+
+/// The entries of a row that say something: of a class that a prefix has, and not what most have.
+fn own_entries<'a>(
+    sparse: &'a Sparse,
+    universe: &'a Universe,
+) -> impl Iterator<Item = (u32, u16)> + 'a {
+    let common = sparse.common();
+    sparse
+        .entries()
+        .filter(move |(class, number)| *number != common && universe.has(*class))
+}
+
+/// A hash of a sparse row, whatever the order of its entries.
+fn hash_sparse(common: u16, entries: impl Iterator<Item = (u32, u16)>) -> u64 {
+    let mix = |word: u64| {
+        let word = (word ^ word >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        (word ^ word >> 32).wrapping_mul(0x94d0_49bb_1331_11eb)
+    };
+    let entries = entries.map(|(class, number)| mix(u64::from(class) << 16 | u64::from(number)));
+    entries.fold(mix(u64::MAX - u64::from(common)), u64::wrapping_add)
 }
 
 impl VerdictIndex {

@@ -4,15 +4,18 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use egress_common::verdict::PodState;
+use egress_common::{cells::RowPlace, verdict::PodState};
 
-use crate::state::{DesiredState, Profile, VerdictSpec};
+use crate::{
+    rows::Row,
+    state::{DesiredState, Profile, VerdictSpec},
+};
 
 /// What is remembered of the plan whose result the maps say; it changes how long planning takes, and nothing else.
 #[derive(Clone, Debug, Default)]
 pub struct Memo {
-    /// First line of each row.
-    rows: HashMap<usize, (Arc<[u16]>, u32)>,
+    /// Where each row is.
+    rows: HashMap<usize, (Arc<Row>, RowPlace)>,
     /// Policy and rule base of each block.
     blocks: HashMap<usize, (Arc<[VerdictSpec]>, String, u32)>,
 }
@@ -23,7 +26,7 @@ impl Memo {
         let profile = &desired.profiles[profile];
         let (row, verdicts) = (&desired.rows[profile.row], &profile.verdicts);
         let row = (Arc::clone(row), state.row());
-        self.rows.insert(row.0.as_ptr().addr(), row);
+        self.rows.insert(Arc::as_ptr(&row.0).addr(), row);
         let block = (
             Arc::clone(verdicts),
             profile.policy.clone(),
@@ -32,10 +35,10 @@ impl Memo {
         self.blocks.insert(verdicts.as_ptr().addr(), block);
     }
 
-    /// The first line of a row, if it was wanted before.
-    pub(super) fn row(&self, row: &Arc<[u16]>) -> Option<u32> {
-        let (known, first) = self.rows.get(&row.as_ptr().addr())?;
-        Arc::ptr_eq(known, row).then_some(*first)
+    /// Where a row is, if it was wanted before.
+    pub(super) fn row(&self, row: &Arc<Row>) -> Option<RowPlace> {
+        let (known, place) = self.rows.get(&Arc::as_ptr(row).addr())?;
+        Arc::ptr_eq(known, row).then_some(*place)
     }
 
     /// The rule base of a profile's block, if it was wanted before.

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, convert::Infallible, net::IpAddr};
 
 use egress_common::{
     DropReason,
-    cells::{CELLS_PER_LINE, Line, SLOTS},
+    cells::{CELLS_PER_LINE, Line, RowPlace, SLOTS, SparseLine, sparse_line},
     keys::PodKey,
     verdict::{Decision, Member, NUMBER_UNMATCHED, PodState, Verdict},
 };
@@ -125,7 +125,7 @@ impl RawMaps {
     /// The rest: number, verdict, member.
     #[must_use]
     pub fn outcome(&self, state: PodState, class: Option<u32>, flow_hash: u32) -> Outcome {
-        let number = class.map_or(NUMBER_UNMATCHED, |class| self.cell(state.row(), class));
+        let number = class.map_or(NUMBER_UNMATCHED, |class| self.number(state.row(), class));
         let Some(verdict) = self.verdicts.get(&(state.rule_base() + u32::from(number))) else {
             return Outcome::StateMissing;
         };
@@ -149,6 +149,15 @@ impl RawMaps {
             },
             None => Outcome::StateMissing,
         }
+    }
+
+    fn number(&self, row: RowPlace, class: u32) -> u16 {
+        let Some(shift) = row.shift() else {
+            return self.cell(row.first_line(), class);
+        };
+        let line = row.first_line() + sparse_line(class, shift);
+        let line = self.lines.get(&line).unwrap_or(&Line::ZERO);
+        SparseLine::from_line(line).number(class)
     }
 
     fn cell(&self, first_line: u32, index: u32) -> u16 {

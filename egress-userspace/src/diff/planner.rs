@@ -1,16 +1,21 @@
 //! The planner: keeps the state that its changes lead to, and allocates only where that state has nothing.
 
+mod columns;
 mod written;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
-use egress_common::{cells::CELLS_PER_LINE, keys::PodKey, verdict::PodState};
+use egress_common::{
+    cells::{CELLS_PER_LINE, RowPlace},
+    keys::PodKey,
+    verdict::PodState,
+};
 use ipnet::IpNet;
 
-use self::written::{lines, take};
+use self::{
+    columns::{Added, News},
+    written::take,
+};
 use super::{
     Change, PlanError,
     content::{Index, Interner, TableId},
@@ -22,6 +27,7 @@ use super::{
 };
 use crate::{
     compile::slots::{Candidate, Tables},
+    rows::Cells,
     state::{DesiredState, Extent, KernelState, Limits},
 };
 
@@ -44,8 +50,8 @@ pub(super) struct Planner<'a> {
     tables: Tables<'a>,
     /// The slot table of each wanted group.
     groups: BTreeMap<Vec<Candidate<'a>>, TableId>,
-    /// First line of each wanted row, once it is live.
-    placed: Vec<Option<u32>>,
+    /// Where each wanted row is, once it is live.
+    placed: Vec<Option<RowPlace>>,
     /// Where an earlier plan has put things, until they are given up.
     memo: Option<&'a Memo>,
     /// Whether all but a few profiles are where it has put them.
@@ -123,9 +129,10 @@ impl<'a> Planner<'a> {
                 return Err(PlanError { what, room });
             }
         }
-        let rows: Vec<u32> = self.now.rows.keys().copied().collect();
-        for first in rows {
-            self.add_columns(first)?;
+        let rows: Vec<RowPlace> = self.now.rows.keys().copied().collect();
+        let news = News::new(&self.universe);
+        for place in rows {
+            self.add_columns(place, &news)?;
         }
         self.settle();
         for fresh in &self.universe.fresh {
@@ -136,47 +143,39 @@ impl<'a> Planner<'a> {
         Ok(())
     }
 
-    /// Gives a live row its cells for prefixes that are about to be published.
-    fn add_columns(&mut self, first: u32) -> Result<(), PlanError> {
-        let needed = Extent::lines_needed(self.universe.bound);
-        let Some(row) = self.now.rows.get_mut(&first) else {
+    /// Has a live row say of prefixes that are about to be published what it says of those around them.
+    fn add_columns(&mut self, place: RowPlace, news: &News) -> Result<(), PlanError> {
+        let Some(row) = self.now.rows.get(&place) else {
             return Ok(());
         };
-        let cells = Arc::make_mut(&mut row.cells);
-        cells.resize((needed * CELLS_PER_LINE) as usize, 0);
-        for fresh in &self.universe.fresh {
-            cells[fresh.class as usize] = cell(cells, fresh.inherits);
-        }
-        if row.lines >= needed {
-            let cells = Arc::clone(&row.cells);
-            let touched: BTreeSet<u32> = self
-                .universe
-                .fresh
-                .iter()
-                .map(|fresh| fresh.class / CELLS_PER_LINE)
-                .collect();
-            let lines = lines(&cells);
-            for run in runs(touched) {
-                self.changes.push(Change::WriteLines {
-                    first_line: first + run.start,
-                    lines: lines[run.start as usize..run.end as usize].to_vec(),
-                });
+        let added = columns::added(row, &self.universe, news, self.limits.sparse_from);
+        let moves = match added {
+            Added::InPlace(cells, lines) => {
+                for (first, lines) in lines {
+                    self.changes.push(Change::WriteLines {
+                        first_line: place.first_line() + first,
+                        lines,
+                    });
+                }
+                if let Some(row) = self.now.rows.get_mut(&place) {
+                    row.cells = cells;
+                }
+                return Ok(());
             }
-            return Ok(());
-        }
-        let cells = Arc::clone(&row.cells);
-        let moved = match self.write_row(Arc::clone(&cells)) {
+            Added::Moves(cells) => Arc::new(cells),
+        };
+        let moved = match self.write_row(Arc::clone(&moves)) {
             Ok(moved) => moved,
             Err(_) => {
                 self.make_room(None);
-                self.write_row(cells)?
+                self.write_row(moves)?
             }
         };
         let turned: Vec<(u32, PodState)> = self
             .now
             .slots
             .iter()
-            .filter(|(_, state)| state.row() == first)
+            .filter(|(_, state)| state.row() == place)
             .map(|(slot, state)| (*slot, PodState::new(moved, state.rule_base())))
             .collect();
         for (slot, state) in turned {
@@ -293,8 +292,16 @@ impl<'a> Planner<'a> {
         let bound = u32::try_from(live.len()).unwrap_or(u32::MAX);
         let length = (Extent::lines_needed(bound) * CELLS_PER_LINE) as usize;
         for row in self.now.rows.values_mut() {
-            if row.cells.len() != length || dead.iter().any(|class| cell(&row.cells, *class) != 0) {
-                let cells = Arc::make_mut(&mut row.cells);
+            // The lines of a sparse row are known as they are: what is dead there makes room.
+            let Cells::Dense(cells) = &*row.cells else {
+                continue;
+            };
+            let is_as_it_was =
+                cells.len() == length && dead.iter().all(|class| cell(cells, *class) == 0);
+            if is_as_it_was {
+                continue;
+            }
+            if let Cells::Dense(cells) = Arc::make_mut(&mut row.cells) {
                 for class in &dead {
                     cells[*class as usize] = 0;
                 }
@@ -332,16 +339,4 @@ impl<'a> Planner<'a> {
         self.room = Room::new(&self.now, self.limits);
         self.placed = vec![None; self.desired.rows.len()];
     }
-}
-
-/// Sorted numbers as ranges of consecutive ones.
-fn runs(sorted: BTreeSet<u32>) -> Vec<std::ops::Range<u32>> {
-    let mut runs: Vec<std::ops::Range<u32>> = Vec::new();
-    for number in sorted {
-        match runs.last_mut() {
-            Some(run) if run.end == number => run.end += 1,
-            _ => runs.push(number..number + 1),
-        }
-    }
-    runs
 }

@@ -19,7 +19,8 @@ pub(super) struct Room {
 
 impl Room {
     pub(super) fn new(live: &KernelState, limits: &Limits) -> Self {
-        let rows = live.rows.iter().map(|(first, row)| (*first, row.lines));
+        let rows = live.rows.iter();
+        let rows = rows.map(|(place, row)| (place.first_line(), row.lines));
         let tables = live.slot_tables.keys().map(|first| (*first, SLOT_LINES));
         let blocks = live.blocks.iter().map(|(base, block)| {
             let length = u32::try_from(block.len()).unwrap_or(u32::MAX);

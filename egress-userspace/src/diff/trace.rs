@@ -6,14 +6,17 @@ use std::{
 };
 
 use egress_common::{
-    cells::{Line, SLOT_LINES},
+    cells::{Line, RowPlace, SLOT_LINES},
     keys::PodKey,
     verdict::{Decision, Member, PodState, Verdict},
 };
 use ipnet::IpNet;
 
 use super::content::group_members;
-use crate::state::{Extent, KernelState};
+use crate::{
+    rows::Cells,
+    state::{Extent, KernelState},
+};
 
 /// Reads live maps. What was never written reads as zeroes.
 pub trait MapReader {
@@ -78,21 +81,28 @@ pub fn trace<R: MapReader>(maps: &R) -> Result<KernelState, R::Error> {
     let mut highest: BTreeMap<u32, u16> = BTreeMap::new();
     for state in live.slots.values() {
         if let Entry::Vacant(row) = live.rows.entry(state.row()) {
-            let lines = Extent::lines_needed(bound);
-            let mut cells = cells_of(&maps.lines(state.row(), lines)?);
-            for (class, cell) in cells.iter_mut().enumerate() {
-                if !classes.get(class).copied().unwrap_or(false) {
-                    *cell = 0;
+            let place = state.row();
+            let lines = match place.shift() {
+                None => Extent::lines_needed(bound),
+                Some(shift) => 1 << shift,
+            };
+            let read = maps.lines(place.first_line(), lines)?;
+            let mut cells = Cells::from_lines(place, &read);
+            if let Cells::Dense(cells) = &mut cells {
+                for (class, cell) in cells.iter_mut().enumerate() {
+                    if !classes.get(class).copied().unwrap_or(false) {
+                        *cell = 0;
+                    }
                 }
             }
             let cells = Arc::new(cells);
             row.insert(Extent { lines, cells });
         }
     }
-    let in_row: BTreeMap<u32, u16> = live
+    let in_row: BTreeMap<RowPlace, u16> = live
         .rows
         .iter()
-        .map(|(first, row)| (*first, row.cells.iter().copied().max().unwrap_or(0)))
+        .map(|(place, row)| (*place, row.cells.highest(&classes)))
         .collect();
     for state in live.slots.values() {
         let number = in_row.get(&state.row()).copied().unwrap_or(0);
@@ -139,8 +149,8 @@ pub(super) fn retain_reachable(live: &mut KernelState, keep: Option<PodState>) {
     let slots: BTreeSet<u32> = live.pods.values().copied().collect();
     live.slots.retain(|slot, _| slots.contains(slot));
     let states: BTreeSet<PodState> = live.slots.values().copied().chain(keep).collect();
-    let rows: BTreeSet<u32> = states.iter().map(|state| state.row()).collect();
-    live.rows.retain(|first, _| rows.contains(first));
+    let rows: BTreeSet<RowPlace> = states.iter().map(|state| state.row()).collect();
+    live.rows.retain(|place, _| rows.contains(place));
     let bases: BTreeSet<u32> = states.iter().map(|state| state.rule_base()).collect();
     live.blocks.retain(|base, _| bases.contains(base));
     let mut members = Vec::new();

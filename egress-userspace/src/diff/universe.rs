@@ -2,10 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use egress_common::verdict::NUMBER_FIRST_RULE;
+use egress_common::{cells::RowPlace, verdict::NUMBER_FIRST_RULE};
 use ipnet::IpNet;
 
 use super::space::Space;
+use crate::{
+    rows::{Row, shift_for},
+    state::Extent,
+};
 
 /// Cells of a row that are compared before all are, or one or two more.
 const SAMPLES: usize = 32;
@@ -22,10 +26,16 @@ pub(super) struct Universe {
     pub(super) classes: Vec<u32>,
     /// For each prefix the wanted one that decides it: itself or the nearest around it.
     pub(super) wanted: Vec<u32>,
+    /// The class of each wanted prefix, in order.
+    pub(super) of_place: Vec<u32>,
+    /// For each class up to the highest, whether a prefix has it.
+    pub(super) has: Vec<bool>,
     /// Prefixes to publish.
     pub(super) fresh: Vec<Fresh>,
     /// Prefixes to withdraw.
     pub(super) gone: Vec<IpNet>,
+    /// Their classes, and the wanted prefixes that decide them.
+    of_gone: Vec<(u32, u32)>,
     /// One more than the highest class.
     pub(super) bound: u32,
 }
@@ -45,8 +55,11 @@ impl Universe {
         let mut all = Self {
             classes: Vec::with_capacity(published.len().max(wanted.len())),
             wanted: Vec::with_capacity(published.len().max(wanted.len())),
+            of_place: Vec::with_capacity(wanted.len()),
+            has: Vec::new(),
             fresh: Vec::new(),
             gone: Vec::new(),
+            of_gone: Vec::new(),
             bound: 0,
         };
         let mut around: Vec<Around> = Vec::new();
@@ -77,8 +90,11 @@ impl Universe {
                     class
                 }
             };
-            if place.is_none() {
+            if place.is_some() {
+                all.of_place.push(own_class);
+            } else {
                 all.gone.push(next);
+                all.of_gone.push((own_class, outer.1));
             }
             all.classes.push(own_class);
             all.wanted.push(place.unwrap_or(outer.1));
@@ -89,6 +105,10 @@ impl Universe {
                 wanted: place.unwrap_or(outer.1),
             });
         }
+        all.has = vec![false; all.bound as usize];
+        for class in &all.classes {
+            all.has[*class as usize] = true;
+        }
         Some(all)
     }
 
@@ -97,9 +117,9 @@ impl Universe {
         self.fresh.is_empty() && self.gone.is_empty()
     }
 
-    /// Some cells that a live row must have to say what a wanted one says, with their classes: of rules, if it has any.
-    pub(super) fn samples(&self, wanted: &[u16]) -> Vec<(u32, u16)> {
-        let cells = || self.classes.iter().copied().zip(self.of_wanted(wanted));
+    /// Some of these cells, which are in the order of the prefixes, with their classes: of rules, if there are any.
+    pub(super) fn samples(&self, cells: &[u16]) -> Vec<(u32, u16)> {
+        let cells = || self.classes.iter().copied().zip(cells.iter().copied());
         let of_rules: Vec<_> = cells().filter(|(_, n)| *n >= NUMBER_FIRST_RULE).collect();
         let all = if of_rules.is_empty() {
             cells().collect()
@@ -110,14 +130,59 @@ impl Universe {
         all.into_iter().step_by(step).collect()
     }
 
-    /// A live row's cells in the order of the prefixes.
+    /// A live row's cells, if it is dense, in the order of the prefixes.
     pub(super) fn of_live<'a>(&'a self, cells: &'a [u16]) -> impl Iterator<Item = u16> + 'a {
         self.classes.iter().map(|class| cell(cells, *class))
     }
 
-    /// A wanted row's cells in the order of the prefixes.
-    pub(super) fn of_wanted<'a>(&'a self, row: &'a [u16]) -> impl Iterator<Item = u16> + 'a {
-        self.wanted.iter().map(|place| cell(row, *place))
+    /// Whether a prefix has the class.
+    pub(super) fn has(&self, class: u32) -> bool {
+        self.has.get(class as usize).copied().unwrap_or(false)
+    }
+
+    /// The classes that have another number in a wanted row than its commonest, and which.
+    pub(super) fn others<'a>(&'a self, row: &'a Row) -> impl Iterator<Item = (u32, u16)> + 'a {
+        let gone = self.of_gone.iter();
+        let gone = gone.map(|(class, place)| (*class, row.number(*place)));
+        let there = row.others();
+        there
+            .map(|(place, number)| (self.of_place[place as usize], number))
+            .chain(gone.filter(|(_, number)| *number != row.common()))
+    }
+
+    /// Lines of a sparse row that says what a wanted one says, as a power of two; none if a dense one takes no more.
+    pub(super) fn shift(&self, row: &Row) -> Option<u32> {
+        let classes = || self.others(row).map(|(class, _)| class);
+        let count = u32::try_from(classes().count()).ok()?;
+        let places = u32::try_from(self.of_place.len()).ok()?;
+        shift_for(classes, count, Extent::lines_given(places))
+    }
+
+    /// Whether a live row that says what a wanted one says may stay: one that takes more than twice the room that it needs is
+    /// written anew, and a dense one that could well be sparse.
+    ///
+    /// Only while prefixes change: what a plan has written for prefixes that it withdraws is more than the next one would write.
+    pub(super) fn suits(&self, live: RowPlace, row: &Row) -> bool {
+        if self.is_settled() {
+            return true;
+        }
+        let Some(shift) = live.shift() else {
+            return !row.is_sparse() || self.shift(row).is_none();
+        };
+        let lines = 1_u32 << shift;
+        if !row.is_sparse() {
+            let places = u32::try_from(self.of_place.len()).unwrap_or(u32::MAX);
+            return lines <= Extent::lines_given(places);
+        }
+        lines <= row.lines().saturating_mul(2)
+            || self.shift(row).is_some_and(|needed| shift <= needed + 1)
+    }
+
+    /// The numbers of a wanted row in the order of the prefixes.
+    pub(super) fn of_wanted(&self, row: &Row) -> Vec<u16> {
+        let cells: Vec<u16> = row.cells().collect();
+        let wanted = self.wanted.iter();
+        wanted.map(|place| cell(&cells, *place)).collect()
     }
 }
 

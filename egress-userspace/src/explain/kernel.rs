@@ -153,14 +153,14 @@ fn verdict(
         Some((net, class)) => {
             it.prefix = Some(*net);
             it.class = Some(*class);
+            let line = pod.row().first_line();
             let row = state
                 .rows
                 .get(&pod.row())
-                .ok_or_else(|| format!("LINES has no row at line {}", pod.row()))?;
-            *usize::try_from(*class)
-                .ok()
-                .and_then(|class| row.cells.get(class))
-                .ok_or_else(|| format!("the row at line {} ends before class {class}", pod.row()))?
+                .ok_or_else(|| format!("LINES has no row at line {line}"))?;
+            row.cells
+                .number(*class)
+                .ok_or_else(|| format!("the row at line {line} ends before class {class}"))?
         }
     };
     it.number = Some(number);

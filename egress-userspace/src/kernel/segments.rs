@@ -15,6 +15,9 @@ use egress_common::{
 
 use super::{fault, paths::Paths, syscall};
 
+/// `BPF_F_MMAPABLE` of `linux/bpf.h`, though nobody maps them: their memory begins at a page, and so each line is one of the
+/// processor's, where it would lie across two.
+const MMAPABLE: u32 = 1 << 10;
 /// Lines that are written by one call at most.
 const MOST_AT_ONCE: usize = 4096;
 
@@ -178,7 +181,7 @@ fn pinned(paths: &Paths, index: u32) -> anyhow::Result<MapData> {
     let path = paths.segment(index);
     if !path.exists() {
         fault::step("make a segment")?;
-        Array::<MapData, Line>::create(SEGMENT_LINES, 0)
+        Array::<MapData, Line>::create(SEGMENT_LINES, MMAPABLE)
             .with_context(|| format!("cannot make segment {index} of {LINES} (1 MiB)"))?
             .pin(&path)
             .with_context(|| format!("cannot pin {}", path.display()))?;

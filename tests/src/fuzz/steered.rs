@@ -30,6 +30,7 @@ const DESTINATIONS: usize = 24;
 /// What small maps hold: the way to say so is a way, too.
 const LIMITS: Limits = Limits {
     matrix_memory: 4 << 20,
+    sparse_from: 0,
     pods: 256,
     prefixes: 1024,
     verdicts: 1024,

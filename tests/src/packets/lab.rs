@@ -269,6 +269,17 @@ impl Lab {
         Ok(())
     }
 
+    /// What there is room for.
+    #[must_use]
+    pub const fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Has rows be sparse that would take so many lines as dense ones.
+    pub const fn sparse_from(&mut self, lines: u32) {
+        self.limits.sparse_from = lines;
+    }
+
     /// What their numbers are called.
     #[must_use]
     pub fn names(&self) -> &Names {
@@ -447,9 +458,10 @@ impl Runner {
 
 /// Whether two states say the same. How much room a row was given beyond what it needs cannot be read back.
 fn same(a: &KernelState, b: &KernelState) -> bool {
-    let cells = |state: &KernelState| -> BTreeMap<u32, _> {
+    let cells = |state: &KernelState| -> BTreeMap<_, _> {
         let rows = state.rows.iter();
-        rows.map(|(line, row)| (*line, row.cells.clone())).collect()
+        rows.map(|(place, row)| (*place, row.cells.clone()))
+            .collect()
     };
     a.pods == b.pods
         && a.slots == b.slots

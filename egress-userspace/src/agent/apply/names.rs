@@ -69,7 +69,7 @@ pub(crate) fn describe(change: &Change) -> String {
         Change::TurnPod { slot, state } => {
             format!(
                 "turn slot {slot} to row {} and rules {}",
-                state.row(),
+                state.row().first_line(),
                 state.rule_base()
             )
         }

@@ -106,6 +106,7 @@ struct PodRow {
     slot: u32,
     policy: Option<String>,
     row: Option<u32>,
+    row_is_sparse: Option<bool>,
     rule_base: Option<u32>,
 }
 

@@ -1,8 +1,12 @@
 //! What the maps say, a row for each thing, by its name where it has one.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use egress_common::{
+    cells::RowPlace,
     counter::{Count, Direction},
     keys::PodKey,
     verdict::{Decision, Replies},
@@ -10,7 +14,7 @@ use egress_common::{
 use ipnet::IpNet;
 
 use super::{CounterRow, CounterRows, Maps, MemberRow, PodRow, PrefixRow, VerdictRow};
-use crate::{explain::device, state::MemberLabel};
+use crate::{explain::device, rows::Cells, state::MemberLabel};
 
 impl Maps<'_> {
     pub(super) fn pods(&self) -> Vec<PodRow> {
@@ -25,7 +29,8 @@ impl Maps<'_> {
                 policy: block
                     .and_then(|b| b.first())
                     .map(|verdict| self.policy(verdict.policy)),
-                row: state.map(|s| s.row()),
+                row: state.map(|s| s.row().first_line()),
+                row_is_sparse: state.map(|s| s.row().is_sparse()),
                 rule_base: state.map(|s| s.rule_base()),
             }
         };
@@ -58,27 +63,24 @@ impl Maps<'_> {
 
     /// The prefixes whose number is `number` in a row that goes with the block at `base`, the shortest first.
     fn prefixes_of(&self, base: u32, number: usize) -> Vec<IpNet> {
-        let rows: std::collections::BTreeSet<u32> = self
+        let rows: BTreeSet<RowPlace> = self
             .kernel
             .slots
             .values()
             .filter(|state| state.rule_base() == base)
             .map(|state| state.row())
             .collect();
-        let cells: Vec<&[u16]> = rows
+        let rows: Vec<&Cells> = rows
             .iter()
-            .filter_map(|row| Some(self.kernel.rows.get(row)?.cells.as_slice()))
+            .filter_map(|row| Some(&*self.kernel.rows.get(row)?.cells))
             .collect();
         let mut prefixes: Vec<IpNet> = self
             .kernel
             .prefixes
             .iter()
             .filter(|(_, class)| {
-                usize::try_from(**class).is_ok_and(|class| {
-                    cells
-                        .iter()
-                        .any(|cells| cells.get(class).is_some_and(|n| usize::from(*n) == number))
-                })
+                let mut said = rows.iter().filter_map(|row| row.number(**class));
+                said.any(|said| usize::from(said) == number)
             })
             .map(|(prefix, _)| *prefix)
             .collect();

@@ -75,7 +75,7 @@ proptest! {
         }
         // Blocks are measured by their rows when the maps are read back.
         for profile in &state.profiles {
-            let highest = state.rows[profile.row].iter().max().copied().unwrap_or(0);
+            let highest = state.rows[profile.row].cells().max().unwrap_or(0);
             prop_assert_eq!(profile.verdicts.len(), usize::from(highest) + 1);
         }
     }
@@ -114,8 +114,9 @@ fn render(state: &DesiredState) -> String {
             }
         }
     }
+    let rows: Vec<Vec<u16>> = state.rows.iter().map(|row| row.cells().collect()).collect();
     for (place, net) in state.prefixes.iter().enumerate() {
-        let cells: Vec<u16> = state.rows.iter().map(|row| row[place]).collect();
+        let cells: Vec<u16> = rows.iter().map(|row| row[place]).collect();
         text += &format!("{net}: {cells:?}\n");
     }
     text

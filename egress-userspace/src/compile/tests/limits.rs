@@ -24,6 +24,7 @@ fn what_does_not_fit_is_refused_with_numbers() {
     insta::assert_debug_snapshot!(errors);
     let exact = Limits {
         matrix_memory: 33_792,
+        sparse_from: 64,
         pods: 4,
         prefixes: 4,
         verdicts: 7,

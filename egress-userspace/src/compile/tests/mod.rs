@@ -236,10 +236,10 @@ pub(crate) fn told(state: &DesiredState, pod: PodKey, to: IpAddr) -> Option<&Ver
     let number = state
         .prefixes
         .iter()
-        .zip(&*state.rows[profile.row])
+        .zip(state.rows[profile.row].cells())
         .filter(|(net, _)| net.contains(&to))
         .max_by_key(|(net, _)| net.prefix_len())
-        .map_or(0, |(_, number)| *number);
+        .map_or(0, |(_, number)| number);
     Some(&profile.verdicts[usize::from(number)])
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use egress_common::{
-    cells::{CELLS_PER_LINE, Line, SLOT_LINES},
+    cells::{CELLS_PER_LINE, Line, RowPlace, SLOT_LINES},
     verdict::{Decision, Member, PodState, Verdict},
 };
 
@@ -12,9 +12,10 @@ use crate::{
     compile::{candidates, only},
     diff::{
         Change, PlanError,
-        content::{BlockMeaning, Meaning},
+        content::{BlockMeaning, Meaning, Wanted},
         space::{MAX_LINES, Space},
     },
+    rows::{Cells, Row, Sparse},
     state::{Extent, MemberSpec, VerdictSpec},
 };
 
@@ -39,55 +40,88 @@ impl<'a> Planner<'a> {
         Ok(PodState::new(row, base))
     }
 
-    fn row(&mut self, row: usize) -> Result<u32, PlanError> {
-        if let Some(first) = self.placed[row] {
-            return Ok(first);
+    fn row(&mut self, row: usize) -> Result<RowPlace, PlanError> {
+        if let Some(place) = self.placed[row] {
+            return Ok(place);
         }
         let wanted = &self.desired.rows[row];
         // Rows learn columns and move while prefixes are new.
         let memo = self.memo.filter(|_| self.universe.is_settled());
         let before = memo.and_then(|memo| memo.row(wanted));
-        let found = before
-            .filter(|first| self.now.rows.contains_key(first))
-            .or_else(|| {
-                let few = self.few && memo.is_some();
-                self.index.find_row(&self.now, &self.universe, wanted, few)
-            });
-        let first = match found {
-            Some(first) => first,
-            None => {
-                let lines = Extent::lines_needed(self.universe.bound);
-                let mut cells = vec![0; (lines * CELLS_PER_LINE) as usize];
-                for (class, value) in self
-                    .universe
-                    .classes
-                    .iter()
-                    .zip(self.universe.of_wanted(wanted))
-                {
-                    cells[*class as usize] = value;
-                }
-                let first = self.write_row(Arc::new(cells))?;
-                self.index.add_row(&self.universe, first, wanted);
-                first
-            }
+        let known = before.filter(|place| {
+            self.now.rows.contains_key(place) && self.universe.suits(*place, wanted)
+        });
+        let place = match known {
+            Some(place) => place,
+            None => self.find_or_write(wanted, self.few && memo.is_some())?,
         };
-        self.placed[row] = Some(first);
-        Ok(first)
+        self.placed[row] = Some(place);
+        Ok(place)
     }
 
-    pub(super) fn write_row(&mut self, cells: Arc<Vec<u16>>) -> Result<u32, PlanError> {
-        let given = Extent::lines_given(self.universe.bound);
+    /// A row that is live already, in one form or the other, or a new one.
+    fn find_or_write(&mut self, row: &Row, few: bool) -> Result<RowPlace, PlanError> {
+        let shift = row.is_sparse().then(|| self.universe.shift(row)).flatten();
+        let sparse = || Wanted::sparse(&self.universe, row);
+        let dense = || Wanted::dense(&self.universe, row);
+        let own = if shift.is_some() { sparse() } else { dense() };
+        // It may have the other form from a time when other prefixes were there.
+        let has_other = self
+            .now
+            .rows
+            .keys()
+            .any(|place| place.is_sparse() != shift.is_some());
+        let other = has_other.then(|| if shift.is_some() { dense() } else { sparse() });
+        for wanted in [Some(&own), other.as_ref()].into_iter().flatten() {
+            let suits = |place| self.universe.suits(place, row);
+            let index = &mut self.index;
+            if let Some(place) = index.find_row(&self.now, &self.universe, wanted, suits, few) {
+                return Ok(place);
+            }
+        }
+        let cells = match (&own, shift) {
+            (Wanted::Sparse(common, others), Some(shift)) => {
+                let others = others.iter().copied();
+                Sparse::new(shift, *common, others).map(Cells::Sparse)
+            }
+            _ => None,
+        };
+        let cells = cells.unwrap_or_else(|| self.dense(self.universe.of_wanted(row)));
+        let place = self.write_row(Arc::new(cells))?;
+        self.index.add_row(place, &own);
+        Ok(place)
+    }
+
+    /// A dense row of a number for each prefix.
+    pub(super) fn dense(&self, numbers: impl IntoIterator<Item = u16>) -> Cells {
+        let lines = Extent::lines_needed(self.universe.bound);
+        let mut cells = vec![0; (lines * CELLS_PER_LINE) as usize];
+        for (class, number) in self.universe.classes.iter().zip(numbers) {
+            cells[*class as usize] = number;
+        }
+        Cells::Dense(cells)
+    }
+
+    pub(super) fn write_row(&mut self, cells: Arc<Cells>) -> Result<RowPlace, PlanError> {
+        let given = match &*cells {
+            Cells::Dense(_) => Extent::lines_given(self.universe.bound),
+            Cells::Sparse(sparse) => 1 << sparse.shift(),
+        };
         let first_line = take(&mut self.room.lines, given, "lines", MAX_LINES)?;
         self.changes.push(Change::WriteLines {
             first_line,
-            lines: lines(&cells),
+            lines: cells.lines(),
         });
+        let place = match &*cells {
+            Cells::Dense(_) => RowPlace::dense(first_line),
+            Cells::Sparse(sparse) => RowPlace::sparse(first_line, sparse.shift()),
+        };
         let row = Extent {
             lines: given,
             cells,
         };
-        self.now.rows.insert(first_line, row);
-        Ok(first_line)
+        self.now.rows.insert(place, row);
+        Ok(place)
     }
 
     /// A verdict by name, as live ones are compared.
@@ -194,7 +228,7 @@ impl<'a> Planner<'a> {
         let first_line = take(&mut self.room.lines, SLOT_LINES, "lines", MAX_LINES)?;
         self.changes.push(Change::WriteLines {
             first_line,
-            lines: lines(&cells),
+            lines: cells.as_chunks().0.iter().copied().map(Line).collect(),
         });
         self.now.slot_tables.insert(first_line, cells);
         Ok(first_line)
@@ -224,10 +258,4 @@ pub(super) fn take(
     room: u32,
 ) -> Result<u32, PlanError> {
     space.take(length).ok_or(PlanError { what, room })
-}
-
-/// Whole lines of cells.
-pub(super) fn lines(cells: &[u16]) -> Vec<Line> {
-    let (lines, _) = cells.as_chunks();
-    lines.iter().map(|line| Line(*line)).collect()
 }

@@ -31,6 +31,13 @@ fn key(number: u8) -> PodKey {
     }
 }
 
+/// A row of these numbers.
+fn row(numbers: impl IntoIterator<Item = u16>) -> Arc<Row> {
+    let runs: Vec<(u32, u16)> = (0..).zip(numbers).collect();
+    let places = u32::try_from(runs.len()).unwrap_or(u32::MAX);
+    Arc::new(Row::new(places, runs, &Limits::default()))
+}
+
 /// `pods` pods with a policy each, of `rules` rules to one gateway.
 fn one_policy_each(pods: u8, rules: u8, gateway: u8) -> DesiredState {
     DesiredState {
@@ -48,7 +55,7 @@ fn one_policy_each(pods: u8, rules: u8, gateway: u8) -> DesiredState {
                     .collect(),
             })
             .collect(),
-        rows: vec![(0..rules).map(|rule| u16::from(rule) + 2).collect()],
+        rows: vec![row((0..rules).map(|rule| u16::from(rule) + 2))],
         prefixes: (0..rules)
             .map(|rule| net(&format!("192.0.2.{rule}/32")))
             .collect(),
@@ -75,7 +82,12 @@ fn a_full_map_is_changed_policy_by_policy() {
         world.go(&plan);
         assert_shows(&world.maps, state, &world.names);
         if *state == b {
-            check_steps(&all_pods(&[&a]), &before, std::slice::from_ref(&plan));
+            check_steps(
+                &all_pods(&[&a]),
+                &before,
+                std::slice::from_ref(&plan),
+                &probes(),
+            );
             let graces = plan.changes.iter().filter(|c| **c == Change::Grace).count();
             assert!(graces > 2, "{graces}");
         }
@@ -126,14 +138,17 @@ fn a_row_without_room_moves_before_its_new_prefix_is_published() {
     let mut a = one_policy_each(1, 1, 1);
     let mut b = a.clone();
     for (state, hosts) in [(&mut a, 200_u16), (&mut b, 300)] {
-        let (mut prefixes, mut cells) = (state.prefixes.to_vec(), state.rows[0].to_vec());
+        let (mut prefixes, mut cells) = (
+            state.prefixes.to_vec(),
+            state.rows[0].cells().collect::<Vec<_>>(),
+        );
         for host in 0..hosts {
             let [high, low] = host.to_be_bytes();
             prefixes.push(net(&format!("198.18.{high}.{low}/32")));
             cells.push(NUMBER_UNMATCHED);
         }
         state.prefixes = prefixes.into();
-        state.rows[0] = cells.into();
+        state.rows[0] = row(cells);
     }
     let world = World::to(&a);
     let plan = world.plan(&b);
@@ -155,7 +170,7 @@ fn a_row_without_room_moves_before_its_new_prefix_is_published() {
     let mut wanted = vec![0, 1, 2];
     wanted.extend([3; 100]);
     assert_eq!(order, wanted);
-    check_steps(&all_pods(&[&a]), &world.maps, &[plan]);
+    check_steps(&all_pods(&[&a]), &world.maps, &[plan], &probes());
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Plans carried out on plain maps: what every pod sees at every step, after a crash, and for slow packets.
 
 mod cases;
+mod forms;
 mod plans;
 mod steps;
 
@@ -27,6 +28,7 @@ use crate::{
         slots::Tables,
         tests::{arbitrary_nodes, arbitrary_resolved, net, probes, told},
     },
+    rows::{Cells, Row},
     state::{Extent, MemberSpec, Profile, Standing, VerdictSpec, Way},
 };
 
@@ -136,7 +138,9 @@ impl World {
 fn measured(mut live: KernelState) -> KernelState {
     let bound = live.prefixes.values().max().map_or(0, |class| class + 1);
     for row in live.rows.values_mut() {
-        row.lines = Extent::lines_needed(bound);
+        if let Cells::Dense(_) = &*row.cells {
+            row.lines = Extent::lines_needed(bound);
+        }
     }
     live
 }

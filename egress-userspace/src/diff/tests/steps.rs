@@ -14,7 +14,7 @@ proptest! {
             world.go(&plan);
             plan
         });
-        check_steps(&all_pods(&[&a, &b, &c]), &maps, &plans);
+        check_steps(&all_pods(&[&a, &b, &c]), &maps, &plans, &probes());
     }
 
     #[test]
@@ -22,7 +22,7 @@ proptest! {
         let mut before = World::to(&a);
         before.live = traced(&before.maps);
         let plan = before.plan(&b);
-        check_steps(&all_pods(&[&a, &b]), &before.maps, &[plan]);
+        check_steps(&all_pods(&[&a, &b]), &before.maps, &[plan], &probes());
     }
 }
 
@@ -37,8 +37,7 @@ struct Step {
 }
 
 /// The maps before the plans and after each of their changes that a probe could notice.
-fn steps(maps: &RawMaps, plans: &[Plan]) -> Vec<Step> {
-    let probes = probes();
+fn steps(maps: &RawMaps, plans: &[Plan], probes: &[IpAddr]) -> Vec<Step> {
     let mut maps = maps.clone();
     let mut classes: Vec<_> = probes.iter().map(|to| maps.class_of(*to)).collect();
     let mut steps = vec![Step {
@@ -92,8 +91,13 @@ impl Step {
 
 /// At each step a pod answers as one of the plans leaves it, in their order; and so does a packet that
 /// reads in different steps, unless a grace lies between.
-pub(super) fn check_steps(pods: &BTreeSet<PodKey>, maps: &RawMaps, plans: &[Plan]) {
-    let steps = steps(maps, plans);
+pub(super) fn check_steps(
+    pods: &BTreeSet<PodKey>,
+    maps: &RawMaps,
+    plans: &[Plan],
+    probes: &[IpAddr],
+) {
+    let steps = steps(maps, plans, probes);
     for pod in pods.iter().copied() {
         let whole: Vec<Answers> = steps
             .iter()

@@ -9,7 +9,7 @@ use std::{num::NonZeroU32, sync::Arc};
 
 use egress_common::{
     WireU16,
-    cells::SLOTS,
+    cells::{RowPlace, SLOTS},
     flow::Flow,
     gateway::GatewayId,
     overlay::Tag,
@@ -21,6 +21,7 @@ use crate::{
     compile, diff,
     gateway_id::gateway_id,
     resolve::GatewayStatus,
+    rows::Cells,
     state::{Extent, KernelState, Limits, MemberLabel, Names},
 };
 
@@ -186,13 +187,16 @@ fn maps() -> KernelState {
     }
     KernelState {
         pods: BTreeMap::from([(key("10.1.0.5"), 0), (key("fd00::5"), 0)]),
-        slots: BTreeMap::from([(0, egress_common::verdict::PodState::new(64, 100))]),
+        slots: BTreeMap::from([(
+            0,
+            egress_common::verdict::PodState::new(RowPlace::dense(64), 100),
+        )]),
         prefixes,
         rows: BTreeMap::from([(
-            64,
+            RowPlace::dense(64),
             Extent {
                 lines: 1,
-                cells: Arc::new(cells),
+                cells: Arc::new(Cells::Dense(cells)),
             },
         )]),
         // Three of four slots are the first member's.
