@@ -17,7 +17,7 @@ names! {
     POD_INDEX,
     /// Array, written through `mmap`: slot → the pod's row and rule base.
     POD_STATE,
-    /// Array, written through `mmap`: the first 12 bits of an address → an entry of the prefix trie.
+    /// Array, written through `mmap`: the first 13 bits of an address → what is below them in the prefix trie.
     ROOTS,
     /// Array of maps, written through `mmap`: the segments of the prefix trie.
     TRIE,
@@ -136,7 +136,12 @@ pub const fn layout(name: &str) -> u32 {
     // Raised whenever it changes.
     if is_table(name) {
         3
-    } else if same(name, VERDICTS) || same(name, MEMBER_COUNTS) || same(name, OWN_FLOWS) {
+    } else if same(name, VERDICTS)
+        || same(name, MEMBER_COUNTS)
+        || same(name, OWN_FLOWS)
+        || same(name, ROOTS)
+        || same(name, TRIE)
+    {
         2
     } else {
         1
