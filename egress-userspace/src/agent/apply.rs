@@ -89,6 +89,11 @@ impl Kernel {
         errors.pop().map_or(Ok(()), Err)
     }
 
+    /// What an apply leaves to be done when nobody waits.
+    pub(super) fn tidy(&mut self) {
+        self.state_dir.tidy_names();
+    }
+
     /// Reads what the maps say if an apply broke off.
     fn be_sure(&mut self) -> anyhow::Result<()> {
         if self.unsure {
@@ -250,8 +255,8 @@ impl Kernel {
         // Where members only go nothing is new, and their packets need not wait for a disk.
         if both != *self.names {
             fault::step("keep both names")?;
-            self.state_dir.keep_names(&both);
             self.names = Arc::new(both);
+            self.state_dir.keep_names(&self.names);
             told(counters.adopt(&self.names));
         }
         self.translate(&plans.translation.additions)?;
@@ -275,11 +280,11 @@ impl Kernel {
         self.translate(&plans.translation.removals)?;
         told(counters.retain(&plans.names));
         fault::step("keep the new names")?;
-        self.state_dir.keep_names(&plans.names);
+        self.names = Arc::new(plans.names);
+        self.state_dir.keep_names(&self.names);
         self.state = Arc::new(plans.policy.after);
         self.planned = plans.memo;
         self.translation = plans.translation.after;
-        self.names = Arc::new(plans.names);
         Ok(())
     }
 

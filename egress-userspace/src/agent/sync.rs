@@ -159,7 +159,10 @@ impl Agent {
             self.look_at = Instant::now() + LOOK_AT_HOOKS;
             if self.give_back_at.is_some_and(|at| at <= Instant::now()) {
                 self.give_back_at = None;
-                tokio::task::block_in_place(give_back);
+                tokio::task::block_in_place(|| {
+                    self.kernel.tidy();
+                    give_back();
+                });
             }
             let restored = match tokio::task::block_in_place(|| self.hold.check()) {
                 Ok(restored) => {
