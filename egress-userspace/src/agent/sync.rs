@@ -286,12 +286,17 @@ impl Agent {
         self.snapshot.restored = self.loaded.restored.values().map(BTreeSet::len).sum();
         self.snapshot.kernel = self.kernel.state();
         self.snapshot.names = self.kernel.names();
-        self.snapshot.interfaces = Arc::new(
-            view.links
-                .iter()
-                .map(|(index, link)| (*index, link.name.clone()))
-                .collect(),
-        );
+        let links = view.links.iter().map(|(index, link)| (*index, &link.name));
+        if !self
+            .snapshot
+            .interfaces
+            .iter()
+            .map(|(index, name)| (*index, name))
+            .eq(links.clone())
+        {
+            let named = links.map(|(index, name)| (index, name.clone()));
+            self.snapshot.interfaces = Arc::new(named.collect());
+        }
         self.published.store(Arc::new(self.snapshot.clone()));
     }
 

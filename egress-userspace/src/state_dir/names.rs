@@ -110,8 +110,12 @@ impl Journal {
     /// Whether it can be gone on with: names are in the order of their numbers, and nobody has removed the file.
     pub(super) fn takes(&self, names: &Names) -> bool {
         let in_order = |names: &Names| names.members.is_sorted_by(|a, b| a.1 < b.1);
-        let is_there = self.file.metadata().is_ok_and(|file| file.nlink() > 0);
-        is_there && in_order(&self.names) && in_order(names)
+        self.is_there() && in_order(&self.names) && in_order(names)
+    }
+
+    /// Whether nobody has removed the file.
+    pub(super) fn is_there(&self) -> bool {
+        self.file.metadata().is_ok_and(|file| file.nlink() > 0)
     }
 
     /// Whether more was added than there was at first.
