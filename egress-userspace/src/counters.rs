@@ -6,6 +6,8 @@
 //! the few numbers that it changes under the lock, and a reading of all, which takes its time without it, says
 //! nothing of those that were read meanwhile.
 
+mod totals;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -19,6 +21,7 @@ use egress_common::{
 };
 use serde::Serialize;
 
+use self::totals::Totals;
 use crate::{
     model::ObjectName,
     state::{MemberLabel, Names},
@@ -113,23 +116,6 @@ pub struct Series {
     pub answers: BTreeMap<Answer, u64>,
 }
 
-/// Reasons that belong to no policy: exported from zero on, so that a first drop shows as an increase.
-const NOBODYS_REASONS: [DropReason; 5] = [
-    DropReason::SpoofedSource,
-    DropReason::NotPlainIp,
-    DropReason::Malformed,
-    DropReason::StateMissing,
-    DropReason::RedirectFailed,
-];
-/// Reasons that every policy exports from zero on.
-const POLICYS_REASONS: [DropReason; 2] = [DropReason::PolicyMissing, DropReason::NoGateway];
-/// Reasons that every gateway of this node exports from zero on.
-const GATEWAYS_REASONS: [DropReason; 3] = [
-    DropReason::NatExhausted,
-    DropReason::SourceQuota,
-    DropReason::NatNoState,
-];
-
 /// The only reader of the kernel's counters.
 pub struct Counters {
     source: Arc<dyn CounterSource>,
@@ -149,7 +135,8 @@ impl Counters {
     #[must_use]
     pub fn taking_over(source: Arc<dyn CounterSource>, names: &Names) -> Self {
         let mut totals = Totals::default();
-        totals.name(names, true);
+        let members = totals.unlike(names);
+        totals.name(names, &members, true);
         Self {
             source,
             totals: Mutex::new(totals),
@@ -170,9 +157,10 @@ impl Counters {
     pub fn adopt(&self, names: &Names) -> anyhow::Result<()> {
         let mut totals = self.totals();
         totals.moment += 1;
-        let moved = totals.changing_hands(names);
+        let members = totals.unlike(names);
+        let moved = totals.changing_hands(names, &members);
         let before = self.read_some(&mut totals, &moved);
-        let fresh = totals.name(names, false);
+        let fresh = totals.name(names, &members, false);
         before.context("reading the counters before a change")?;
         self.read_some(&mut totals, &fresh)
             .context("reading the counters that a change takes into use")
@@ -188,7 +176,7 @@ impl Counters {
         totals.moment += 1;
         let retiring = totals.retiring(names);
         let read = self.read_some(&mut totals, &retiring);
-        totals.retain(names);
+        totals.retain(names, &retiring);
         read.context("reading the counters that a change retires")
     }
 
@@ -222,287 +210,6 @@ impl Counters {
     }
 }
 
-/// What every number said last, under which name, and what that name has in all.
-#[derive(Debug, Default)]
-struct Totals {
-    series: Series,
-    /// How often names have changed.
-    moment: u64,
-    members: BTreeMap<u32, Live<Arc<MemberLabel>, ()>>,
-    policies: BTreeMap<u32, Live<String, OfPolicy>>,
-    gateways: BTreeMap<u32, Live<ObjectName, OfGateway>>,
-}
-
-/// The counters that a policy's number stands for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum OfPolicy {
-    Dropped(DropReason),
-    Passed(PassKind),
-}
-
-/// The counters that a gateway's number stands for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum OfGateway {
-    Dropped(DropReason),
-    Translated(Direction),
-}
-
-/// A number in use.
-#[derive(Debug)]
-struct Live<L, K> {
-    label: L,
-    /// What each of its counters said last: few, in the order in which they were met.
-    last: Vec<(K, Count)>,
-    /// Whether counters that were never read start from zero, and not from their first reading.
-    from_zero: bool,
-    /// The moment at which it was named or read on its own: readings that began before say nothing of it.
-    since: u64,
-}
-
-impl<L, K: PartialEq> Live<L, K> {
-    fn new(label: L, from_zero: bool, since: u64) -> Self {
-        Self {
-            label,
-            last: Vec::new(),
-            from_zero,
-            since,
-        }
-    }
-
-    /// What a counter gained since the reading before.
-    fn gained(&mut self, counter: K, now: Count) -> Count {
-        let start = self.from_zero.then(Count::default);
-        match self.last.iter_mut().find(|(known, _)| *known == counter) {
-            Some((_, last)) => gain(Some(std::mem::replace(last, now)), now),
-            None => {
-                self.last.push((counter, now));
-                gain(start, now)
-            }
-        }
-    }
-}
-
-impl Totals {
-    /// Names numbers, and gives those that are new. These start from zero, or else from their first reading.
-    fn name(&mut self, names: &Names, from_zero: bool) -> Numbers {
-        let now = self.moment;
-        let mut fresh = Numbers::default();
-        for (label, id) in &names.members {
-            match self.members.get_mut(id) {
-                Some(live) if live.label == *label => continue,
-                Some(live) => {
-                    live.label = Arc::clone(label);
-                    live.since = now;
-                }
-                None => {
-                    let label = Arc::clone(label);
-                    self.members.insert(*id, Live::new(label, from_zero, now));
-                    fresh.members.insert(*id);
-                }
-            }
-            let label = Arc::clone(&self.members[id].label);
-            self.series.members.entry(label).or_default();
-        }
-        for (label, id) in with_nobody(names) {
-            match self.policies.get_mut(&id) {
-                Some(live) if live.label == label => continue,
-                Some(live) => {
-                    label.clone_into(&mut live.label);
-                    live.since = now;
-                }
-                None => {
-                    let live = Live::new(label.to_owned(), from_zero, now);
-                    self.policies.insert(id, live);
-                    fresh.policies.insert(id);
-                }
-            }
-            self.export_policy(label, id);
-        }
-        for (label, id) in &names.gateways {
-            match self.gateways.get_mut(id) {
-                Some(live) if live.label == *label => continue,
-                Some(live) => {
-                    live.label.clone_from(label);
-                    live.since = now;
-                }
-                None => {
-                    let live = Live::new(label.clone(), from_zero, now);
-                    self.gateways.insert(*id, live);
-                    fresh.gateways.insert(*id);
-                }
-            }
-            self.export_gateway(label);
-        }
-        fresh
-    }
-
-    /// The numbers that have another name by now than these names give them.
-    fn changing_hands(&self, names: &Names) -> Numbers {
-        let mut moved = Numbers::default();
-        for (label, id) in &names.members {
-            if self
-                .members
-                .get(id)
-                .is_some_and(|live| live.label != *label)
-            {
-                moved.members.insert(*id);
-            }
-        }
-        for (label, id) in with_nobody(names) {
-            if self
-                .policies
-                .get(&id)
-                .is_some_and(|live| live.label != label)
-            {
-                moved.policies.insert(id);
-            }
-        }
-        for (label, id) in &names.gateways {
-            if self
-                .gateways
-                .get(id)
-                .is_some_and(|live| live.label != *label)
-            {
-                moved.gateways.insert(*id);
-            }
-        }
-        moved
-    }
-
-    /// The numbers that `names` does not name.
-    fn retiring(&self, names: &Names) -> Numbers {
-        let named = Numbers::from(names);
-        let others = |mine: Vec<u32>, named: &BTreeSet<u32>| {
-            mine.into_iter().filter(|id| !named.contains(id)).collect()
-        };
-        Numbers {
-            members: others(self.members.keys().copied().collect(), &named.members),
-            policies: others(self.policies.keys().copied().collect(), &named.policies),
-            gateways: others(self.gateways.keys().copied().collect(), &named.gateways),
-        }
-    }
-
-    /// Shows from zero on what is worth an alert.
-    fn export_policy(&mut self, label: &str, id: u32) {
-        let reasons: &[DropReason] = if id == NO_POLICY {
-            &NOBODYS_REASONS
-        } else {
-            &POLICYS_REASONS
-        };
-        for reason in reasons {
-            let key = (label.to_owned(), *reason);
-            self.series.drops.entry(key).or_default();
-        }
-        if id != NO_POLICY {
-            for &kind in PassKind::ALL {
-                let key = (label.to_owned(), kind);
-                self.series.passes.entry(key).or_default();
-            }
-        }
-    }
-
-    fn export_gateway(&mut self, label: &ObjectName) {
-        for reason in GATEWAYS_REASONS {
-            let key = (label.clone(), reason);
-            self.series.gateway_drops.entry(key).or_default();
-        }
-        for &direction in Direction::ALL {
-            let key = (label.clone(), direction);
-            self.series.translated.entry(key).or_default();
-        }
-    }
-
-    /// Adds what these numbers gained since the reading before, according to one that began at that moment.
-    fn add(&mut self, reading: &Reading, numbers: &Numbers, began: u64) {
-        let series = &mut self.series;
-        for (id, now) in &reading.members {
-            if let Some(live) = self.members.get_mut(id).filter(|live| live.since <= began) {
-                let gained = live.gained((), *now);
-                grow(&mut series.members, &live.label, gained);
-            }
-        }
-        for (id, reason, now) in &reading.drops {
-            if let Some(live) = self.policies.get_mut(id).filter(|live| live.since <= began) {
-                let gained = live.gained(OfPolicy::Dropped(*reason), *now);
-                if gained != Count::default() {
-                    grow(&mut series.drops, &(live.label.clone(), *reason), gained);
-                }
-            }
-        }
-        for (id, kind, now) in &reading.passes {
-            if let Some(live) = self.policies.get_mut(id).filter(|live| live.since <= began) {
-                let gained = live.gained(OfPolicy::Passed(*kind), *now);
-                if gained != Count::default() {
-                    grow(&mut series.passes, &(live.label.clone(), *kind), gained);
-                }
-            }
-        }
-        for (id, direction, now) in &reading.translated {
-            if let Some(live) = self.gateways.get_mut(id).filter(|live| live.since <= began) {
-                let gained = live.gained(OfGateway::Translated(*direction), *now);
-                let key = (live.label.clone(), *direction);
-                grow(&mut series.translated, &key, gained);
-            }
-        }
-        for (id, reason, now) in &reading.gateway_drops {
-            if let Some(live) = self.gateways.get_mut(id).filter(|live| live.since <= began) {
-                let gained = live.gained(OfGateway::Dropped(*reason), *now);
-                let key = (live.label.clone(), *reason);
-                grow(&mut series.gateway_drops, &key, gained);
-            }
-        }
-        series.answers.extend(reading.answers.iter().copied());
-        // A source may leave out counters that are zero, so all of these were read now.
-        for id in &numbers.policies {
-            if let Some(live) = self.policies.get_mut(id).filter(|live| live.since <= began) {
-                live.from_zero = true;
-                live.since = began;
-            }
-        }
-        for id in &numbers.gateways {
-            if let Some(live) = self.gateways.get_mut(id).filter(|live| live.since <= began) {
-                live.from_zero = true;
-                live.since = began;
-            }
-        }
-        for id in &numbers.members {
-            if let Some(live) = self.members.get_mut(id).filter(|live| live.since <= began) {
-                live.since = began;
-            }
-        }
-    }
-
-    /// Forgets the numbers that `names` does not name, and the series that never counted anything.
-    fn retain(&mut self, names: &Names) {
-        let members: BTreeMap<u32, &Arc<MemberLabel>> =
-            names.members.iter().map(|(l, id)| (*id, l)).collect();
-        self.members.retain(|id, _| members.contains_key(id));
-        let policies: BTreeMap<u32, &str> = with_nobody(names).map(|(l, id)| (id, l)).collect();
-        self.policies.retain(|id, _| policies.contains_key(id));
-        let gateways: BTreeSet<u32> = names.gateways.values().copied().collect();
-        self.gateways.retain(|id, _| gateways.contains(id));
-
-        let policy = |policy: &str| policy.is_empty() || names.policies.contains_key(policy);
-        let gateway = |gateway: &ObjectName| names.gateways.contains_key(gateway);
-        let labels: BTreeSet<&Arc<MemberLabel>> = members.values().copied().collect();
-        let series = &mut self.series;
-        keep(&mut series.members, |label| labels.contains(label));
-        keep(&mut series.drops, |(label, _)| policy(label));
-        keep(&mut series.passes, |(label, _)| policy(label));
-        keep(&mut series.translated, |(label, _)| gateway(label));
-        keep(&mut series.gateway_drops, |(label, _)| gateway(label));
-    }
-
-    /// Every number in use.
-    fn numbers(&self) -> Numbers {
-        Numbers {
-            members: self.members.keys().copied().collect(),
-            policies: self.policies.keys().copied().collect(),
-            gateways: self.gateways.keys().copied().collect(),
-        }
-    }
-}
-
 /// The policies of `names`, and the one that stands for none.
 fn with_nobody(names: &Names) -> impl Iterator<Item = (&str, u32)> {
     names
@@ -510,33 +217,6 @@ fn with_nobody(names: &Names) -> impl Iterator<Item = (&str, u32)> {
         .iter()
         .map(|(label, id)| (label.as_str(), *id))
         .chain([("", NO_POLICY)])
-}
-
-/// What a counter gained; one that went backwards was set to zero meanwhile.
-fn gain(last: Option<Count>, now: Count) -> Count {
-    match last {
-        None => Count::default(),
-        Some(last) if now.packets < last.packets || now.bytes < last.bytes => now,
-        Some(last) => Count {
-            packets: now.packets - last.packets,
-            bytes: now.bytes - last.bytes,
-        },
-    }
-}
-
-/// Adds to a series. Most counters are zero for ever, and no series unless they are exported from zero on.
-fn grow<K: Ord + Clone>(series: &mut BTreeMap<K, Count>, key: &K, gained: Count) {
-    if gained == Count::default() {
-        return;
-    }
-    let total = series.entry(key.clone()).or_default();
-    total.packets = total.packets.saturating_add(gained.packets);
-    total.bytes = total.bytes.saturating_add(gained.bytes);
-}
-
-/// Keeps the series that are known or have counted anything.
-fn keep<K: Ord>(series: &mut BTreeMap<K, Count>, known: impl Fn(&K) -> bool) {
-    series.retain(|key, count| *count != Count::default() || known(key));
 }
 
 #[cfg(test)]

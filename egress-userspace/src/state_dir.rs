@@ -1,6 +1,8 @@
 //! What must outlive the agent beside the kernel: the names of counters, the addresses that it has put on
 //! interfaces, the last good version of every object, and a lock.
 
+mod names;
+
 use std::{
     collections::BTreeSet,
     fs::{self, File},
@@ -8,12 +10,14 @@ use std::{
     net::IpAddr,
     os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use anyhow::{Context, bail, ensure};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use self::names::Journal;
 use crate::{
     sources::files::{Faults, remove_kept},
     state::Names,
@@ -24,6 +28,8 @@ use crate::{
 pub struct StateDir {
     path: PathBuf,
     faults: Faults,
+    /// None until names are kept, and where that has failed.
+    names: Option<Journal>,
     _lock: Flock<File>,
 }
 
@@ -56,6 +62,7 @@ impl StateDir {
         Ok(Self {
             path: path.to_owned(),
             faults,
+            names: None,
             _lock: lock_for_one(lock, &locked, path, "--pin-dir and --state-dir")?,
         })
     }
@@ -77,21 +84,47 @@ impl StateDir {
         })
     }
 
-    /// Keeps names; when this returns they survive a crash.
+    /// Keeps names; when this returns they survive the agent.
     ///
     /// If that fails, older ones are not kept either: counters that begin anew are better than such as count for
     /// others. That is noted, and no reason to leave the kernel without its changes.
-    pub fn keep_names(&self, names: &Names) {
+    pub fn keep_names(&mut self, names: &Arc<Names>) {
         let file = names_file(&self.path);
-        match keep(names, &file) {
-            Ok(()) => self.faults.mended(&file),
+        let kept = match self.names.take().filter(|journal| journal.takes(names)) {
+            Some(mut journal) => journal.keep(names).map(|()| journal),
+            None => Journal::begin(&file, names),
+        };
+        self.kept_names(&file, kept);
+    }
+
+    /// Whether the names that were given last are kept.
+    #[must_use]
+    pub fn keeps_names(&self) -> bool {
+        self.names.as_ref().is_some_and(Journal::is_there)
+    }
+
+    /// Writes names anew where that makes the file much shorter: for when nobody waits.
+    pub fn tidy_names(&mut self) {
+        if let Some(journal) = self.names.take_if(|journal| journal.is_long()) {
+            let file = names_file(&self.path);
+            let kept = Journal::begin(&file, &journal.names());
+            self.kept_names(&file, kept);
+        }
+    }
+
+    fn kept_names(&mut self, file: &Path, kept: anyhow::Result<Journal>) {
+        match kept {
+            Ok(journal) => {
+                self.names = Some(journal);
+                self.faults.mended(file);
+            }
             Err(error) => {
-                let removed = remove_own_file(&file);
+                let removed = remove_own_file(file);
                 let also = removed
                     .err()
                     .map_or_else(String::new, |e| format!("; {e:#}"));
                 let reason = format!("counters begin anew at the next start: {error:#}{also}");
-                self.faults.note(&file, reason);
+                self.faults.note(file, reason);
             }
         }
     }
@@ -120,12 +153,12 @@ impl StateDir {
     ///
     /// Losing these costs the names of counters, and the knowledge of what on the node is an agent's.
     pub fn set_aside_broken(&self) {
-        for file in [
-            names_file(&self.path),
-            addresses_file(&self.path),
-            self.overlay_file(),
+        for (file, is_understood) in [
+            (names_file(&self.path), names_understood as Understood),
+            (addresses_file(&self.path), json_understood),
+            (self.overlay_file(), json_understood),
         ] {
-            let Some(reason) = fault_of(&file) else {
+            let Some(reason) = fault_of(&file, is_understood) else {
                 continue;
             };
             let aside = file.with_extension("broken");
@@ -159,7 +192,7 @@ impl StateDir {
 
 /// Reads the names kept in a state directory, without its lock.
 pub fn read_names(directory: &Path) -> anyhow::Result<Names> {
-    read(&names_file(directory))
+    names::read(&names_file(directory))
 }
 
 /// Reads the egress addresses that are written down in a state directory, without its lock.
@@ -234,12 +267,18 @@ fn boot() -> anyhow::Result<String> {
 
 /// Writes a file anew; when this returns it survives a crash.
 pub(crate) fn keep(what: &impl Serialize, path: &Path) -> anyhow::Result<()> {
+    write_anew(&serde_json::to_vec(what)?, path).map(drop)
+}
+
+/// Writes a file anew, and gives it to whoever goes on writing; when this returns it survives a crash.
+fn write_anew(bytes: &[u8], path: &Path) -> anyhow::Result<File> {
     let new = unfinished(path);
-    let write = || -> io::Result<()> {
+    let write = || -> io::Result<File> {
         let mut file = File::create(&new)?;
-        file.write_all(&serde_json::to_vec(what)?)?;
+        file.write_all(bytes)?;
         file.sync_all()?;
-        fs::rename(&new, path)
+        fs::rename(&new, path)?;
+        Ok(file)
     };
     write().with_context(|| format!("cannot write {}", path.display()))
 }
@@ -304,8 +343,20 @@ pub(crate) fn remove_if_empty(path: &Path) -> anyhow::Result<bool> {
     }
 }
 
-/// Why a file cannot be read as JSON, if it is there.
-fn fault_of(file: &Path) -> Option<String> {
+/// Why a file's content is none of an agent's, if it is not.
+type Understood = fn(&[u8]) -> anyhow::Result<()>;
+
+fn json_understood(bytes: &[u8]) -> anyhow::Result<()> {
+    serde_json::from_slice::<serde::de::IgnoredAny>(bytes)?;
+    Ok(())
+}
+
+fn names_understood(bytes: &[u8]) -> anyhow::Result<()> {
+    names::understand(bytes).map(drop)
+}
+
+/// Why a file cannot be read, if it is there.
+fn fault_of(file: &Path, is_understood: Understood) -> Option<String> {
     match fs::symlink_metadata(file) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
         Err(error) => return Some(format!("cannot be looked at: {error}")),
@@ -314,9 +365,9 @@ fn fault_of(file: &Path) -> Option<String> {
         Ok(_) => {}
     }
     match fs::read(file) {
-        Ok(bytes) => serde_json::from_slice::<serde::de::IgnoredAny>(&bytes)
+        Ok(bytes) => is_understood(&bytes)
             .err()
-            .map(|error| format!("cannot be understood: {error}")),
+            .map(|error| format!("cannot be understood: {error:#}")),
         Err(error) => Some(format!("cannot be read: {error}")),
     }
 }
@@ -344,122 +395,4 @@ fn lock_file(directory: &Path) -> PathBuf {
 }
 
 #[cfg(test)]
-mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test may fail loudly")]
-
-    use super::*;
-
-    #[test]
-    fn names_survive_and_a_second_agent_is_refused() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("a/b");
-        let names = Names {
-            policies: [("p".to_owned(), 1)].into_iter().collect(),
-
-            ..Names::default()
-        };
-        let state = StateDir::open(&path).unwrap();
-        state.keep_names(&names);
-        assert!(format!("{:#}", StateDir::open(&path).unwrap_err()).contains("another agent"));
-        drop(state);
-        let state = StateDir::open(&path).unwrap();
-        assert_eq!(state.names(), names);
-        assert!(state.remove().unwrap());
-        assert!(!path.exists());
-    }
-
-    #[test]
-    fn what_others_keep_there_stays() {
-        let directory = tempfile::tempdir().unwrap();
-        let foreign = directory.path().join("foreign");
-        fs::write(&foreign, b"kept").unwrap();
-        let state = StateDir::open(directory.path()).unwrap();
-        state.keep_names(&Names::default());
-        fs::write(unfinished(&names_file(directory.path())), b"").unwrap();
-        state.address_book().keep(&BTreeSet::new()).unwrap();
-        assert!(!state.remove().unwrap());
-        assert_eq!(fs::read(&foreign).unwrap(), b"kept");
-        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
-    }
-
-    #[test]
-    fn a_lock_on_what_was_removed_is_none() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("a");
-        fs::create_dir(&path).unwrap();
-        let opened = File::open(&path).unwrap();
-        fs::remove_dir(&path).unwrap();
-        fs::create_dir(&path).unwrap();
-        let error = lock_for_one(opened, &path, &path, "--pin-dir").unwrap_err();
-        assert!(error.to_string().contains("try again"), "{error:#}");
-    }
-
-    #[test]
-    fn the_book_of_addresses_is_of_this_boot() {
-        let directory = tempfile::tempdir().unwrap();
-        let book = StateDir::open(directory.path()).unwrap().address_book();
-        assert_eq!(book.read().unwrap(), BTreeSet::new());
-        let addresses = BTreeSet::from([Assigned {
-            address: [192, 0, 2, 7].into(),
-            ifindex: 3,
-            interface: "eth0".to_owned(),
-        }]);
-        book.keep(&addresses).unwrap();
-        assert_eq!(book.read().unwrap(), addresses);
-
-        let file = addresses_file(directory.path());
-        let page = fs::read_to_string(&file).unwrap();
-        fs::write(&file, page.replace(&boot().unwrap(), "another")).unwrap();
-        assert_eq!(book.read().unwrap(), BTreeSet::new());
-        fs::write(&file, b"{").unwrap();
-        assert!(book.read().is_err(), "what is ours is not known then");
-    }
-
-    #[test]
-    fn what_is_broken_is_set_aside() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path();
-        let state = StateDir::open(path).unwrap();
-        state.keep_names(&Names::default());
-        state.set_aside_broken();
-        assert_eq!(state.faults().all(), [].into());
-        fs::write(names_file(path), b"\0\0").unwrap();
-        fs::write(addresses_file(path), b"").unwrap();
-        fs::create_dir_all(state.overlay_file().join("x")).unwrap();
-        state.set_aside_broken();
-        let broken: Vec<_> = state.faults().all().into_keys().collect();
-        let expected = [addresses_file(path), names_file(path), state.overlay_file()];
-        assert_eq!(broken, expected);
-        assert_eq!(state.address_book().read().unwrap(), BTreeSet::new());
-        state.keep_names(&Names::default());
-        assert_eq!(state.faults().all().len(), 3, "what was lost stays lost");
-        fs::remove_dir_all(path.join("overlay.broken")).unwrap();
-        assert!(state.remove().unwrap(), "what was set aside goes, too");
-    }
-
-    #[test]
-    fn what_cannot_be_written_stops_nobody() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path();
-        // Root may write everywhere, but not over directories.
-        fs::create_dir_all(lock_file(path).join("x")).unwrap();
-        fs::create_dir_all(unfinished(&names_file(path)).join("x")).unwrap();
-        fs::write(names_file(path), b"{}").unwrap();
-        let state = StateDir::open(path).unwrap();
-        assert!(StateDir::open(path).is_err(), "it is locked all the same");
-        state.keep_names(&Names::default());
-        assert!(!names_file(path).exists(), "the old names count for others");
-        assert_eq!(state.faults().all().len(), 2);
-        fs::remove_dir_all(unfinished(&names_file(path))).unwrap();
-        state.keep_names(&Names::default());
-        assert_eq!(state.faults().all().len(), 1);
-    }
-
-    #[test]
-    fn a_broken_file_costs_the_names_and_nothing_else() {
-        let directory = tempfile::tempdir().unwrap();
-        fs::write(names_file(directory.path()), b"{").unwrap();
-        let state = StateDir::open(directory.path()).unwrap();
-        assert_eq!(state.names(), Names::default());
-    }
-}
+mod tests;

@@ -89,6 +89,11 @@ impl Kernel {
         errors.pop().map_or(Ok(()), Err)
     }
 
+    /// What an apply leaves to be done when nobody waits.
+    pub(super) fn tidy(&mut self) {
+        self.state_dir.tidy_names();
+    }
+
     /// Reads what the maps say if an apply broke off.
     fn be_sure(&mut self) -> anyhow::Result<()> {
         if self.unsure {
@@ -176,6 +181,8 @@ impl Kernel {
             // Before a new segment can lose its pin.
             told(self.datapath.hold_segments());
         } else {
+            // What is remembered is of this state, be there anything in it that tells it from what was read.
+            self.state = Arc::new(plans.policy.after);
             self.planned = plans.memo;
         }
         if self.earlier.is_some() {
@@ -237,22 +244,9 @@ impl Kernel {
     }
 
     fn change(&mut self, plans: Plans, counters: &Counters) -> anyhow::Result<()> {
-        // A number may carry what a label had that nobody knows any more: it starts from zero.
-        for id in fresh(&self.names, &plans.names) {
-            match id {
-                Number::Member(id) => self.zeroing.clear_member(id)?,
-                Number::Policy(id) => self.zeroing.clear_policy(id)?,
-                Number::Gateway(id) => self.zeroing.clear_gateway(id)?,
-            }
-        }
-        // Both are named until the last packet of the old ones is through.
-        let both = union(&self.names, &plans);
-        // Where members only go nothing is new, and their packets need not wait for a disk.
-        if both != *self.names {
-            fault::step("keep both names")?;
-            self.state_dir.keep_names(&both);
-            self.names = Arc::new(both);
-            told(counters.adopt(&self.names));
+        let renames = plans.names != *self.names;
+        if renames {
+            self.begin_to_rename(&plans, counters)?;
         }
         self.translate(&plans.translation.additions)?;
         tracing::debug!("named");
@@ -276,13 +270,39 @@ impl Kernel {
                 .with_context(|| format!("while changing the maps ({})", describe(change)))?;
         }
         self.translate(&plans.translation.removals)?;
-        told(counters.retain(&plans.names));
-        fault::step("keep the new names")?;
-        self.state_dir.keep_names(&plans.names);
+        if renames {
+            told(counters.retain(&plans.names));
+        }
+        if renames || !self.state_dir.keeps_names() {
+            fault::step("keep the new names")?;
+            self.names = Arc::new(plans.names);
+            self.state_dir.keep_names(&self.names);
+        }
         self.state = Arc::new(plans.policy.after);
         self.planned = plans.memo;
         self.translation = plans.translation.after;
-        self.names = Arc::new(plans.names);
+        Ok(())
+    }
+
+    /// Names what is new beside what is there, before anything counts for it.
+    fn begin_to_rename(&mut self, plans: &Plans, counters: &Counters) -> anyhow::Result<()> {
+        // A number may carry what a label had that nobody knows any more: it starts from zero.
+        for id in fresh(&self.names, &plans.names) {
+            match id {
+                Number::Member(id) => self.zeroing.clear_member(id)?,
+                Number::Policy(id) => self.zeroing.clear_policy(id)?,
+                Number::Gateway(id) => self.zeroing.clear_gateway(id)?,
+            }
+        }
+        // Both are named until the last packet of the old ones is through.
+        let both = union(&self.names, plans);
+        // Where members only go nothing is new, and their packets need not wait for a disk.
+        if both != *self.names {
+            fault::step("keep both names")?;
+            self.names = Arc::new(both);
+            self.state_dir.keep_names(&self.names);
+            told(counters.adopt(&self.names));
+        }
         Ok(())
     }
 

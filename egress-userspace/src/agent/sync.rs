@@ -159,7 +159,10 @@ impl Agent {
             self.look_at = Instant::now() + LOOK_AT_HOOKS;
             if self.give_back_at.is_some_and(|at| at <= Instant::now()) {
                 self.give_back_at = None;
-                tokio::task::block_in_place(give_back);
+                tokio::task::block_in_place(|| {
+                    self.kernel.tidy();
+                    give_back();
+                });
             }
             let restored = match tokio::task::block_in_place(|| self.hold.check()) {
                 Ok(restored) => {
@@ -283,12 +286,17 @@ impl Agent {
         self.snapshot.restored = self.loaded.restored.values().map(BTreeSet::len).sum();
         self.snapshot.kernel = self.kernel.state();
         self.snapshot.names = self.kernel.names();
-        self.snapshot.interfaces = Arc::new(
-            view.links
-                .iter()
-                .map(|(index, link)| (*index, link.name.clone()))
-                .collect(),
-        );
+        let links = view.links.iter().map(|(index, link)| (*index, &link.name));
+        if !self
+            .snapshot
+            .interfaces
+            .iter()
+            .map(|(index, name)| (*index, name))
+            .eq(links.clone())
+        {
+            let named = links.map(|(index, name)| (index, name.clone()));
+            self.snapshot.interfaces = Arc::new(named.collect());
+        }
         self.published.store(Arc::new(self.snapshot.clone()));
     }
 

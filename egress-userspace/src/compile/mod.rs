@@ -12,7 +12,7 @@ pub mod slots;
 pub(crate) mod tests;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
     sync::Arc,
 };
 
@@ -243,11 +243,16 @@ fn distinct_tellings(resolved: &Resolved) -> (BTreeMap<PodKey, usize>, Vec<Telli
         let mut telling: Telling<'_> = (&pod.policy, &pod.fate);
         if let Fate::Rules(rules) = &pod.fate {
             let rules: &[EffectiveRule] = rules;
-            telling = *by_address
-                .entry((&pod.policy, rules.as_ptr(), rules.len()))
-                .or_insert(telling);
+            match by_address.entry((&pod.policy, rules.as_ptr(), rules.len())) {
+                Entry::Occupied(known) => telling = *known.get(),
+                Entry::Vacant(unknown) => {
+                    unknown.insert(telling);
+                    distinct.entry(telling).or_default();
+                }
+            }
+        } else {
+            distinct.entry(telling).or_default();
         }
-        distinct.entry(telling).or_default();
         of_pod.extend(pod_keys(pod).map(|key| (key, telling)));
     }
     for (place, slot) in distinct.values_mut().enumerate() {

@@ -1,5 +1,7 @@
 #![expect(clippy::unwrap_used, reason = "a panic fails the test where it is")]
 
+use proptest::prelude::*;
+
 use super::*;
 
 /// Counters as the kernel would hold them: they only ever grow, unless a test sets them to zero.
@@ -398,4 +400,71 @@ fn what_changes_no_name_reads_nothing() {
     let same = names(&[("red", 1)], &[("p", 4)]);
     counters.adopt(&same).unwrap();
     counters.retain(&same).unwrap();
+}
+
+/// One step: who has which number next, and what is sent before and after.
+type Step = (BTreeMap<u32, u8>, Vec<(u32, u64)>);
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    /// Whatever numbers change hands: each label has what was sent while a number was its, and is shown while it is
+    /// named or if it has anything.
+    #[test]
+    fn series_are_what_was_sent(
+        steps in prop::collection::vec(
+            (
+                prop::collection::btree_map(0_u32..6, 0_u8..6, 0..5),
+                prop::collection::vec((0_u32..6, 1_u64..5), 0..4),
+            ),
+            1..8,
+        ),
+    ) {
+        let steps: Vec<Step> = steps;
+        let fake = Arc::new(Fake::default());
+        let counters = Counters::taking_over(Arc::clone(&fake) as Arc<dyn CounterSource>, &Names::default());
+        let mut sent: BTreeMap<MemberLabel, u64> = BTreeMap::new();
+        let mut before: BTreeMap<u32, u8> = BTreeMap::new();
+        for (wanted, traffic) in steps {
+            // A label has one number, and a number that was another's is retired first.
+            let mut seen = BTreeSet::new();
+            let after: BTreeMap<u32, u8> = wanted
+                .into_iter()
+                .filter(|(_, label)| seen.insert(*label))
+                .filter(|(id, label)| before.get(id).is_none_or(|old| old == label))
+                .filter(|(id, label)| before.iter().all(|(i, l)| l != label || i == id))
+                .collect();
+            let both: BTreeMap<u32, u8> = before.iter().chain(&after).map(|(i, l)| (*i, *l)).collect();
+            counters.adopt(&of_numbers(&both)).unwrap();
+            for (id, packets) in traffic {
+                if let Some(label) = both.get(&id) {
+                    fake.send(id, packets);
+                    *sent.entry(self::label(&label.to_string())).or_default() += packets;
+                }
+            }
+            counters.retain(&of_numbers(&after)).unwrap();
+            let (series, _) = counters.read().unwrap();
+            let shown: BTreeMap<MemberLabel, u64> = series
+                .members
+                .iter()
+                .map(|(label, count)| (MemberLabel::clone(label), count.packets))
+                .collect();
+            let mut expected = sent.clone();
+            for label in after.values() {
+                expected.entry(self::label(&label.to_string())).or_default();
+            }
+            prop_assert_eq!(shown, expected);
+            before = after;
+        }
+    }
+}
+
+fn of_numbers(numbers: &BTreeMap<u32, u8>) -> Names {
+    Names {
+        members: numbers
+            .iter()
+            .map(|(id, gateway)| (Arc::new(label(&gateway.to_string())), *id))
+            .collect(),
+        ..Names::default()
+    }
 }

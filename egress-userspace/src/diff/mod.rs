@@ -195,15 +195,16 @@ pub fn plan_again(
     limits: &Limits,
     memo: &Memo,
 ) -> Result<(Plan, Memo), PlanError> {
-    let assigned = Assigned::new(kernel, names, desired, limits)?;
+    let assigned = Assigned::new(kernel, names, desired, limits, memo)?;
     let planner = Planner::new(kernel, desired, &assigned, limits, memo)?;
     let (changes, after, memo) = planner.run()?;
+    let (names, retired) = assigned.finish();
     let plan = Plan {
         changes,
         after,
-        names: assigned.names(),
-        retired_members: assigned.retired_members,
-        retired_policies: assigned.retired_policies,
+        names,
+        retired_members: retired.members,
+        retired_policies: retired.policies,
     };
     Ok((plan, memo))
 }

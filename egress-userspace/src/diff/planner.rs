@@ -22,7 +22,7 @@ use super::{
     memo::Memo,
     names::Assigned,
     space::Room,
-    trace::{live_classes, retain_reachable},
+    trace::{live_classes, retain_reachable, retain_turned},
     universe::{NONE, Universe, cell},
 };
 use crate::{
@@ -36,7 +36,7 @@ pub(super) struct Planner<'a> {
     desired: &'a DesiredState,
     assigned: &'a Assigned<'a>,
     limits: &'a Limits,
-    universe: Universe,
+    universe: Arc<Universe>,
     /// What the maps say after the changes so far; what is in here is never written over.
     now: KernelState,
     changes: Vec<Change>,
@@ -54,6 +54,8 @@ pub(super) struct Planner<'a> {
     placed: Vec<Option<RowPlace>>,
     /// Where an earlier plan has put things, until they are given up.
     memo: Option<&'a Memo>,
+    /// The same, given up or not.
+    before: &'a Memo,
     /// Whether all but a few profiles are where it has put them.
     few: bool,
     remembered: Memo,
@@ -70,10 +72,16 @@ impl<'a> Planner<'a> {
         limits: &'a Limits,
         memo: &'a Memo,
     ) -> Result<Self, PlanError> {
-        let universe = Universe::new(&kernel.prefixes, &desired.prefixes).ok_or(PlanError {
-            what: "prefixes",
-            room: NONE,
-        })?;
+        let universe = match memo.universe(&desired.prefixes) {
+            Some(universe) => universe,
+            None => {
+                let universe = Universe::new(&kernel.prefixes, &desired.prefixes);
+                Arc::new(universe.ok_or(PlanError {
+                    what: "prefixes",
+                    room: NONE,
+                })?)
+            }
+        };
         let mut planner = Self {
             desired,
             assigned,
@@ -88,12 +96,15 @@ impl<'a> Planner<'a> {
             room: Room::new(kernel, limits),
             tables: Tables::default(),
             groups: BTreeMap::new(),
-            placed: Vec::new(),
+            placed: vec![None; desired.rows.len()],
             memo: Some(memo),
+            before: memo,
             few: false,
             remembered: Memo::default(),
         };
-        retain_reachable(&mut planner.now, None);
+        if !memo.of_a_plan {
+            retain_reachable(&mut planner.now, None);
+        }
         let profiles = desired.profiles.iter();
         let unknown = profiles.filter(|profile| memo.block(profile).is_none());
         planner.few = unknown.take(FEW + 1).count() <= FEW;
@@ -105,9 +116,16 @@ impl<'a> Planner<'a> {
         if !self.universe.fresh.is_empty() {
             retain_reachable(&mut self.now, None);
         }
-        self.refresh();
+        if !(self.before.of_a_plan && self.universe.fresh.is_empty()) {
+            self.refresh();
+        }
         self.turn()?;
         self.clean();
+        if self.universe.is_settled() {
+            let wanted = &self.desired.prefixes;
+            self.remembered.remember_prefixes(wanted, &self.universe);
+        }
+        self.remembered.of_a_plan = true;
         Ok((self.changes, self.now, self.remembered))
     }
 
@@ -203,7 +221,9 @@ impl<'a> Planner<'a> {
                     self.profile(profile)?
                 }
             };
-            self.remembered.remember(desired, profile, state);
+            let (before, assigned) = (self.before, self.assigned);
+            self.remembered
+                .remember(desired, profile, state, before, assigned);
             for key in keys {
                 if let Some(slot) = self.now.pods.get(key).copied() {
                     if self.now.slots.insert(slot, state) != Some(state) {
@@ -260,6 +280,11 @@ impl<'a> Planner<'a> {
             self.unsettled = true;
         }
         self.settle();
+        // Nothing was given up on the way.
+        if self.before.of_a_plan && self.universe.is_settled() && self.memo.is_some() {
+            retain_turned(&mut self.now);
+            return;
+        }
         retain_reachable(&mut self.now, None);
         self.forget_columns();
     }

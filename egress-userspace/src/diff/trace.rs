@@ -146,13 +146,66 @@ pub fn trace<R: MapReader>(maps: &R) -> Result<KernelState, R::Error> {
 
 /// Forgets everything that no pod reaches, nor `keep`.
 pub(super) fn retain_reachable(live: &mut KernelState, keep: Option<PodState>) {
+    drop(retain_states(live, keep));
+    let mut reachable = retain_tables(live).into_iter().peekable();
+    // Both are sorted.
+    live.members.retain(|id, _| {
+        while reachable.next_if(|reached| reached < id).is_some() {}
+        reachable.peek() == Some(id)
+    });
+}
+
+/// The same after pods were turned or removed, and all that is live was reached before or is reached now.
+pub(super) fn retain_turned(live: &mut KernelState) {
+    let gone = retain_states(live, None);
+    if gone.is_empty() {
+        return;
+    }
+    let mut members = Vec::new();
+    for verdict in gone.iter().flatten() {
+        match verdict.decode() {
+            Some(Decision::Member(id)) => members.push(id),
+            Some(Decision::Group {
+                lines,
+                first_member,
+                members: count,
+            }) => {
+                if let Some(cells) = live.slot_tables.get(&lines) {
+                    members.extend(group_members(first_member, count, cells));
+                }
+            }
+            Some(Decision::Unmatched | Decision::Local | Decision::Drop(_)) | None => {}
+        }
+    }
+    let reachable = retain_tables(live);
+    for id in members {
+        if reachable.binary_search(&id).is_err() {
+            live.members.remove(&id);
+        }
+    }
+}
+
+/// Forgets slots, rows and blocks that no pod reaches, nor `keep`. Gives those blocks.
+fn retain_states(live: &mut KernelState, keep: Option<PodState>) -> Vec<Vec<Verdict>> {
     let slots: BTreeSet<u32> = live.pods.values().copied().collect();
     live.slots.retain(|slot, _| slots.contains(slot));
     let states: BTreeSet<PodState> = live.slots.values().copied().chain(keep).collect();
     let rows: BTreeSet<RowPlace> = states.iter().map(|state| state.row()).collect();
     live.rows.retain(|place, _| rows.contains(place));
     let bases: BTreeSet<u32> = states.iter().map(|state| state.rule_base()).collect();
-    live.blocks.retain(|base, _| bases.contains(base));
+    let mut gone = Vec::new();
+    live.blocks.retain(|base, block| {
+        let stays = bases.contains(base);
+        if !stays {
+            gone.push(std::mem::take(block));
+        }
+        stays
+    });
+    gone
+}
+
+/// Forgets slot tables that no block names. Gives the members that are reached, in order.
+fn retain_tables(live: &mut KernelState) -> Vec<u32> {
     let mut members = Vec::new();
     let mut tables: BTreeMap<u32, BTreeSet<(u32, u16)>> = BTreeMap::new();
     for verdict in live.blocks.values().flatten() {
@@ -181,12 +234,7 @@ pub(super) fn retain_reachable(live: &mut KernelState, keep: Option<PodState>) {
         true
     });
     members.sort_unstable();
-    let mut reachable = members.into_iter().peekable();
-    // Both are sorted.
-    live.members.retain(|id, _| {
-        while reachable.next_if(|reached| reached < id).is_some() {}
-        reachable.peek() == Some(id)
-    });
+    members
 }
 
 /// For each class up to the highest in use, whether a prefix has it.

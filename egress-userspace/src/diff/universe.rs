@@ -21,6 +21,7 @@ pub(super) const NONE: u32 = u32::MAX;
 ///
 /// Two rows that agree on all of them say the same about every address, before, during and after the
 /// change of prefixes.
+#[derive(Debug)]
 pub(super) struct Universe {
     /// The class of each prefix, in the order of the prefixes.
     pub(super) classes: Vec<u32>,
@@ -41,6 +42,7 @@ pub(super) struct Universe {
 }
 
 /// A prefix to publish.
+#[derive(Debug)]
 pub(super) struct Fresh {
     pub(super) net: IpNet,
     pub(super) class: u32,

@@ -1,6 +1,10 @@
 //! Which program is attached where, by TCX where the kernel has it, else by clsact filters.
 
-use std::{cmp::Reverse, collections::BTreeSet, path::PathBuf};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
 
 use anyhow::{Context, bail};
 use aya::{
@@ -118,6 +122,8 @@ pub struct Attachments {
     held: Held,
     /// Interfaces with a clsact qdisc of our making.
     own_qdiscs: BTreeSet<u32>,
+    /// The pins of this run and of earlier ones, once they were read; nobody else makes any.
+    pinned: Option<BTreeMap<PathBuf, Pin>>,
 }
 
 impl Attachments {
@@ -141,6 +147,7 @@ impl Attachments {
             attached: BTreeSet::new(),
             held: Held::default(),
             own_qdiscs: BTreeSet::new(),
+            pinned: None,
         })
     }
 
@@ -163,18 +170,19 @@ impl Attachments {
     pub fn forget_lost(&mut self) -> anyhow::Result<usize> {
         let mut lost = Vec::new();
         for &(program, ifindex) in &self.attached {
+            if self.is_there(program, ifindex)? {
+                continue;
+            }
             // The node's links tell of an interface that is gone; there is nothing to attach to.
             let Ok(interface) = name_of(ifindex) else {
                 continue;
             };
-            if !self.is_there(program, ifindex)? {
-                tracing::warn!(
-                    interface,
-                    program = program.name(),
-                    "something else removed the program; attaching it again"
-                );
-                lost.push((program, ifindex));
-            }
+            tracing::warn!(
+                interface,
+                program = program.name(),
+                "something else removed the program; attaching it again"
+            );
+            lost.push((program, ifindex));
         }
         for (program, ifindex) in &lost {
             self.attached.remove(&(*program, *ifindex));
@@ -201,7 +209,7 @@ impl Attachments {
     }
 
     /// Pins links and marks again that something else has unpinned, and says how many those were.
-    pub(super) fn restore_pins(&self) -> anyhow::Result<usize> {
+    pub(super) fn restore_pins(&mut self) -> anyhow::Result<usize> {
         for &ifindex in &self.own_qdiscs {
             mark_own_qdisc(&self.paths, ifindex)?;
         }
@@ -236,14 +244,28 @@ impl Attachments {
         let attached = &self.attached;
         self.own_qdiscs
             .retain(|ifindex| attached.iter().any(|(_, used)| used == ifindex));
-        match pins(&self.paths) {
-            Ok(pins) => pins
-                .iter()
-                .filter(|pin| others(pin.program, &pin.ifindex))
-                .filter_map(|pin| pin.remove(&self.paths).err())
-                .collect(),
-            Err(error) => vec![error],
-        }
+        let pinned = match &mut self.pinned {
+            Some(pinned) => pinned,
+            None => match pins(&self.paths) {
+                Ok(pins) => {
+                    let by_path = pins.into_iter().map(|pin| (pin.path.clone(), pin));
+                    self.pinned.insert(by_path.collect())
+                }
+                Err(error) => return vec![error],
+            },
+        };
+        let paths = &self.paths;
+        let mut errors = Vec::new();
+        pinned.retain(|_, pin| {
+            if !others(pin.program, &pin.ifindex) {
+                return true;
+            }
+            let removed = pin.remove(paths);
+            let stays = removed.is_err();
+            errors.extend(removed.err());
+            stays
+        });
+        errors
     }
 
     /// Attaches `program` where it is wanted and not attached by this run; a link of an earlier run is
@@ -292,6 +314,11 @@ impl Attachments {
     /// packets would be counted twice.
     fn attach_one(&mut self, ebpf: &mut Ebpf, hook: &Hook) -> anyhow::Result<()> {
         fault::step("attach")?;
+        if let Some(pinned) = &mut self.pinned {
+            // Whatever comes of it.
+            let pin = Pin::new(&self.paths, self.mode, hook);
+            pinned.insert(pin.path.clone(), pin);
+        }
         match self.mode {
             AttachMode::Tcx => attach_tcx(ebpf, hook, &self.paths)?,
             AttachMode::Clsact => attach_clsact(ebpf, hook, &self.paths)?,
@@ -303,6 +330,9 @@ impl Attachments {
         let other = Pin::new(&self.paths, self.mode.other(), hook);
         if other.path.exists() {
             other.remove(&self.paths)?;
+        }
+        if let Some(pinned) = &mut self.pinned {
+            pinned.remove(&other.path);
         }
         Ok(())
     }

@@ -3,8 +3,12 @@
 use std::{
     collections::BTreeMap,
     fs, io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
     path::{Path, PathBuf},
+    time::{Duration, SystemTime},
 };
 
 use anyhow::Context;
@@ -15,6 +19,34 @@ use super::syscall;
 #[derive(Debug, Default)]
 pub(super) struct Held {
     open: BTreeMap<PathBuf, OwnedFd>,
+    /// The directories that they are pinned in, as they were when none was missing.
+    whole: BTreeMap<PathBuf, Stamp>,
+}
+
+/// What tells a directory from itself after something in it was made or removed, or it was itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    /// Seconds and nanoseconds.
+    changed: (i64, i64),
+}
+
+/// How long a directory has been left alone, at least, whose next change gives it another stamp for certain: longer than
+/// the kernel's clock takes to tick.
+const SETTLED: Duration = Duration::from_millis(100);
+
+impl Stamp {
+    /// None where the directory is not there, or has changed just now.
+    fn of(directory: &Path) -> Option<Self> {
+        let metadata = fs::symlink_metadata(directory).ok()?;
+        let age = SystemTime::now().duration_since(metadata.modified().ok()?);
+        (age.ok()? > SETTLED).then_some(Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            changed: (metadata.mtime(), metadata.mtime_nsec()),
+        })
+    }
 }
 
 impl Held {
@@ -26,6 +58,7 @@ impl Held {
         let object = syscall::open_pinned(path)
             .with_context(|| format!("cannot open the pin {}", path.display()))?;
         self.open.insert(path.to_owned(), object);
+        self.whole.clear();
         Ok(())
     }
 
@@ -35,6 +68,7 @@ impl Held {
     /// The process has too many files open.
     pub(super) fn hold_open(&mut self, path: PathBuf, object: BorrowedFd<'_>) -> io::Result<()> {
         self.open.insert(path, object.try_clone_to_owned()?);
+        self.whole.clear();
         Ok(())
     }
 
@@ -62,7 +96,24 @@ impl Held {
     ///
     /// # Errors
     /// The first that could not be pinned; the others are.
-    pub(super) fn restore(&self) -> anyhow::Result<usize> {
+    pub(super) fn restore(&mut self) -> anyhow::Result<usize> {
+        let directories = self.open.keys().filter_map(|path| path.parent());
+        // In order: those of one directory follow each other.
+        let mut stamps: Vec<(&Path, Option<Stamp>)> = Vec::new();
+        for directory in directories {
+            if stamps.last().is_none_or(|(last, _)| *last != directory) {
+                stamps.push((directory, Stamp::of(directory)));
+            }
+        }
+        let is_whole = |(directory, stamp): &(&Path, Option<Stamp>)| {
+            stamp.is_some() && self.whole.get(*directory) == stamp.as_ref()
+        };
+        if stamps.iter().all(is_whole) {
+            return Ok(0);
+        }
+        let whole = stamps.into_iter();
+        let whole = whole.filter_map(|(directory, stamp)| Some((directory.to_owned(), stamp?)));
+        let whole: BTreeMap<PathBuf, Stamp> = whole.collect();
         let mut restored = 0;
         let mut first = Ok(());
         for (path, object) in &self.open {
@@ -73,6 +124,8 @@ impl Held {
                 Err(_) => {}
             }
         }
+        let all_there = restored == 0 && first.is_ok();
+        self.whole = if all_there { whole } else { BTreeMap::new() };
         first.map(|()| restored)
     }
 }

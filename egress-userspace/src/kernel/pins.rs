@@ -16,6 +16,7 @@ use super::{
     paths::Paths,
     syscall,
 };
+use crate::state_dir::remove_own_file;
 
 /// Pins something new, and only then lets it take the place of what an earlier run has pinned.
 pub(super) fn pin_over(
@@ -48,6 +49,7 @@ pub(super) fn mark_own_qdisc(paths: &Paths, ifindex: u32) -> anyhow::Result<()> 
 }
 
 /// A pin that says that a program is attached.
+#[derive(Debug)]
 pub(super) struct Pin {
     pub(super) program: Program,
     pub(super) ifindex: u32,
@@ -86,7 +88,8 @@ impl Pin {
             tracing::debug!(path = %self.path.display(), %error, "removing a dead link");
         }
         fault::step("remove a pin")?;
-        remove_file(&self.path)
+        // Something else may have removed it.
+        remove_own_file(&self.path)
     }
 
     /// Removes the qdisc if an agent made it; what others have put into it keeps it, as theirs.

@@ -84,7 +84,7 @@ impl Telling {
                 Certain::Yes
             }
             RouteNetlinkMessage::DelAddress(message) => del_address(view, message),
-            RouteNetlinkMessage::NewRoute(message) if !replaces => new_route(view, message),
+            RouteNetlinkMessage::NewRoute(message) if !replaces => self.new_route(view, message),
             RouteNetlinkMessage::DelRoute(message) => del_route(view, message),
             _ => Certain::No,
         }
@@ -113,8 +113,11 @@ impl Telling {
                 self.shut.insert(index, Instant::now());
             }
             // Routes of several paths may have one again that was dead.
-            Some(before) if !before.up && new.up && !self.fresh.remove(&index) => {
-                return Certain::No;
+            Some(before) if !before.up && new.up => {
+                if !self.fresh.remove(&index) {
+                    return Certain::No;
+                }
+                self.shut.remove(&index);
             }
             Some(_) => {}
         }
@@ -144,6 +147,30 @@ impl Telling {
         view.ruled.retain(|(ifindex, _)| *ifindex != index);
         if had_ipv4 { Certain::No } else { Certain::Yes }
     }
+
+    fn new_route(&mut self, view: &mut NodeView, message: RouteMessage) -> Certain {
+        if !is_simple(&message) {
+            return Certain::No;
+        }
+        for (table, route) in routes(RouteNetlinkMessage::NewRoute(message)) {
+            match view.links.get(&route.ifindex) {
+                Some(link) if link.up => {}
+                // It may have gone with its link, unheard, if all was read since this was told.
+                Some(_) => drop(self.shut.entry(route.ifindex).or_insert_with(Instant::now)),
+                None => return Certain::No,
+            }
+            if table == u32::from(RouteHeader::RT_TABLE_MAIN) {
+                let differs = |other: &&super::Route| **other != route;
+                if similar(view, &route).any(|other| differs(&other)) {
+                    return Certain::No;
+                }
+                insert(&mut view.routes, route);
+            } else if !route.is_host_on_link() {
+                view.ruled.insert((route.ifindex, route.destination));
+            }
+        }
+        Certain::Yes
+    }
 }
 
 /// Whether a link has only what a pod's has: routes to hosts, and what IPv6 gives every link.
@@ -171,24 +198,6 @@ fn del_address(view: &mut NodeView, message: AddressMessage) -> Certain {
     } else {
         Certain::Yes
     }
-}
-
-fn new_route(view: &mut NodeView, message: RouteMessage) -> Certain {
-    if !is_simple(&message) {
-        return Certain::No;
-    }
-    for (table, route) in routes(RouteNetlinkMessage::NewRoute(message)) {
-        if table == u32::from(RouteHeader::RT_TABLE_MAIN) {
-            let differs = |other: &&super::Route| **other != route;
-            if similar(view, &route).any(|other| differs(&other)) {
-                return Certain::No;
-            }
-            insert(&mut view.routes, route);
-        } else if !route.is_host_on_link() {
-            view.ruled.insert((route.ifindex, route.destination));
-        }
-    }
-    Certain::Yes
 }
 
 fn del_route(view: &mut NodeView, message: RouteMessage) -> Certain {

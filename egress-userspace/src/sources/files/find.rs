@@ -1,9 +1,9 @@
 //! Which files there are, in an order that does not depend on the file system.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     ffi::OsStr,
-    fs,
+    fs::{self, DirEntry},
     path::{Path, PathBuf},
 };
 
@@ -14,6 +14,8 @@ use crate::diagnostic::Diagnostic;
 pub(super) struct Found {
     /// The files, each once.
     pub(super) files: Vec<PathBuf>,
+    /// Those of them that are more than a name in one of the directories: given ones, and links.
+    pub(super) elsewhere: Vec<PathBuf>,
     /// The directories that were looked through.
     pub(super) directories: Vec<PathBuf>,
     /// What could not be looked at; anything may be below it.
@@ -51,18 +53,21 @@ impl Found {
             return;
         }
         if resolved.is_dir() {
-            self.add_directory(path);
+            self.add_directory(path, &resolved);
         } else {
             self.files.push(path.to_owned());
+            self.elsewhere.push(path.to_owned());
         }
     }
 
-    fn add_directory(&mut self, path: &Path) {
+    fn add_directory(&mut self, path: &Path, resolved: &Path) {
         self.directories.push(path.to_owned());
+        // What kind of thing a name is comes with it: the many that are files need not be looked at.
+        let is_file = |entry: &DirEntry| entry.file_type().is_ok_and(|kind| kind.is_file());
         let names = fs::read_dir(path).and_then(|entries| {
             entries
-                .map(|entry| entry.map(|entry| entry.file_name()))
-                .collect::<Result<BTreeSet<_>, _>>()
+                .map(|entry| entry.map(|entry| (entry.file_name(), is_file(&entry))))
+                .collect::<Result<BTreeMap<_, _>, _>>()
         });
         let names = match names {
             Ok(names) => names,
@@ -72,14 +77,19 @@ impl Found {
                 return;
             }
         };
-        for name in names {
+        for (name, is_file) in names {
             let below = path.join(&name);
-            if below.is_dir() {
+            let is_manifest = || is_manifest(&below) && !starts_with(&name, b".");
+            if is_file {
+                if is_manifest() && self.visited.insert(resolved.join(&name)) {
+                    self.files.push(below);
+                }
+            } else if below.is_dir() {
                 // A mounted ConfigMap has its versions in directories that begin so.
                 if !starts_with(&name, b"..") {
                     self.add(&below, false);
                 }
-            } else if is_manifest(&below) && !starts_with(&name, b".") {
+            } else if is_manifest() {
                 self.add(&below, false);
             }
         }

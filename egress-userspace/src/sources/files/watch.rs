@@ -242,7 +242,7 @@ fn directories_of_interest(paths: &[PathBuf]) -> BTreeMap<PathBuf, Interest> {
     let mut directories = BTreeMap::new();
     let found = find::files(paths);
     let mut steps = paths.to_vec();
-    steps.extend(found.files);
+    steps.extend(found.elsewhere);
     steps.extend(found.directories.iter().cloned());
     steps.extend(found.unreadable);
     for path in steps {
