@@ -136,7 +136,11 @@ pub const fn layout(name: &str) -> u32 {
     // Raised whenever it changes.
     if is_table(name) {
         3
-    } else if same(name, VERDICTS) || same(name, MEMBER_COUNTS) || same(name, OWN_FLOWS) {
+    } else if same(name, VERDICTS)
+        || same(name, MEMBER_COUNTS)
+        || same(name, OWN_FLOWS)
+        || same(name, SETTINGS)
+    {
         2
     } else {
         1
