@@ -70,7 +70,7 @@ pub const EGRESS_DOWN: u32 = 4;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
-    /// The node's IPv4 address, for the ICMP messages that it sends; all zero if it has none.
+    /// The node's IPv4 address, for the ICMP messages and the frames that it sends; all zero if it has none.
     pub node4: Addr,
     /// The node's IPv6 address, likewise.
     pub node6: Addr,
@@ -87,8 +87,19 @@ pub struct Settings {
     pub local_mark: u32,
     /// Not zero while something leads out of the cluster where nobody looks at marks: what would be marked is dropped.
     pub unguarded: u32,
+    /// The interface that has `node4` and leads to other nodes, where plain frames of the overlay are put on the wire and
+    /// taken off it past the kernel's own stack; zero leaves all of them to the overlay device.
+    pub underlay_ifindex: u32,
+    /// The overlay's UDP port, in host order.
+    pub overlay_port: u16,
+    /// The first port that frames of the overlay come from, in host order, as the overlay device has them.
+    pub first_source_port: u16,
+    /// The port behind the last of them.
+    pub source_ports_end: u16,
+    /// Always zero.
+    pub pad: u16,
 }
-map_type!(Settings, size = 100, align = 4);
+map_type!(Settings, size = 112, align = 4);
 
 /// The value of `LOCALS4` and `LOCALS6`: a prefix of the cluster, or of nobody's to steer.
 pub const LOCAL_CLUSTER: u32 = 1;

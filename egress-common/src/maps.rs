@@ -144,6 +144,7 @@ pub const fn layout(name: &str) -> u32 {
         || same(name, LINES)
         || same(name, ROOTS)
         || same(name, TRIE)
+        || same(name, SETTINGS)
     {
         2
     } else {

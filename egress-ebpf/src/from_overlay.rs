@@ -99,8 +99,15 @@ fn open(packet: &Packet<'_>, sender: &mut Sender, ip: &mut Ip) -> Result<FrameKi
     }
     // Its MAC is nobody's, and the kernel sends on only what was for this host.
     packet.claim()?;
+    read(packet, ip)?;
+    Ok(kind)
+}
+
+/// Reads the packet in a frame.
+#[inline(always)]
+pub(crate) fn read(packet: &Packet<'_>, ip: &mut Ip) -> Result<(), DropReason> {
     match parse::frame(packet, ip) {
-        Ok(Frame::Ip) => Ok(kind),
+        Ok(Frame::Ip) => Ok(()),
         // No node of ours sends these.
         Ok(Frame::Arp) | Err(DropReason::NotPlainIp) => Err(DropReason::OverlayMalformed),
         Err(reason) => Err(reason),

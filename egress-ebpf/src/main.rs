@@ -28,6 +28,7 @@ mod fragments;
 mod from_gateway;
 mod from_overlay;
 mod from_pod;
+mod from_underlay;
 mod from_uplink;
 mod inbound;
 mod lines;
@@ -46,6 +47,7 @@ mod settings;
 mod table;
 mod to_pod;
 mod to_uplink;
+mod underlay;
 mod verdicts;
 mod verifier;
 
@@ -139,45 +141,16 @@ pub fn egress_from_gateway(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn egress_from_overlay(ctx: TcContext) -> i32 {
     let packet = Packet::new(&ctx);
-    match from_overlay::handle(&packet) {
-        Emergence::Translated { gateway, shape } => {
-            counters::translated(gateway, Direction::Out, shape);
-            TC_ACT_REDIRECT
-        }
-        Emergence::Delivered | Emergence::Vouched => TC_ACT_REDIRECT,
-        Emergence::Noted => TC_ACT_SHOT,
-        Emergence::Answered {
-            gateway,
-            reason,
-            answer,
-            shape,
-        } => {
-            refused(&packet, gateway, reason, shape);
-            counters::answered(answer);
-            TC_ACT_REDIRECT
-        }
-        Emergence::Returned {
-            reason,
-            answer,
-            shape,
-        } => {
-            log::dropped(&packet, NO_POLICY, reason);
-            counters::dropped(NO_POLICY, reason, shape);
-            counters::answered(answer);
-            TC_ACT_REDIRECT
-        }
-        Emergence::Refused {
-            gateway,
-            reason,
-            shape,
-        } => {
-            refused(&packet, gateway, reason, shape);
-            TC_ACT_SHOT
-        }
-        Emergence::Dropped { reason, shape } => {
-            dropped(&packet, NO_POLICY, reason, shape);
-            TC_ACT_SHOT
-        }
+    emerged(&packet, from_overlay::handle(&packet))
+}
+
+/// Ingress of the interface that leads to other nodes: the overlay's plain frames, before the kernel's stack has them.
+#[classifier]
+pub fn egress_from_underlay(ctx: TcContext) -> i32 {
+    let packet = Packet::new(&ctx);
+    match from_underlay::handle(&packet) {
+        Some(emergence) => emerged(&packet, emergence),
+        None => TC_ACT_UNSPEC,
     }
 }
 
@@ -235,6 +208,51 @@ pub fn egress_nat_sweep(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn egress_probe(ctx: TcContext) -> i32 {
     probe::send(&Packet::new(&ctx))
+}
+
+/// The same table for whatever brought a frame of the overlay.
+#[inline(always)]
+fn emerged(packet: &Packet<'_>, emergence: Emergence) -> i32 {
+    match emergence {
+        Emergence::Translated { gateway, shape } => {
+            counters::translated(gateway, Direction::Out, shape);
+            TC_ACT_REDIRECT
+        }
+        Emergence::Delivered | Emergence::Vouched => TC_ACT_REDIRECT,
+        Emergence::Noted => TC_ACT_SHOT,
+        Emergence::Answered {
+            gateway,
+            reason,
+            answer,
+            shape,
+        } => {
+            refused(packet, gateway, reason, shape);
+            counters::answered(answer);
+            TC_ACT_REDIRECT
+        }
+        Emergence::Returned {
+            reason,
+            answer,
+            shape,
+        } => {
+            log::dropped(packet, NO_POLICY, reason);
+            counters::dropped(NO_POLICY, reason, shape);
+            counters::answered(answer);
+            TC_ACT_REDIRECT
+        }
+        Emergence::Refused {
+            gateway,
+            reason,
+            shape,
+        } => {
+            refused(packet, gateway, reason, shape);
+            TC_ACT_SHOT
+        }
+        Emergence::Dropped { reason, shape } => {
+            dropped(packet, NO_POLICY, reason, shape);
+            TC_ACT_SHOT
+        }
+    }
 }
 
 /// Counts a packet that ends here under its policy, and logs it.

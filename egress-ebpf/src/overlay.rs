@@ -12,7 +12,7 @@ use egress_common::{
     verdict::Member,
 };
 
-use crate::{forward, mss, packet::Packet, parse::Ip, settings};
+use crate::{forward, mss, packet::Packet, parse::Ip, settings, underlay};
 
 /// What every IPv6 link takes (RFC 8200, 5).
 const IPV6_MIN_MTU: u32 = 1280;
@@ -29,7 +29,11 @@ pub(crate) fn send(packet: &Packet<'_>, ip: &Ip, member: &Member) -> Result<(), 
     forward::lower_ttl(packet, ip)?;
     mss::clamp(packet, ip, member.mtu)?;
     let kind = FrameKind::Out(member.gateway);
-    encapsulate(packet, &member.address, word(member.tag), word_of(kind))?;
+    let (tag, kind) = (word(member.tag), word_of(kind));
+    if underlay::send(packet, &member.address, member.mtu, tag, kind)? {
+        return Ok(());
+    }
+    encapsulate(packet, &member.address, tag, kind)?;
     packet.redirect(member.ifindex)
 }
 
@@ -71,7 +75,11 @@ fn send_word_to(packet: &Packet<'_>, index: u32, kind: u64) -> Result<(), DropRe
     if settings.overlay_ifindex == 0 {
         return Err(DropReason::StateMissing);
     }
-    encapsulate(packet, &node.address, word(node.send), kind)?;
+    let tag = word(node.send);
+    if underlay::send(packet, &node.address, node.mtu, tag, kind)? {
+        return Ok(());
+    }
+    encapsulate(packet, &node.address, tag, kind)?;
     packet.redirect(settings.overlay_ifindex)
 }
 
@@ -160,12 +168,24 @@ pub(crate) fn sender(packet: &Packet<'_>, sender: &mut Sender) -> Result<(), Dro
     if vni != settings.vni {
         return Err(DropReason::OverlayMalformed);
     }
+    let macs = packet.mac_words().ok_or(DropReason::OverlayMalformed);
+    judge(&remote, macs, sender)
+}
+
+/// Finds out whether a node of the cluster has that address, and gives its frames that tag. `macs` are the inner frame's,
+/// as `mac_to_word` makes them.
+#[inline(always)]
+pub(crate) fn judge(
+    remote: &Addr,
+    macs: Result<(u64, u64), DropReason>,
+    sender: &mut Sender,
+) -> Result<(), DropReason> {
     // SAFETY: a live key's value never changes, and it is copied at once.
-    let origin = unsafe { NODES.get(&remote) }
+    let origin = unsafe { NODES.get(remote) }
         .copied()
         .ok_or(DropReason::OverlayUnknownNode)?;
     let node = NODE_STATE.get(origin).ok_or(DropReason::StateMissing)?;
-    let (tag, kind) = packet.mac_words().ok_or(DropReason::OverlayMalformed)?;
+    let (tag, kind) = macs?;
     // Zero stands for "no second key", too.
     if tag == 0 || (tag != word(node.accept[0]) && tag != word(node.accept[1])) {
         return Err(DropReason::OverlayForged);

@@ -41,7 +41,7 @@ const NEAR: u32 = 255;
 /// First byte of a MAC that somebody made up for one host.
 const UNICAST: u8 = 0x02;
 /// TTL of the overlay's outer packets.
-const TUNNEL_TTL: u8 = 64;
+pub(crate) const TUNNEL_TTL: u8 = 64;
 /// Where the TTL lies in an IPv4 header, and the hop limit in an IPv6 header.
 const IPV4_TTL: u32 = 8;
 const IPV6_HOP_LIMIT: u32 = 7;

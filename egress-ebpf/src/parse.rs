@@ -79,7 +79,7 @@ const AT: usize = L3 as usize;
 const IPV4_LENGTH: usize = 20;
 const IPV6_LENGTH: usize = 40;
 /// The third word of an IPv4 address as an [`Addr`].
-const MAPPED: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
+pub(crate) const MAPPED: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
 
 /// Where the addresses lie in an IPv6 header.
 const IPV6_SOURCE: u32 = 8;

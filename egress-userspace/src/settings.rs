@@ -163,6 +163,10 @@ pub struct Flags {
     /// VXLAN network identifier of the overlay, the same on every node [default: 4097]
     #[arg(long, value_name = "N")]
     pub overlay_vni: Option<u32>,
+    /// Whether plain frames of the overlay go past the kernel's own stack, straight between pods' interfaces and the wire;
+    /// without, all of them take the VXLAN device [default: true]
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub overlay_fast_path: Option<bool>,
     /// Most translated connections [default: 262144]
     #[arg(long, value_name = "N")]
     pub nat_connections: Option<u32>,
@@ -267,6 +271,7 @@ impl Flags {
             overlay_device: self.overlay_device.or(config.overlay_device),
             overlay_port: self.overlay_port.or(config.overlay_port),
             overlay_vni: self.overlay_vni.or(config.overlay_vni),
+            overlay_fast_path: self.overlay_fast_path.or(config.overlay_fast_path),
             nat_connections: self.nat_connections.or(config.nat_connections),
             nat_source_quota: self.nat_source_quota.or(config.nat_source_quota),
             nat_port_range: self.nat_port_range.or(config.nat_port_range),

@@ -30,6 +30,10 @@ use crate::{
     workspace::Workspace,
 };
 
+mod rows;
+
+pub use self::rows::{Row, rows};
+
 /// The overlay's device.
 pub const DEVICE: &str = "egress.vxlan";
 /// Its UDP port.
@@ -38,6 +42,10 @@ pub const PORT: u16 = 4790;
 pub const VNI: u32 = 4097;
 /// The gateway of the node.
 pub const GATEWAY: GatewayId = GatewayId(0x0708_090a);
+/// The MAC of the node where its neighbour is, and the neighbour's.
+pub const NODE_MAC: [u8; 6] = [0x02, 0, 0, 0, 0x20, 2];
+/// See [`NODE_MAC`].
+pub const NEIGHBOUR_MAC: [u8; 6] = [0x02, 0, 0, 0, 0x20, 1];
 /// Index of the gateway's counters.
 const COUNTER: u32 = 3;
 /// Largest packet that its uplink takes.
@@ -339,9 +347,10 @@ impl Field {
 }
 
 fn wire(node: &Host, neighbour: &Host, pod: &Host) -> Result<()> {
+    let mac = |bytes: [u8; 6]| bytes.map(|byte| format!("{byte:02x}")).join(":");
     node.ip(&format!(
         "link set lo up
-         link add eth0 type veth peer name eth0 netns {}
+         link add eth0 address {} type veth peer name eth0 address {} netns {}
          link add pod0 type veth peer name eth0 netns {}
          link add {DEVICE} type vxlan external dstport {PORT} nolearning
          link set eth0 up
@@ -350,6 +359,8 @@ fn wire(node: &Host, neighbour: &Host, pod: &Host) -> Result<()> {
          addr add {}/24 dev eth0
          addr add {}/64 dev eth0 nodad
          ",
+        mac(NODE_MAC),
+        mac(NEIGHBOUR_MAC),
         neighbour.namespace(),
         pod.namespace(),
         UNDERLAYS[0].node,
@@ -366,7 +377,6 @@ fn wire(node: &Host, neighbour: &Host, pod: &Host) -> Result<()> {
          ",
         v4.neighbour, v6.neighbour, v4.stranger, v6.stranger
     ))?;
-    let mac = |bytes: [u8; 6]| bytes.map(|byte| format!("{byte:02x}")).join(":");
     pod.ip(&format!(
         "link set lo up
          link set eth0 address {}

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use anyhow::Result;
-use egress_common::{maps, nat::NatState, overlay::Tag};
+use egress_common::{gateway::Settings, maps, nat::NatState, overlay::Tag};
 use egress_userspace::{
     gateway_id::gateway_id,
     kernel::Program,
@@ -28,6 +28,8 @@ use crate::{
 /// The device of the overlay, and the interface between the nodes.
 const TUNNEL: &str = "overlay";
 const BETWEEN: &str = "between";
+/// Index of the latter on both.
+const UNDERLAY: u32 = 77;
 const VNI: u32 = 4097;
 const PORT: u16 = 4790;
 const PODS: &str = "10.65.0.0/16";
@@ -119,7 +121,8 @@ pub(super) fn lay(steering: Steering, world: &World) -> Result<Laid> {
 fn connect(pod: &Host, worker: &Host, gateway: &Host, sink: &Host) -> Result<()> {
     worker.ip(&format!(
         "link add {ENTRY} index {POD} address {host} type veth peer name {CABLE} address {pods} netns {pod}
-         link add {BETWEEN} address {own} type veth peer name {BETWEEN} address {other} netns {gateway}
+         link add {BETWEEN} index {UNDERLAY} address {own} type veth peer name {BETWEEN} index {UNDERLAY} address {other} \
+         netns {gateway}
          link set {ENTRY} up
          link set {BETWEEN} up
          route add {PODS} dev {ENTRY}
@@ -204,6 +207,7 @@ fn steer(world: &World, host: &Host) -> Result<Ours> {
         ours.attach(Program::FromPod, ENTRY)?;
         ours.attach(Program::ToPod, ENTRY)?;
         ours.attach(Program::FromOverlay, TUNNEL)?;
+        ours.attach(Program::FromUnderlay, BETWEEN)?;
         ours.attach(Program::ToUplink, BETWEEN)
     })?;
     Ok(ours)
@@ -229,6 +233,7 @@ fn translate(host: &Host) -> Result<Ours> {
     let mut ours = load(Resolved::default(), &GATEWAY, &WORKER, addresses.collect())?;
     host.enter(|| {
         ours.attach(Program::FromOverlay, TUNNEL)?;
+        ours.attach(Program::FromUnderlay, BETWEEN)?;
         ours.attach(Program::FromUplink, EXIT)
     })?;
     Ok(ours)
@@ -262,7 +267,13 @@ fn load(
         timeouts: [A_DAY.parse()?; NatState::COUNT],
         ..NatOptions::default()
     };
-    let settings = translation::settings(&translation, Some((OVERLAY, VNI)), &nat, 0, true);
+    let settings = Settings {
+        underlay_ifindex: UNDERLAY,
+        overlay_port: PORT,
+        first_source_port: 32_768,
+        source_ports_end: 60_999,
+        ..translation::settings(&translation, Some((OVERLAY, VNI)), &nat, 0, true)
+    };
     let resolved = Resolved {
         translation,
         ..resolved

@@ -123,7 +123,8 @@ impl Ours {
             Program::FromPod
             | Program::FromGateway
             | Program::FromOverlay
-            | Program::FromUplink => TcAttachType::Ingress,
+            | Program::FromUplink
+            | Program::FromUnderlay => TcAttachType::Ingress,
         };
         let loaded = self.datapath.ebpf().program_mut(program.name());
         let loaded = loaded.context("no such program")?.try_into()?;

@@ -27,7 +27,8 @@ use crate::{
 
 /// What has to be there before the first packet leaves: it receives replies, or what pods of other nodes
 /// send, or sees connections come in.
-const RECEIVING: [Program; 4] = [
+const RECEIVING: [Program; 5] = [
+    Program::FromUnderlay,
     Program::FromGateway,
     Program::FromUplink,
     Program::FromOverlay,

@@ -16,6 +16,8 @@ pub(crate) struct Outside {
     pub(crate) uplinks: BTreeMap<u32, String>,
     /// The overlay device.
     pub(crate) overlay: Option<(u32, String)>,
+    /// The interface where plain frames of the overlay go past the kernel's stack.
+    pub(crate) underlay: Option<u32>,
     /// Whether what is let through as the cluster's own is marked, and looked at when it leaves.
     pub(crate) marks: bool,
     /// Where it is looked at by now: that stays so while the interface is there, or a route that comes back would find
@@ -64,8 +66,12 @@ pub(crate) fn wanted(
         ifindex: *ifindex,
         interface: name.clone(),
     });
+    let underlay = outside
+        .underlay
+        .and_then(|ifindex| hook(Program::FromUnderlay, ifindex));
     of_pods(resolved)
         .chain(gateways)
+        .chain(underlay)
         .chain(uplinks)
         .chain(guarded)
         .chain(overlay)
@@ -204,6 +210,7 @@ mod tests {
             let outside = Outside {
                 uplinks: BTreeMap::new(),
                 overlay: Some((OVERLAY, "egress.vxlan".to_owned())),
+                underlay: None,
                 marks,
                 guarded: guarded.iter().copied().collect(),
             };

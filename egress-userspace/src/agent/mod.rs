@@ -113,6 +113,9 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let mut node_changed = node::watch()
         .await
         .context("cannot follow the node's network")?;
+    let mut ipsec_changed = node::watch_ipsec()
+        .await
+        .context("cannot tell whether IPsec encrypts what leaves this node")?;
     let mut hangup = signal(SignalKind::hangup())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -159,6 +162,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let tell_at = Instant::now() + SUPERVISOR_WAITS;
     loop {
         let view = node_changed.view();
+        agent.may_encrypt = *ipsec_changed.borrow_and_update();
         tokio::task::block_in_place(|| agent.sync(&view, cause));
         if std::mem::take(&mut agent.touched_node) {
             node_changed.read_again();
@@ -192,6 +196,8 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
                 }
                 loaded = reading.finished() => agent.take(loaded?),
                 told = node_changed.changed() => told?,
+                // Where the kernel has no IPsec, nobody tells anything.
+                Ok(()) = ipsec_changed.changed() => {}
                 () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => {}
                 () = sleep_until(ask_at), if ask_again => {}
                 () = sleep_until(drained.unwrap_or_else(Instant::now)), if drained.is_some() => {}

@@ -50,6 +50,12 @@ impl Overlay {
         Some((&options.device, options.vni))
     }
 
+    /// The overlay's UDP port, if plain frames go past the kernel's stack.
+    pub(super) fn fast_path_port(&self) -> Option<u16> {
+        let options = self.options.as_ref().filter(|options| options.fast_path)?;
+        Some(options.port)
+    }
+
     /// The index of the device, if it was there when it was last looked at, and still is.
     pub(super) fn index_in(&self, view: &NodeView) -> Option<u32> {
         self.ifindex.filter(|index| view.links.contains_key(index))

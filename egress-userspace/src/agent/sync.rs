@@ -37,8 +37,8 @@ use crate::{
     settings::Settings,
     snapshot::{Apply, Snapshot},
     sources::files::Loaded,
-    state::{DesiredState, OtherNode},
-    translation,
+    state::{DesiredState, OtherNode, Translation},
+    translation::{self, Underlay},
 };
 
 /// The pauses after failed applies: doubled each time, between these.
@@ -83,6 +83,8 @@ pub(super) struct Agent {
     failures: u32,
     /// Whether devices or addresses of the node were changed since it was read.
     pub(super) touched_node: bool,
+    /// Whether IPsec policies may encrypt what leaves the node.
+    pub(super) may_encrypt: bool,
     /// When hooks are looked at next, however often something else wakes the loop.
     look_at: Instant,
     /// When memory is given back.
@@ -132,6 +134,7 @@ impl Agent {
             hooks: BTreeSet::new(),
             failures: 0,
             touched_node: false,
+            may_encrypt: true,
             look_at: Instant::now() + LOOK_AT_HOOKS,
             give_back_at: None,
             unseen: Said::default(),
@@ -371,7 +374,9 @@ impl Agent {
             Some(index) => (Some(index), Vec::new()),
             None => self.ensure_overlay(view),
         };
-        let outside = self.outside(uplinks.links, overlay);
+        let mut outside = self.outside(uplinks.links, overlay);
+        let underlay = self.underlay(&desired.translation, view);
+        outside.underlay = underlay.as_ref().map(|underlay| underlay.ifindex);
         self.hooks = hooks::wanted(&resolved, &desired, view, &outside);
         let guard = self.kernel.guard(&self.hooks)?;
         errors.extend(guard.errors);
@@ -383,6 +388,7 @@ impl Agent {
             self.settings.mark.bit(),
             guard.guarded,
         );
+        let settings = translation::with_underlay(settings, underlay.as_ref());
         // Where the datapath does not know an egress address, or sees nothing of its uplink, whatever listens on
         // all addresses of the node would answer on it: it is off before the maps forget it, which they do not
         // while it is on, and on after the program of its uplink.
@@ -436,6 +442,7 @@ impl Agent {
         Outside {
             uplinks,
             overlay: self.named_overlay(overlay),
+            underlay: None,
             marks: self.settings.mark.is_on(),
             guarded: self.kernel.interfaces_of(Program::ToUplink),
         }
@@ -449,6 +456,16 @@ impl Agent {
             Ok(ifindex) => (ifindex, Vec::new()),
             Err(error) => (self.overlay.index_in(view), vec![error]),
         }
+    }
+
+    /// Where plain frames of the overlay go past the kernel's stack, if they do.
+    fn underlay(&self, translation: &Translation, view: &NodeView) -> Option<Underlay> {
+        let port = self.overlay.fast_path_port()?;
+        if self.may_encrypt {
+            return None;
+        }
+        let ports = self.settings.resolve.local_ports;
+        translation::underlay(translation, view, port, ports)
     }
 
     fn named_overlay(&self, ifindex: Option<u32>) -> Option<(u32, String)> {

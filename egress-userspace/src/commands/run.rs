@@ -91,6 +91,8 @@ async fn dry_run(settings: &Settings) -> anyhow::Result<bool> {
     let outside = agent::OutsideLinks {
         uplinks: view.uplinks(&settings.resolve.uplinks).links,
         overlay: overlay.map(|(index, link)| (*index, link.name.clone())),
+        // Whether IPsec encrypts, only the agent follows.
+        underlay: None,
         marks: settings.mark.is_on(),
         guarded: BTreeSet::new(),
     };

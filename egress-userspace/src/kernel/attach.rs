@@ -33,7 +33,8 @@ use super::{
 /// takes them for a pod's packets.
 const fn priority(program: Program) -> u16 {
     match program {
-        Program::FromGateway => 1,
+        // Frames of other nodes are for nobody else, and cost the others a look.
+        Program::FromUnderlay | Program::FromGateway => 1,
         Program::FromUplink => 2,
         Program::FromPod => 3,
         // Alone on their hooks, among our own.
@@ -45,9 +46,11 @@ const fn priority(program: Program) -> u16 {
 const fn direction(program: Program) -> TcAttachType {
     match program {
         Program::ToPod | Program::ToUplink => TcAttachType::Egress,
-        Program::FromPod | Program::FromGateway | Program::FromOverlay | Program::FromUplink => {
-            TcAttachType::Ingress
-        }
+        Program::FromPod
+        | Program::FromGateway
+        | Program::FromOverlay
+        | Program::FromUplink
+        | Program::FromUnderlay => TcAttachType::Ingress,
     }
 }
 
@@ -70,6 +73,7 @@ const fn handle(program: Program) -> TcHandle {
         Program::FromOverlay => TcHandle::new(0, 0x656a),
         Program::FromUplink => TcHandle::new(0, 0x656b),
         Program::ToUplink => TcHandle::new(0, 0x656c),
+        Program::FromUnderlay => TcHandle::new(0, 0x656d),
     }
 }
 

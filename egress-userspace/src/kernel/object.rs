@@ -24,6 +24,8 @@ pub enum Program {
     FromUplink,
     /// Egress of an interface that leads out of the cluster.
     ToUplink,
+    /// Ingress of the interface that leads to other nodes.
+    FromUnderlay,
 }
 
 impl Program {
@@ -35,6 +37,7 @@ impl Program {
         Self::FromOverlay,
         Self::FromUplink,
         Self::ToUplink,
+        Self::FromUnderlay,
     ];
 
     /// Its name in the object, in the kernel and in metrics.
@@ -47,6 +50,7 @@ impl Program {
             Self::FromOverlay => "egress_from_overlay",
             Self::FromUplink => "egress_from_uplink",
             Self::ToUplink => "egress_to_uplink",
+            Self::FromUnderlay => "egress_from_underlay",
         }
     }
 }

@@ -31,6 +31,8 @@ pub struct OverlayOptions {
     pub vni: u32,
     /// Where the keys are.
     pub key_file: PathBuf,
+    /// Whether plain frames go past the kernel's stack.
+    pub fast_path: bool,
 }
 
 impl OverlayOptions {
@@ -70,6 +72,7 @@ impl Flags {
                 port,
                 vni,
                 key_file,
+                fast_path: self.overlay_fast_path.unwrap_or(true),
             }))
     }
 }

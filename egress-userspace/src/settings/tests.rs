@@ -147,11 +147,11 @@ fn gateways_on_nodes_have_defaults() {
 #[test]
 fn flags_and_file_say_the_same_of_gateways_on_nodes() {
     let line = "--uplink eth0 --uplink eth1 --pod-gateways forward --overlay-key-file /k --overlay-device vx0 \
-                --overlay-port 9000 --overlay-vni 7 --nat-connections 1000 --nat-source-quota 10 --nat-port-range \
+                --overlay-port 9000 --overlay-vni 7 --overlay-fast-path=false --nat-connections 1000 --nat-source-quota 10 --nat-port-range \
                 2000-3000 --nat-timeout udp=5 --nat-timeout tcp-established=60 --max-flows 5 --max-inbound 6";
     let file = config(
         "{resources: [/a], node: n, uplink: [eth0, eth1], pod-gateways: forward, overlay-key-file: /k, \
-         overlay-device: vx0, overlay-port: 9000, overlay-vni: 7, nat-connections: 1000, nat-source-quota: 10, \
+         overlay-device: vx0, overlay-port: 9000, overlay-vni: 7, overlay-fast-path: false, nat-connections: 1000, nat-source-quota: 10, \
          nat-port-range: 2000-3000, nat-timeout: [udp=5, tcp-established=60], max-flows: 5, max-inbound: 6}",
     );
     for settings in [
@@ -167,6 +167,7 @@ fn flags_and_file_say_the_same_of_gateways_on_nodes() {
             port: 9000,
             vni: 7,
             key_file: "/k".into(),
+            fast_path: false,
         };
         assert_eq!(settings.overlay, Some(overlay));
         let mut nat = NatOptions {

@@ -13,6 +13,7 @@ mod plan;
 mod settings;
 #[cfg(test)]
 mod tests;
+mod underlay;
 
 use std::collections::BTreeMap;
 
@@ -26,6 +27,7 @@ use ipnet::IpNet;
 pub use self::{
     plan::{Plan, PlanError, plan},
     settings::settings,
+    underlay::{Underlay, underlay, with_underlay},
 };
 
 /// What the maps say.

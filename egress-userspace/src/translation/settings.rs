@@ -30,5 +30,6 @@ pub fn settings(
         timeouts: nat.timeouts,
         local_mark,
         unguarded: u32::from(!guarded),
+        ..Settings::default()
     }
 }

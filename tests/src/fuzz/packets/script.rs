@@ -158,7 +158,10 @@ impl<'a> Script<'a> {
                 Program::FromPod | Program::ToPod if head[0] & 0x80 != 0 => world::OVERLAY,
                 Program::FromPod | Program::ToPod => world::PODS,
                 Program::FromOverlay => world::OVERLAY,
-                Program::FromGateway | Program::FromUplink | Program::ToUplink => UPLINK,
+                Program::FromGateway
+                | Program::FromUplink
+                | Program::ToUplink
+                | Program::FromUnderlay => UPLINK,
             },
             frame: bytes,
             gso,

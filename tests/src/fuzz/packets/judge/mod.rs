@@ -97,7 +97,7 @@ impl Story {
             Program::FromGateway => self.judge_from_gateway(&case),
             Program::FromOverlay => self.judge_from_overlay(&case),
             Program::FromUplink => self.judge_from_uplink(&case),
-            Program::ToUplink => case.fail("no script runs it"),
+            Program::ToUplink | Program::FromUnderlay => case.fail("no script runs it"),
         }
         if outcome.seen.action == Action::Redirect && case.answer().is_none() {
             self.last.frame.clone_from(&outcome.seen.frame);
