@@ -17,7 +17,7 @@ names! {
     POD_INDEX,
     /// Array, written through `mmap`: slot → the pod's row and rule base.
     POD_STATE,
-    /// Array, written through `mmap`: the first 12 bits of an address → an entry of the prefix trie.
+    /// Array, written through `mmap`: the first 13 bits of an address → what is below them in the prefix trie.
     ROOTS,
     /// Array of maps, written through `mmap`: the segments of the prefix trie.
     TRIE,
@@ -142,6 +142,8 @@ pub const fn layout(name: &str) -> u32 {
         || same(name, POD_STATE)
         || same(name, POD_INDEX)
         || same(name, LINES)
+        || same(name, ROOTS)
+        || same(name, TRIE)
     {
         2
     } else {

@@ -1,135 +1,183 @@
 //! The prefix trie: address → class of the longest prefix that contains it, for both families.
 //!
-//! The first 12 bits of an address choose an *entry* of a table. An entry names the class of the longest prefix that
-//! ends there, if any does, and what is below: a *node* of 16 entries that the next four bits choose from, or a
-//! *record*, which stands for bits that leave no choice. A look-up goes down, and remembers the last class it met.
+//! What packets of many flows cost is the cache lines that they touch, so a look-up passes few, and all of a trie are
+//! few. The first 13 bits of an address choose a *root*. It is one word, and a word says all that there is to say of
+//! what is below it: nothing; a *leaf*, one prefix that is alone there, with its class; a *node*, where prefixes branch;
+//! or a *record* of bits that leave no choice and are too many for a leaf, or lead to a node.
 //!
-//! All that a packet reads at once is one aligned 64-bit word, so it sees each change wholly or not at all. Nodes and
-//! records lie in *units* of 16 bytes, in segments that userspace adds as they are needed.
+//! A node has up to 16 children, which the next four bits choose from, and prefixes that end there, of up to three of
+//! them (a tree bitmap: Eatherton, Varghese and Dittia, "Tree bitmap: hardware/software IP lookups with incremental
+//! updates", 2004). Its word says which of them there are, and where its *block* begins: the words of the children that
+//! there are, and then the classes. Blocks are aligned to a power of two that they are not larger than, so that one of
+//! up to 64 bytes is in one line, and no word is ever in two. That the roots take 13 bits has /16, /24, /32 and so on
+//! end in the node that their neighbours end in, where each is four bytes.
+//!
+//! Prefixes of up to 13 bits *cover* roots, each of which has the class of the longest one beside it.
+//!
+//! All that a packet reads at once is one aligned 64-bit word, so it sees each change wholly or not at all. Blocks and
+//! records lie in segments of units of 8 bytes, which userspace adds as they are needed.
 
-use crate::{
-    addr::{Addr, Family},
-    map_type,
-};
+use crate::addr::{Addr, Family};
 
-/// Bits of an address that choose an entry of the table of roots: as few as leave each family's part on eight pages. A
-/// page that the processor has to look for costs more than a step further down.
-pub const ROOT_BITS: u32 = 12;
-/// Entries of the table of roots: those of IPv4, and then those of IPv6.
+/// Bits of an address that choose a root.
+pub const ROOT_BITS: u32 = 13;
+/// Roots: those of IPv4, and then those of IPv6.
 pub const ROOTS: u32 = 2 << ROOT_BITS;
-/// Bits that choose an entry of a node.
+/// Words of the table of roots: behind the roots, what covers them, two to a word, the lower half first.
+pub const ROOT_WORDS: u32 = ROOTS + ROOTS / 2;
+/// Bits that choose a child of a node.
 pub const STRIDE: u32 = 4;
-/// Entries of a node.
-pub const NODE_ENTRIES: u32 = 1 << STRIDE;
-/// Units of a node: 128 bytes, which it is aligned to, so that an entry is never in two cache lines.
-pub const NODE_UNITS: u32 = NODE_ENTRIES / 2;
-/// Bits that a record stands for at most: two of them reach from the table of roots to an address's end.
+/// Children that a node can have.
+pub const CHILDREN: u32 = 1 << STRIDE;
+/// Bits that a leaf has room for.
+pub const LEAF_BITS: u32 = 25;
+const _: () = assert!(32 - ROOT_BITS <= LEAF_BITS);
+/// Bits that a record stands for at most: two of them reach from the roots to an address's end.
 pub const RECORD_BITS: u32 = 58;
 const _: () = assert!(2 * RECORD_BITS >= 128 - ROOT_BITS && RECORD_BITS <= 64 - 6);
+/// Units of a record: its [`Path`], and then the word that it leads to.
+pub const RECORD_UNITS: u32 = 2;
 /// Units in a segment, as a power of two: a segment holds 1 MiB.
-pub const SEGMENT_SHIFT: u32 = 16;
+pub const SEGMENT_SHIFT: u32 = 17;
 /// Units in a segment.
 pub const SEGMENT_UNITS: u32 = 1 << SEGMENT_SHIFT;
 /// Segments there can be: 8 GiB, more than as many prefixes can need as a map may be told to have room for.
 pub const MAX_SEGMENTS: u32 = 8192;
+const _: () = assert!(SEGMENT_UNITS as u64 * MAX_SEGMENTS as u64 <= 1 << 31);
 
-/// Nodes and records that a look-up can pass: each takes four bits at least of those below the table of roots.
-const MOST_STEPS: u32 = (128 - ROOT_BITS) / STRIDE;
-/// In a child, which otherwise is the number of a node's first unit: the unit is a record.
-const RECORD: u32 = 1 << 31;
-/// In a record's first word, below the bits that it stands for: how many those are.
+/// Words that a look-up can pass below a root: all but the last take four bits at least.
+const MOST_STEPS: u32 = (128 - ROOT_BITS).div_ceil(STRIDE) + 1;
+
+/// In a word's two lowest bits: what it is.
+const TAG: u64 = 3;
+const NODE: u64 = 1;
+const LEAF: u64 = 2;
+const RECORD: u64 = 3;
+/// In a path, below its bits: how many those are.
 const LENGTH: u64 = 63;
 
-/// A map value, a quarter of a cache line: two entries of a node, or a record.
-#[repr(C, align(8))]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Unit(pub [u64; 2]);
-map_type!(Unit, size = 16, align = 8);
-
-/// What is known where the bits so far lead: the class of the longest prefix that ends there, and what is below.
+/// All that is below a place: 0 for nothing, else by its two lowest bits one of these, from the highest bit on.
 ///
-/// The lower half is the child: 0 for none, a node's first unit, or a record's with the highest bit set. The upper
-/// half is the class and one, or 0 for none.
+/// | | 16 bits | 15 bits | 31 bits | 2 bits |
+/// | --- | --- | --- | --- | --- |
+/// | node | which children there are, by number | which prefixes end here | first unit of the block | 1 |
+/// | record | 0 | 0 | its first unit | 3 |
+///
+/// | | 25 bits | 5 bits | 32 bits | 2 bits |
+/// | --- | --- | --- | --- | --- |
+/// | leaf | the rest of the prefix, the highest first | how long it is | class and one | 2 |
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Entry(pub u64);
-map_type!(Entry, size = 8, align = 8);
+pub struct Word(pub u64);
 
-/// What is below an entry.
+/// What a word says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Child {
-    /// Nothing.
-    None,
-    /// The node that starts at this unit.
-    Node(u32),
-    /// The record in this unit.
+pub enum Meaning {
+    /// Nothing is below.
+    Nothing,
+    /// One prefix is.
+    Leaf(Leaf),
+    /// Prefixes branch.
+    Node(Node),
+    /// A record, by its first unit.
     Record(u32),
 }
 
-impl Entry {
-    /// No prefix, and nothing below.
-    pub const EMPTY: Self = Self(0);
+/// One prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leaf {
+    /// What is left of it: its bits, the highest first, and zeroes.
+    pub bits: u64,
+    /// How many bits that is: up to [`LEAF_BITS`].
+    pub length: u32,
+    /// Its class and one.
+    pub told: u32,
+}
 
-    /// An entry with a class and a child.
+/// A place where prefixes branch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Bit *n* is set if there is a child that the bits *n* lead to.
+    pub children: u16,
+    /// Bit *n* is set if a prefix of the bits *n*, without the highest 1, ends here: bit 1 for none, 2 for `0`, 3 for
+    /// `1`, 4 for `00`, up to 15 for `111`. Bit 0 is never set.
+    pub ends: u16,
+    /// The first unit of its block: the children's words, and then classes and one, two to a unit, the lower half first.
+    pub unit: u32,
+}
+
+impl Node {
+    /// Units of its block.
     #[must_use]
-    pub const fn new(class: Option<u32>, child: Child) -> Self {
-        Self::EMPTY.with_class(class).with_child(child)
-    }
-
-    /// The same with another class.
-    #[must_use]
-    pub const fn with_class(self, class: Option<u32>) -> Self {
-        let told = match class {
-            Some(class) => class as u64 + 1,
-            None => 0,
-        };
-        Self(self.0 & 0xffff_ffff | told << 32)
-    }
-
-    /// The same with another child.
-    #[must_use]
-    pub const fn with_child(self, child: Child) -> Self {
-        let child = match child {
-            Child::None => 0,
-            Child::Node(unit) => unit,
-            Child::Record(unit) => unit | RECORD,
-        };
-        Self(self.0 & !0xffff_ffff | child as u64)
-    }
-
-    /// The class.
-    #[must_use]
-    pub const fn class(self) -> Option<u32> {
-        self.told().checked_sub(1)
-    }
-
-    /// What is below.
-    #[must_use]
-    pub const fn child(self) -> Child {
-        let child = self.below();
-        if child == 0 {
-            Child::None
-        } else if child & RECORD == 0 {
-            Child::Node(child)
-        } else {
-            Child::Record(child & !RECORD)
-        }
-    }
-
-    /// The class and one, or 0.
-    #[inline(always)]
-    const fn told(self) -> u32 {
-        (self.0 >> 32) as u32
-    }
-
-    #[inline(always)]
-    #[expect(clippy::cast_possible_truncation, reason = "the lower half")]
-    const fn below(self) -> u32 {
-        self.0 as u32
+    pub const fn units(&self) -> u32 {
+        self.children.count_ones() + self.ends.count_ones().div_ceil(2)
     }
 }
 
-/// The first word of a record: the bits that it stands for, the highest first, and how many. The second is an entry.
+impl Word {
+    /// Nothing is below.
+    pub const EMPTY: Self = Self(0);
+
+    /// The word that says this.
+    #[must_use]
+    pub const fn new(meaning: Meaning) -> Self {
+        Self(match meaning {
+            Meaning::Nothing => 0,
+            Meaning::Leaf(Leaf { bits, length, told }) => {
+                let shift = 64 - LEAF_BITS;
+                bits >> shift << shift | (length as u64) << 34 | (told as u64) << 2 | LEAF
+            }
+            Meaning::Node(Node {
+                children,
+                ends,
+                unit,
+            }) => (children as u64) << 48 | (ends as u64) << 32 | (unit as u64) << 2 | NODE,
+            Meaning::Record(unit) => (unit as u64) << 2 | RECORD,
+        })
+    }
+
+    /// What it says.
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "those bits are wanted")]
+    pub const fn meaning(self) -> Meaning {
+        match self.0 & TAG {
+            NODE => Meaning::Node(Node {
+                children: (self.0 >> 48) as u16,
+                ends: (self.0 >> 32) as u16 & !1,
+                unit: self.unit(),
+            }),
+            LEAF => Meaning::Leaf(Leaf {
+                bits: self.0 >> (64 - LEAF_BITS) << (64 - LEAF_BITS),
+                length: self.length(),
+                told: self.told(),
+            }),
+            RECORD => Meaning::Record(self.unit()),
+            _ => Meaning::Nothing,
+        }
+    }
+
+    /// Of a node or a record.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "those bits are wanted")]
+    const fn unit(self) -> u32 {
+        (self.0 >> 2) as u32 & (u32::MAX >> 1)
+    }
+
+    /// Of a leaf.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "those bits are wanted")]
+    const fn told(self) -> u32 {
+        (self.0 >> 2) as u32
+    }
+
+    /// Of a leaf.
+    #[inline(always)]
+    const fn length(self) -> u32 {
+        (self.0 >> 34) as u32 & 31
+    }
+}
+
+/// The first word of a record: the bits that it stands for, the highest first, and how many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Path(pub u64);
 
@@ -156,18 +204,24 @@ impl Path {
 
     #[inline(always)]
     const fn is_start_of(self, bits: u64) -> bool {
-        (self.0 ^ bits) >> ((64 - self.length()) & 63) == 0
+        is_start(self.0, self.length(), bits)
     }
+}
+
+/// Whether the first `length` bits, 63 at most, are the same.
+#[inline(always)]
+const fn is_start(start: u64, length: u32, bits: u64) -> bool {
+    ((start ^ bits) >> 1) >> (63 - length) == 0
 }
 
 /// An address as the trie reads it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Key {
-    /// The number of its entry among the roots.
+    /// The number of its root.
     pub root: u32,
-    /// The bits from the thirteenth on.
+    /// The bits behind the first 13.
     pub high: u64,
-    /// The bits from the 77th on, and zeroes.
+    /// The bits behind the first 77, and zeroes.
     pub low: u64,
 }
 
@@ -201,15 +255,13 @@ impl Key {
 
 /// Reads the trie: each word at once.
 pub trait Reader {
-    /// An entry of the table of roots.
-    fn root(&self, number: u32) -> Option<Entry>;
-    /// One of the two entries of a unit of a node.
-    fn entry(&self, unit: u32, half: u32) -> Option<Entry>;
-    /// A record.
-    fn record(&self, unit: u32) -> Option<(Path, Entry)>;
+    /// A word of the table of roots.
+    fn root(&self, number: u32) -> Option<u64>;
+    /// A unit.
+    fn unit(&self, unit: u32) -> Option<u64>;
 }
 
-/// The class and one of the longest prefix that contains the address, 0 if none does, and [`BROKEN`] where an entry
+/// The class and one of the longest prefix that contains the address, 0 if none does, and [`BROKEN`] where a word
 /// names something that is not there.
 #[inline(always)]
 pub fn find<R: Reader>(trie: &R, key: Key) -> u32 {
@@ -218,64 +270,146 @@ pub fn find<R: Reader>(trie: &R, key: Key) -> u32 {
         mut high,
         mut low,
     } = key;
-    let Some(mut entry) = trie.root(root) else {
+    let Some(first) = trie.root(root) else {
         return BROKEN;
     };
-    let mut found = entry.told();
+    let mut word = Word(first);
+    // The last node where prefixes end that contain the address, and which do.
+    let mut passed = Word::EMPTY;
+    let mut ends = 0;
     for _ in 0..MOST_STEPS {
-        let child = entry.below();
-        if child == 0 {
-            break;
-        }
-        let length = if child & RECORD == 0 {
+        let tag = word.0 & TAG;
+        let (next, length) = if tag == NODE {
             let number = (high >> (64 - STRIDE)) as u32;
-            let Some(next) = trie.entry(child + (number >> 1), number & 1) else {
+            let here = (word.0 >> 32) as u32 & ends_around(number);
+            if here != 0 {
+                passed = word;
+                ends = here;
+            }
+            let children = (word.0 >> 48) as u32;
+            if children >> number & 1 == 0 {
+                break;
+            }
+            let before = ones(children & ((1 << number) - 1));
+            (trie.unit(word.unit() + before), STRIDE)
+        } else if tag == LEAF {
+            if is_start(word.0, word.length(), high) {
+                return word.told();
+            }
+            break;
+        } else if tag == RECORD {
+            let Some(path) = trie.unit(word.unit()) else {
                 return BROKEN;
             };
-            entry = next;
-            STRIDE
-        } else {
-            let Some((path, next)) = trie.record(child & !RECORD) else {
-                return BROKEN;
-            };
+            let path = Path(path);
             if !path.is_start_of(high) {
                 break;
             }
-            entry = next;
-            path.length()
+            (trie.unit(word.unit() + 1), path.length())
+        } else {
+            break;
         };
+        let Some(next) = next else {
+            return BROKEN;
+        };
+        word = Word(next);
         high = high << length | low >> ((64 - length) & 63);
         low <<= length;
-        if entry.told() != 0 {
-            found = entry.told();
-        }
     }
-    found
+    let (pair, half) = if ends == 0 {
+        (trie.root(ROOTS + root / 2), root)
+    } else {
+        let number = ones((passed.0 >> 32) as u32 & 0xffff & below_highest(ends));
+        let first = passed.unit() + ones((passed.0 >> 48) as u32);
+        (trie.unit(first + number / 2), number)
+    };
+    #[expect(clippy::cast_possible_truncation, reason = "one half is wanted")]
+    pair.map_or(BROKEN, |pair| (pair >> (32 * (half & 1))) as u32)
 }
 
 /// What [`find`] gives where the maps contradict each other: as a class, one that no row has a cell for.
 pub const BROKEN: u32 = u32::MAX;
+
+/// Which prefixes that end in a node contain what these four bits lead to, of those that can.
+#[inline(always)]
+const fn ends_around(number: u32) -> u32 {
+    let longest = 8 | number >> 1;
+    1 << longest | 1 << (longest >> 1) | 1 << (longest >> 2) | 2
+}
+
+/// All bits below the highest of the 16 lowest that is set.
+#[inline(always)]
+const fn below_highest(bits: u32) -> u32 {
+    let mut below = bits >> 1;
+    below |= below >> 1;
+    below |= below >> 2;
+    below |= below >> 4;
+    below | below >> 8
+}
+
+/// How many of the 16 lowest bits are set; the others are zero. There is no instruction for it in BPF.
+#[inline(always)]
+const fn ones(bits: u32) -> u32 {
+    let pairs = bits - (bits >> 1 & 0x5555);
+    let fours = (pairs & 0x3333) + (pairs >> 2 & 0x3333);
+    let eights = (fours + (fours >> 4)) & 0x0f0f;
+    (eights + (eights >> 8)) & 0x1f
+}
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn entries_say_what_they_were_told() {
-        for class in [None, Some(0), Some(7), Some(u32::MAX - 2)] {
-            for child in [
-                Child::None,
-                Child::Node(8),
-                Child::Record(9),
-                Child::Record((1 << 29) - 1),
-            ] {
-                let entry = Entry::new(class, child);
-                assert_eq!((entry.class(), entry.child()), (class, child));
-                assert_eq!(entry.with_class(None).child(), child);
-                assert_eq!(entry.with_child(Child::None).class(), class);
-            }
+    fn words_say_what_they_were_told() {
+        let last = (1 << 31) - 1;
+        for meaning in [
+            Meaning::Nothing,
+            Meaning::Leaf(Leaf {
+                bits: 0,
+                length: 0,
+                told: 1,
+            }),
+            Meaning::Leaf(Leaf {
+                bits: !0 << (64 - LEAF_BITS),
+                length: LEAF_BITS,
+                told: u32::MAX - 1,
+            }),
+            Meaning::Node(Node {
+                children: 1,
+                ends: 2,
+                unit: 0,
+            }),
+            Meaning::Node(Node {
+                children: u16::MAX,
+                ends: !1,
+                unit: last,
+            }),
+            Meaning::Record(0),
+            Meaning::Record(last),
+        ] {
+            let word = Word::new(meaning);
+            assert_eq!(word.meaning(), meaning);
+            assert_eq!(word == Word::EMPTY, meaning == Meaning::Nothing);
         }
-        assert_eq!(Entry::new(None, Child::None), Entry::EMPTY);
+    }
+
+    #[test]
+    fn bits_are_counted() {
+        for bits in 0..=u32::from(u16::MAX) {
+            assert_eq!(ones(bits), bits.count_ones());
+            let below = bits.checked_ilog2().map_or(0, |highest| (1 << highest) - 1);
+            assert_eq!(below_highest(bits), below, "{bits:x}");
+        }
+    }
+
+    #[test]
+    fn the_ends_around_a_number_are_its_starts() {
+        for number in 0..CHILDREN {
+            let starts = (0..STRIDE).map(|length| 1 << length | number >> (STRIDE - length));
+            let ends = starts.fold(0, |ends, start| ends | 1 << start);
+            assert_eq!(ends_around(number), ends, "{number}");
+        }
     }
 
     #[test]
@@ -293,6 +427,7 @@ mod tests {
             assert_eq!(path.length(), length);
             assert_eq!(path.is_start_of(other), is_start, "{length} {other:x}");
         }
+        assert!(is_start(bits, 0, !bits));
     }
 
     #[test]
@@ -300,8 +435,8 @@ mod tests {
         assert_eq!(
             Key::new(Family::V4, &Addr::v4([192, 0, 2, 80])),
             Key {
-                root: 0xc00,
-                high: 0x0_0250 << 44,
+                root: 0x1800,
+                high: 0x0_0250 << 45,
                 low: 0
             }
         );
@@ -309,9 +444,9 @@ mod tests {
         assert_eq!(
             Key::new(Family::V6, &Addr::v6(bytes)),
             Key {
-                root: 0x1010,
-                high: 0x2030_4050_6070_8090,
-                low: 0xa0b0_c0d0_e0f1_0000
+                root: 0x2020,
+                high: 0x4060_80a0_c0e1_0121,
+                low: 0x4161_81a1_c1e2_0000
             }
         );
     }

@@ -6,21 +6,18 @@ use aya_ebpf::{
 };
 use egress_common::{
     Addr, Family,
-    trie::{
-        self, Entry, Key, MAX_SEGMENTS, Path, ROOTS as ENTRIES, Reader, SEGMENT_SHIFT,
-        SEGMENT_UNITS, Unit,
-    },
+    trie::{self, Key, MAX_SEGMENTS, ROOT_WORDS, Reader, SEGMENT_SHIFT, SEGMENT_UNITS},
 };
 
 /// `BPF_F_MMAPABLE`: userspace changes each word with one store.
 const MMAPABLE: usize = 1 << 10;
 
 #[btf_map]
-static ROOTS: Array<Entry, { ENTRIES as usize }, MMAPABLE> = Array::new();
+static ROOTS: Array<u64, { ROOT_WORDS as usize }, MMAPABLE> = Array::new();
 
 #[btf_map]
 static TRIE: ArrayOfMaps<
-    Array<Unit, { SEGMENT_UNITS as usize }, MMAPABLE>,
+    Array<u64, { SEGMENT_UNITS as usize }, MMAPABLE>,
     { MAX_SEGMENTS as usize },
 > = ArrayOfMaps::new();
 
@@ -42,34 +39,19 @@ extern "C" fn egress_class(root: u32, high: u64, low: u64) -> u32 {
 
 struct Maps;
 
-impl Maps {
-    #[inline(always)]
-    fn unit(unit: u32) -> Option<&'static Unit> {
-        TRIE.get_value(unit >> SEGMENT_SHIFT, &(unit & (SEGMENT_UNITS - 1)))
-    }
-}
-
 impl Reader for Maps {
     #[inline(always)]
-    fn root(&self, number: u32) -> Option<Entry> {
+    fn root(&self, number: u32) -> Option<u64> {
         // SAFETY: an aligned word that userspace writes with one store; it must be read with one load.
         ROOTS
             .get(number)
-            .map(|entry| unsafe { core::ptr::read_volatile(entry) })
+            .map(|word| unsafe { core::ptr::read_volatile(word) })
     }
 
     #[inline(always)]
-    fn entry(&self, unit: u32, half: u32) -> Option<Entry> {
-        let entry = Self::unit(unit)?.0.get((half & 1) as usize)?;
+    fn unit(&self, unit: u32) -> Option<u64> {
+        let word = TRIE.get_value(unit >> SEGMENT_SHIFT, &(unit & (SEGMENT_UNITS - 1)))?;
         // SAFETY: as in `root`.
-        Some(Entry(unsafe { core::ptr::read_volatile(entry) }))
-    }
-
-    #[inline(always)]
-    fn record(&self, unit: u32) -> Option<(Path, Entry)> {
-        let [path, entry] = &Self::unit(unit)?.0;
-        // SAFETY: as in `root`. A record's first word is written before anything leads to it, and never after.
-        let entry = unsafe { core::ptr::read_volatile(entry) };
-        Some((Path(*path), Entry(entry)))
+        Some(unsafe { core::ptr::read_volatile(word) })
     }
 }

@@ -43,7 +43,7 @@ pub(crate) fn record(packet: &Packet<'_>, ip: &Ip, via: u32) -> Result<(), DropR
 /// packet is of one that is busy.
 ///
 /// Only of TCP and UDP, where the kernel has the headers in one piece; whatever else it may be, the long way tells.
-#[inline(never)]
+#[inline(always)]
 fn is_noted(packet: &Packet<'_>, ip: &Ip, via: u32) -> bool {
     let Some([a, b, c]) = direct::reply_macs(packet) else {
         return false;
@@ -77,8 +77,9 @@ fn is_noted(packet: &Packet<'_>, ip: &Ip, via: u32) -> bool {
         ports,
         ip.protocol,
     );
-    let path = [packet.ifindex(), a, b, c, via];
-    found.is_some_and(|bucket| table::is_noted(bucket, look, &path))
+    // Not on the stack, which on this way has no room for it.
+    look.tell([packet.ifindex(), a, b, c, via]);
+    found.is_some_and(|bucket| table::is_noted(bucket, look))
 }
 
 /// Bytes of a TCP header up to its flags, and of both ports.

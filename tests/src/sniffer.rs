@@ -86,6 +86,9 @@ pub struct Rules {
     pub permits: Vec<Permit>,
     /// What may leave whatever is inside.
     pub forged: Vec<Forged>,
+    /// Addresses that nodes may say they cannot deliver to, with their own: what comes for one that was just taken off
+    /// is the kernel's to answer.
+    pub gone: Vec<IpAddr>,
 }
 
 /// Packets of one kind that left an uplink.
@@ -144,7 +147,10 @@ impl Capture {
                 destination: to,
                 ..
             } => (from, to) == (source, destination),
-            Content::Overlay { .. } | Content::Probe { .. } | Content::Strange(_) => false,
+            Content::Undeliverable { .. }
+            | Content::Overlay { .. }
+            | Content::Probe { .. }
+            | Content::Strange(_) => false,
         })
     }
 
@@ -164,15 +170,18 @@ impl Rules {
                 service,
                 ..
             } => {
-                if self.is_inside(*destination) || is_of_the_link(*destination) {
-                    return None;
-                }
-                let permitted = self.permits.iter().any(|permit| {
-                    permit.node == sent.node
-                        && permit.source == *source
-                        && permit.destination.contains(destination)
-                        && permit.service.is_none_or(|port| *service == Some(port))
-                });
+                let permitted = self.permits(&sent.node, *source, *destination, *service);
+                (!permitted).then_some("nothing permits this source")
+            }
+            Content::Undeliverable {
+                source,
+                destination,
+                to,
+            } => {
+                let own = self.node_at(*source);
+                let own = own.is_some_and(|(name, ..)| *name == sent.node);
+                let permitted = (own && self.gone.contains(to))
+                    || self.permits(&sent.node, *source, *destination, None);
                 (!permitted).then_some("nothing permits this source")
             }
             Content::Overlay {
@@ -219,6 +228,25 @@ impl Rules {
             }
             Content::Strange(_) => Some("this could not be read"),
         }
+    }
+
+    /// Whether a node may send this, not in the overlay.
+    fn permits(
+        &self,
+        node: &str,
+        source: IpAddr,
+        destination: IpAddr,
+        service: Option<u16>,
+    ) -> bool {
+        let permitted = |permit: &Permit| {
+            permit.node == node
+                && permit.source == source
+                && permit.destination.contains(&destination)
+                && permit.service.is_none_or(|port| service == Some(port))
+        };
+        self.is_inside(destination)
+            || is_of_the_link(destination)
+            || self.permits.iter().any(permitted)
     }
 
     fn is_inside(&self, address: IpAddr) -> bool {
@@ -459,6 +487,7 @@ mod tests {
                 node: "worker".to_owned(),
                 tag: guessed,
             }],
+            gone: Vec::new(),
         };
         // A reply that is for nobody on the gateway: a leak, unless the test itself forged it.
         for (node, from, tag, fine) in [

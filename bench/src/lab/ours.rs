@@ -21,7 +21,7 @@ use aya::{
 use egress_common::{counter::Count, gateway::Settings, verdict::Replies};
 use egress_userspace::{
     compile::compile,
-    diff,
+    diff::{self, Change},
     gateway_id::gateway_id,
     kernel::{AttachMode, Capacities, CounterMaps, Datapath, LoadOptions, Paths, Program},
     model::ObjectName,
@@ -98,8 +98,8 @@ impl Ours {
             maps.translate(change)?;
         }
         let plan = diff::plan(&KernelState::default(), &names, &desired, &limits)?;
-        for change in &plan.changes {
-            maps.carry_out(change)?;
+        for run in Change::runs(&plan.changes) {
+            maps.carry_out_run(run)?;
         }
         Ok(Self {
             counters: CounterMaps::open(&paths)?,

@@ -257,7 +257,10 @@ impl Kernel {
         self.translate(&plans.translation.additions)?;
         tracing::debug!("named");
         let mut turning = false;
-        for change in &plans.policy.changes {
+        for run in Change::runs(&plans.policy.changes) {
+            let [change, ..] = run else {
+                continue;
+            };
             let turns = matches!(change, Change::TurnPod { .. });
             if turns && !turning {
                 fault::step("turn pods")?;
@@ -269,7 +272,7 @@ impl Kernel {
             turning = turns;
             self.datapath
                 .maps
-                .carry_out(change)
+                .carry_out_run(run)
                 .with_context(|| format!("while changing the maps ({})", describe(change)))?;
         }
         self.translate(&plans.translation.removals)?;

@@ -1,8 +1,9 @@
 //! From what this node has to do to what the maps should say: pure, deterministic, without kernel numbers.
 //!
-//! Numbers of a row: 0 where nothing matches, 1 where the cluster's own prefix is the longest, then in the
-//! order of the rules one number for each (rule with gateways or a drop, family), and one that all rules without
-//! gateway share. Which gateways are usable changes verdicts only: numbers and rows depend on destinations.
+//! Numbers of a row: 0 where nothing matches, 1 where the cluster's own prefix is the longest, then one for each
+//! destination of the rules, in the order of destinations: policies over the same destinations have the same row, whatever
+//! they say of them. Only where most rules are without gateway do these share a number, since verdicts would take more room
+//! than rows save. Which gateways are usable changes verdicts only.
 
 mod memo;
 mod prefixes;
@@ -293,27 +294,37 @@ impl NumberTable {
                 "the first two verdicts below stand at these numbers"
             );
         }
+        let mut wanted: Vec<_> = rules
+            .iter()
+            .flat_map(|rule| {
+                destinations(rule, rules).map(move |(family, net)| (net, family, rule))
+            })
+            .collect();
+        wanted.sort_by_key(|(net, ..)| *net);
+        let is_local = |rule: &EffectiveRule| matches!(rule.action, Action::Local);
+        let locals = wanted.iter().filter(|(.., rule)| is_local(rule)).count();
+        let all = usize::from(NUMBER_FIRST_RULE) + wanted.len();
+        let share = locals > wanted.len() - locals || all > MAX_NUMBERS;
         let mut verdicts = vec![VerdictSpec::Unmatched, VerdictSpec::Local];
-        let mut numbers = Vec::with_capacity(rules.len());
-        let mut local = None;
-        for rule in rules {
-            for (family, destination) in destinations(rule, rules) {
-                let number = match &rule.action {
-                    Action::Local => *local.get_or_insert_with(|| {
-                        verdicts.push(VerdictSpec::Local);
-                        verdicts.len() - 1
-                    }),
-                    Action::Drop(reason) => {
-                        verdicts.push(VerdictSpec::Drop(*reason));
-                        verdicts.len() - 1
-                    }
-                    Action::Gateways(gateways) => {
-                        verdicts.push(group(policy, rule, gateways, family)?);
-                        verdicts.len() - 1
-                    }
-                };
-                numbers.push((destination, number));
+        let mut numbers = Vec::with_capacity(wanted.len());
+        let mut shared = None;
+        for (destination, family, rule) in wanted {
+            let verdict = match &rule.action {
+                Action::Local => VerdictSpec::Local,
+                Action::Drop(reason) => VerdictSpec::Drop(*reason),
+                Action::Gateways(gateways) => group(policy, rule, gateways, family)?,
+            };
+            let number = match shared {
+                Some(number) if is_local(rule) => number,
+                _ => {
+                    verdicts.push(verdict);
+                    verdicts.len() - 1
+                }
+            };
+            if share && is_local(rule) {
+                shared = Some(number);
             }
+            numbers.push((destination, number));
         }
         if verdicts.len() > MAX_NUMBERS {
             return Err(CompileError::PolicyTooLarge {

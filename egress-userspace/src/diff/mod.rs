@@ -104,6 +104,9 @@ pub enum Change {
     Grace,
 }
 
+/// Changes that are carried out together at most.
+const MOST_TOGETHER: usize = 1024;
+
 impl Change {
     /// What kind of change it is, in a few words.
     #[must_use]
@@ -119,6 +122,20 @@ impl Change {
             Self::RemovePrefix { .. } => "withdraw a prefix",
             Self::Grace => "wait for packets in flight",
         }
+    }
+
+    /// Changes in their order, those together that take far less together than one by one: prefixes that come, or go.
+    pub fn runs(changes: &[Self]) -> impl Iterator<Item = &[Self]> {
+        let together = |a: &Self, b: &Self| {
+            matches!(
+                (a, b),
+                (Self::InsertPrefix { .. }, Self::InsertPrefix { .. })
+                    | (Self::RemovePrefix { .. }, Self::RemovePrefix { .. })
+            )
+        };
+        changes
+            .chunk_by(together)
+            .flat_map(|run| run.chunks(MOST_TOGETHER))
     }
 }
 

@@ -14,7 +14,7 @@ use egress_common::{
     keys::PodKey,
     maps::{LINES, MEMBERS, POD_STATE, PODS, VERDICTS},
     pod::PodFacts,
-    trie::{SEGMENT_UNITS, Unit},
+    trie::SEGMENT_UNITS,
     verdict::{Member, PodState, Verdict},
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -69,7 +69,7 @@ impl Maps {
     /// Bytes of the prefix trie that are in use, and those of kernel memory that it takes.
     #[must_use]
     pub fn trie_bytes(&self) -> (u64, u64) {
-        let bytes = size_of::<Unit>() as u64;
+        let bytes = size_of::<u64>() as u64;
         let segments = u64::from(self.trie.store().segments());
         (
             self.trie.units() * bytes,
@@ -98,6 +98,33 @@ impl Maps {
             .map(|(key, slot)| Ok((key, slot, self.slots.get(slot)?)))
             .collect::<anyhow::Result<_>>()?;
         self.beside.repair(&pods)
+    }
+
+    /// Carries out changes of a plan, all of which [`Change::runs`] gives together.
+    pub fn carry_out_run(&mut self, run: &[Change]) -> anyhow::Result<()> {
+        let [first, _, ..] = run else {
+            return run.iter().try_for_each(|change| self.carry_out(change));
+        };
+        for change in run {
+            fault::step(change.name())?;
+        }
+        let context = || format!("cannot change {} prefixes", run.len());
+        if matches!(first, Change::InsertPrefix { .. }) {
+            let mut prefixes = Vec::with_capacity(run.len());
+            for change in run {
+                if let Change::InsertPrefix { prefix, class } = change {
+                    prefixes.push((prefix.into(), *class));
+                }
+            }
+            return self.trie.insert_all(&prefixes).with_context(context);
+        }
+        let mut prefixes = Vec::with_capacity(run.len());
+        for change in run {
+            if let Change::RemovePrefix { prefix } = change {
+                prefixes.push(prefix.into());
+            }
+        }
+        self.trie.remove_all(&prefixes).with_context(context)
     }
 
     /// Carries out one change of a plan.

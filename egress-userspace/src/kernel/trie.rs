@@ -14,7 +14,7 @@ use aya::{
 use egress_common::{
     Family,
     maps::{ROOTS, TRIE},
-    trie::{self, MAX_SEGMENTS, SEGMENT_SHIFT, SEGMENT_UNITS, Unit},
+    trie::{MAX_SEGMENTS, ROOT_WORDS, SEGMENT_SHIFT, SEGMENT_UNITS},
 };
 
 use super::{fault, maps::open, paths::Paths, syscall, words::Words};
@@ -36,10 +36,10 @@ type ClassEntry = [u64; CLASS_WORDS];
 /// The mapped maps.
 pub(super) struct TrieMaps {
     roots: Words,
-    outer: ArrayOfMaps<MapData, Array<MapData, Unit>>,
+    outer: ArrayOfMaps<MapData, Array<MapData, u64>>,
     /// The same, for what aya does not do.
     outer_fd: OwnedFd,
-    segments: Vec<Segment<Unit>>,
+    segments: Vec<Segment<u64>>,
     classes: Vec<Segment<ClassEntry>>,
     /// How many prefixes each segment of the list has.
     filled: Vec<u32>,
@@ -95,7 +95,7 @@ impl TrieMaps {
         let outer_fd = syscall::open_pinned(&paths.map(TRIE))?;
         let mut maps = Self {
             outer_fd,
-            roots: Words::map(&roots, trie::ROOTS as usize)?,
+            roots: Words::map(&roots, ROOT_WORDS as usize)?,
             outer,
             segments: Segment::open_all(|index| paths.trie_segment(index), SEGMENT_UNITS)?,
             classes: Segment::open_all(|index| paths.classes(index), SEGMENT_CLASSES)?,
@@ -142,9 +142,9 @@ impl TrieMaps {
     fn words(&self, at: Place) -> (Option<&Words>, usize) {
         match at {
             Place::Root(number) => (Some(&self.roots), number as usize),
-            Place::Unit(unit, half) => {
+            Place::Unit(unit) => {
                 let segment = self.segments.get((unit >> SEGMENT_SHIFT) as usize);
-                let index = (unit & (SEGMENT_UNITS - 1)) as usize * 2 + half as usize;
+                let index = (unit & (SEGMENT_UNITS - 1)) as usize;
                 (segment.map(|segment| &segment.words), index)
             }
         }
@@ -277,7 +277,7 @@ pub(super) fn make_outer(paths: &Paths) -> anyhow::Result<()> {
     }
     let template = paths.trie_segment(0);
     make(&template, || {
-        Array::<MapData, Unit>::create(SEGMENT_UNITS, MMAPABLE)
+        Array::<MapData, u64>::create(SEGMENT_UNITS, MMAPABLE)
     })?;
     let template = syscall::open_pinned(&template)
         .with_context(|| format!("cannot open the segment {}", template.display()))?;

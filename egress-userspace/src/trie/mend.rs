@@ -1,19 +1,27 @@
-//! What is in a store is looked through before the first change: a crash may have left a change half done.
+//! What is in a store is compared with the list before the first change: a crash may have left a change half done.
 
 use std::collections::BTreeMap;
 
-use egress_common::trie::{
-    Child, Entry, NODE_ENTRIES, NODE_UNITS, Path, RECORD_BITS, ROOT_BITS, ROOTS, SEGMENT_UNITS,
-    STRIDE,
+use egress_common::{
+    Family,
+    trie::{
+        Meaning, Path, RECORD_BITS, RECORD_UNITS, ROOT_BITS, ROOTS, SEGMENT_UNITS, STRIDE, Word,
+    },
 };
 
-use super::{Known, Place, Prefix, Store, Trie, home, room::Room};
+use super::{
+    Known, Place, Prefix, Store, Trie,
+    branch::{self, Branch},
+    change::{Change, leaf_prefix},
+    room::Room,
+    roots,
+};
 
 impl<S: Store> Trie<S> {
-    /// Makes sure that the trie says what its list of prefixes says. Packets in flight may not be of a run before.
+    /// Makes sure that the trie says what its list of prefixes says.
     ///
     /// # Errors
-    /// The store could not grow: the trie says what it said.
+    /// The store could not grow: it is tried again at the next change.
     pub fn mend(&mut self) -> Result<(), S::Error> {
         self.known = Some(self.known()?);
         Ok(())
@@ -33,100 +41,120 @@ impl<S: Store> Trie<S> {
                 second.push(class);
             }
         }
-        let used = self.walk();
-        let mut room = Room::new(used);
-        for (prefix, class) in &classes {
-            self.reserve(&room)?;
-            self.place(&mut room, *prefix, *class);
-        }
+        let room = self.mended(&classes)?;
         for class in second {
             self.store.clear_class(class)?;
         }
         Ok(Known { classes, room })
     }
 
-    /// Looks through all that the roots lead to, takes out what the list of prefixes does not know or what cannot be,
-    /// and gives the units that are left: first ones, and how many.
-    fn walk(&mut self) -> Vec<(u32, u32)> {
-        let units = self.store.segments() * SEGMENT_UNITS;
-        let mut seen = Seen {
-            taken: vec![0; (units / NODE_UNITS) as usize],
-            used: Vec::new(),
-        };
+    /// Goes through all that the roots lead to, and makes anew what is below those where it is not what the list says.
+    fn mended(&mut self, classes: &BTreeMap<Prefix, u32>) -> Result<Room, S::Error> {
+        let (covers, longer): (Vec<Change>, Vec<Change>) = classes
+            .iter()
+            .map(|(prefix, class)| (*prefix, Some(*class)))
+            .partition(|(prefix, _)| prefix.length() <= ROOT_BITS);
+        let mut seen = Seen::new(self.store.segments());
+        let mut used = Vec::new();
+        let mut stale = Vec::new();
+        let mut wrong = Vec::new();
+        let mut rest = &longer[..];
         for root in 0..ROOTS {
-            self.walk_entry(&mut seen, Place::Root(root), Prefix::of_root(root), true);
+            let here = rest.partition_point(|(prefix, _)| prefix.root() == root);
+            let (wanted, others) = rest.split_at(here);
+            rest = others;
+            seen.found.clear();
+            seen.used.clear();
+            let sound = self.walk(&mut seen, self.below_root(root), Prefix::of_root(root), 0);
+            seen.found.sort_unstable();
+            used.extend(&seen.used);
+            if !sound || seen.found != wanted {
+                stale.extend(&seen.used);
+                wrong.push((root, wanted));
+            }
         }
-        seen.used
+        let mut room = Room::new(used);
+        // Packets in flight may read what a run before has published.
+        for (unit, units) in stale {
+            room.retire(unit, units);
+        }
+        self.mend_covers(&covers);
+        for (root, wanted) in wrong {
+            let count = u32::try_from(wanted.len()).unwrap_or(u32::MAX);
+            self.reserve(&room, count)?;
+            let word = self.built(&mut room, &Prefix::of_root(root), wanted);
+            self.set_root(root, word);
+        }
+        Ok(room)
     }
 
-    /// One entry of a node or of the table of roots, and what it leads to.
-    fn walk_entry(&mut self, seen: &mut Seen, at: Place, path: Prefix, of_roots: bool) {
-        let before = Entry(self.store.word(at));
-        if before == Entry::EMPTY {
-            return;
+    fn mend_covers(&mut self, covers: &[Change]) {
+        let mut told = vec![0; ROOTS as usize];
+        // In order, a prefix is before all that it contains.
+        for (prefix, class) in covers {
+            let class = class.map_or(0, |class| class + 1);
+            let roots = roots(prefix);
+            told[roots.start as usize..roots.end as usize].fill(class);
         }
-        let mut entry = before;
-        let is_known = entry.class().is_none_or(|class| {
-            self.store.class(class).is_some_and(|prefix| {
-                let belongs = if of_roots {
-                    prefix.length() <= ROOT_BITS
-                } else {
-                    prefix.length() > ROOT_BITS && home(&prefix) + STRIDE == path.length()
-                };
-                belongs && prefix.contains(&path)
-            })
-        });
-        if !is_known {
-            entry = entry.with_class(None);
-        }
-        if !self.walk_child(seen, path, entry.child()) {
-            entry = entry.with_child(Child::None);
-        }
-        if entry != before {
-            self.store.set_word(at, entry.0);
+        for (root, told) in (0..).zip(told) {
+            self.set_cover(root, told);
         }
     }
 
-    /// Whether a child can stay.
-    fn walk_child(&mut self, seen: &mut Seen, path: Prefix, child: Child) -> bool {
+    /// Whether what a word leads to can be read; what is there is noted.
+    fn walk(&self, seen: &mut Seen, word: Word, path: Prefix, records: usize) -> bool {
+        if word != Word::new(word.meaning()) {
+            return false;
+        }
         let bits = match path.family() {
-            egress_common::Family::V4 => 32,
-            egress_common::Family::V6 => 128,
+            Family::V4 => 32,
+            Family::V6 => 128,
         };
-        match child {
-            Child::None => true,
-            Child::Node(unit) => {
-                if path.length() + STRIDE > bits || !seen.take(unit, NODE_UNITS) {
+        match word.meaning() {
+            Meaning::Nothing => true,
+            Meaning::Leaf(leaf) => {
+                let Some(class) = leaf.told.checked_sub(1) else {
+                    return false;
+                };
+                if path.length() + leaf.length > bits || leaf.bits << leaf.length != 0 {
                     return false;
                 }
-                for number in 0..NODE_ENTRIES {
-                    let path = path.and(number.into(), STRIDE);
-                    self.walk_entry(seen, Place::in_node(unit, number), path, false);
-                }
+                seen.found.push((leaf_prefix(&path, &leaf), Some(class)));
                 true
             }
-            Child::Record(unit) => {
-                if !seen.take(unit, 1) {
+            Meaning::Node(node) => {
+                let depth = path.length();
+                let is_place =
+                    (depth - ROOT_BITS).is_multiple_of(STRIDE) && depth + STRIDE <= bits + 1;
+                if !is_place || node.units() == 0 || !seen.take(node.unit, node.units()) {
                     return false;
                 }
-                let stands_for = Path(self.store.word(Place::Unit(unit, 0)));
-                let length = stands_for.length();
-                let entry = Entry(self.store.word(Place::of_record(unit)));
-                let fits = (1..=RECORD_BITS).contains(&length) && path.length() + length <= bits;
-                let stays = fits && {
-                    let path = path.and(stands_for.bits() >> (64 - length), length);
-                    match (entry.class(), entry.child()) {
-                        (Some(class), Child::None) => self.store.class(class) == Some(path),
-                        (None, child @ (Child::Node(_) | Child::Record(_))) => {
-                            length.is_multiple_of(STRIDE) && self.walk_child(seen, path, child)
-                        }
-                        (_, _) => false,
-                    }
-                };
-                if !stays {
-                    seen.give_back(unit);
+                let branch = Branch::load(&self.store, &node);
+                // What has no meaning would be taken for absent.
+                if branch.node(node.unit) != node || (node.children != 0 && depth + STRIDE > bits) {
+                    return false;
                 }
-                stays
+                for (number, told) in branch.ends.iter().enumerate() {
+                    if let Some(class) = told.checked_sub(1) {
+                        seen.found.push((branch::end(&path, number), Some(class)));
+                    }
+                }
+                (0..).zip(branch.children).all(|(number, child)| {
+                    child == Word::EMPTY || self.walk(seen, child, path.and(number, STRIDE), 0)
+                })
+            }
+            Meaning::Record(unit) => {
+                if records == 2 || !seen.take(unit, RECORD_UNITS) {
+                    return false;
+                }
+                let stands_for = Path(self.store.word(Place::Unit(unit)));
+                let word = Word(self.store.word(Place::Unit(unit + 1)));
+                let length = stands_for.length();
+                let fits = (1..=RECORD_BITS).contains(&length) && path.length() + length <= bits;
+                fits && word != Word::EMPTY && {
+                    let path = path.and(stands_for.bits() >> (64 - length), length);
+                    self.walk(seen, word, path, records + 1)
+                }
             }
         }
     }
@@ -134,34 +162,35 @@ impl<S: Store> Trie<S> {
 
 /// What the walk has come by.
 struct Seen {
-    /// For each block, a bit for each unit.
-    taken: Vec<u8>,
+    /// Of every unit, whether something leads there.
+    taken: Vec<bool>,
+    /// Below one root: first units, and how many.
     used: Vec<(u32, u32)>,
+    /// Below one root.
+    found: Vec<Change>,
 }
 
 impl Seen {
-    /// Whether nothing else leads there, and it is there.
-    fn take(&mut self, unit: u32, units: u32) -> bool {
-        let (block, place) = ((unit / NODE_UNITS) as usize, unit % NODE_UNITS);
-        let mask = if units == NODE_UNITS {
-            u8::MAX
-        } else {
-            1 << place
-        };
-        let Some(taken) = self.taken.get_mut(block) else {
-            return false;
-        };
-        if block == 0 || *taken & mask != 0 || (units == NODE_UNITS && place != 0) {
-            return false;
+    fn new(segments: u32) -> Self {
+        Self {
+            taken: vec![false; segments as usize * SEGMENT_UNITS as usize],
+            used: Vec::new(),
+            found: Vec::new(),
         }
-        *taken |= mask;
-        self.used.push((unit, units));
-        true
     }
 
-    /// What is taken out again: the last record that was taken on this way.
-    fn give_back(&mut self, unit: u32) {
-        self.taken[(unit / NODE_UNITS) as usize] &= !(1 << (unit % NODE_UNITS));
-        self.used.retain(|used| *used != (unit, 1));
+    /// Whether nothing else leads there, and it is there.
+    fn take(&mut self, unit: u32, units: u32) -> bool {
+        let size = units.next_power_of_two();
+        let (first, size) = (unit as usize, size as usize);
+        let Some(taken) = self.taken.get_mut(first..first + size) else {
+            return false;
+        };
+        if !first.is_multiple_of(size) || taken.contains(&true) {
+            return false;
+        }
+        taken.fill(true);
+        self.used.push((unit, units));
+        true
     }
 }

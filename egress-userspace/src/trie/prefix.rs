@@ -64,7 +64,7 @@ impl Prefix {
         Self::new(self.family, self.bits, length)
     }
 
-    /// The number of its entry among the roots: of a short one, of the first.
+    /// The number of its root: of a short one, of the first.
     #[must_use]
     pub(super) const fn root(&self) -> u32 {
         let first = (self.bits >> (128 - ROOT_BITS)) as u32;
@@ -74,7 +74,7 @@ impl Prefix {
         }
     }
 
-    /// The prefix that an entry of the table of roots stands for.
+    /// The prefix that a root stands for.
     pub(super) const fn of_root(number: u32) -> Self {
         let family = if number >> ROOT_BITS == 0 {
             Family::V4

@@ -1,22 +1,28 @@
-//! Which units are in use: blocks as large as a node, each one a node or up to eight records.
+//! Which units are in use: blocks of 8 to 256 bytes, each a power of two, and aligned to its size.
 
 use std::collections::BTreeSet;
 
-use egress_common::trie::{NODE_UNITS, SEGMENT_UNITS};
+use egress_common::trie::SEGMENT_UNITS;
 
-/// A node and the records that one change needs at most: two in front of a new node, two in each of two of its entries.
-const RESERVE: u32 = 7;
-const BLOCKS_PER_SEGMENT: u32 = SEGMENT_UNITS / NODE_UNITS;
+/// Sizes that there are: 1 unit, 2, 4, and so on.
+const SIZES: usize = 6;
+/// Units of a chunk, the largest of them: a node with all that it can have takes 24.
+const CHUNK_UNITS: u32 = 1 << (SIZES - 1);
+const CHUNKS_PER_SEGMENT: u32 = SEGMENT_UNITS / CHUNK_UNITS;
 
-/// The units in use. The first block is nobody's, since no child has the number 0.
+/// Chunks that so many changes can take at most. Of each comes one node, at most, and three times two records: in front
+/// of it, and in each of two places below. All that is free of other sizes meanwhile is less than one.
+const fn most(changes: u32) -> u32 {
+    changes.saturating_mul(2).saturating_add(8)
+}
+
+/// The units in use.
 #[derive(Debug)]
 pub(super) struct Room {
-    /// For each block up to the last one in use, a bit for each unit.
-    used: Vec<u8>,
-    /// Of those, the blocks without a unit in use.
-    free: BTreeSet<u32>,
-    /// Of those, the blocks with records, and room for more.
-    partial: BTreeSet<u32>,
+    /// Of each size, the first units of what is free.
+    free: [BTreeSet<u32>; SIZES],
+    /// Chunks up to the last one in use.
+    chunks: u32,
     /// Units in use, also those that packets in flight may still read.
     units: u64,
     /// What nothing leads to any more: first units, and how many.
@@ -25,37 +31,40 @@ pub(super) struct Room {
 
 impl Room {
     /// With these units in use: first ones, and how many.
-    pub(super) fn new(used: impl IntoIterator<Item = (u32, u32)>) -> Self {
+    pub(super) fn new(mut used: Vec<(u32, u32)>) -> Self {
         let mut room = Self {
-            used: vec![1],
-            free: BTreeSet::new(),
-            partial: BTreeSet::new(),
+            free: Default::default(),
+            chunks: 0,
             units: 0,
             retired: Vec::new(),
         };
+        used.sort_unstable();
+        let mut end = 0;
         for (unit, units) in used {
-            let block = (unit / NODE_UNITS) as usize;
-            if room.used.len() <= block {
-                room.used.resize(block + 1, 0);
-            }
-            room.used[block] |= mask(unit, units);
-            room.units += u64::from(units);
+            let taken = 1 << size(units);
+            room.free_between(end, unit);
+            room.units += taken;
+            end = unit + (1 << size(units));
         }
-        for (block, used) in (0..).zip(&room.used).skip(1) {
-            match *used {
-                0 => drop(room.free.insert(block)),
-                u8::MAX => {}
-                _ => drop(room.partial.insert(block)),
-            }
-        }
+        room.chunks = end.div_ceil(CHUNK_UNITS);
+        room.free_between(end, room.chunks * CHUNK_UNITS);
         room
     }
 
-    /// Segments that have to be there before any change.
-    pub(super) fn segments_wanted(&self) -> u32 {
-        let free = u32::try_from(self.free.len()).unwrap_or(u32::MAX);
-        let blocks = u32::try_from(self.used.len()).unwrap_or(u32::MAX);
-        (blocks + RESERVE.saturating_sub(free)).div_ceil(BLOCKS_PER_SEGMENT)
+    fn free_between(&mut self, mut from: u32, to: u32) {
+        while from < to {
+            let aligned = from.trailing_zeros().min(CHUNK_UNITS.ilog2());
+            let fits = (to - from).ilog2().min(aligned);
+            self.free[fits as usize].insert(from);
+            from += 1 << fits;
+        }
+    }
+
+    /// Segments that have to be there before so many changes.
+    pub(super) fn segments_wanted(&self, changes: u32) -> u32 {
+        let free = u32::try_from(self.free[SIZES - 1].len()).unwrap_or(u32::MAX);
+        let new = most(changes).saturating_sub(free);
+        (self.chunks + new).div_ceil(CHUNKS_PER_SEGMENT)
     }
 
     /// Units in use.
@@ -63,39 +72,20 @@ impl Room {
         self.units
     }
 
-    /// The first unit of a new node.
-    pub(super) fn take_node(&mut self) -> u32 {
-        let block = self.take_block();
-        self.used[block as usize] = u8::MAX;
-        self.units += u64::from(NODE_UNITS);
-        block * NODE_UNITS
-    }
-
-    /// The unit of a new record.
-    pub(super) fn take_record(&mut self) -> u32 {
-        let block = match self.partial.first() {
-            Some(block) => *block,
-            None => {
-                let block = self.take_block();
-                self.partial.insert(block);
-                block
-            }
-        };
-        let used = &mut self.used[block as usize];
-        let place = used.trailing_ones();
-        *used |= 1 << place;
-        if *used == u8::MAX {
-            self.partial.remove(&block);
+    /// The first of so many new units.
+    pub(super) fn take(&mut self, units: u32) -> u32 {
+        let size = size(units);
+        let larger = (size..SIZES).find_map(|size| Some((size, self.free[size].pop_first()?)));
+        let (mut from, first) = larger.unwrap_or_else(|| {
+            self.chunks += 1;
+            (SIZES - 1, (self.chunks - 1) * CHUNK_UNITS)
+        });
+        while from > size {
+            from -= 1;
+            self.free[from].insert(first + (1 << from));
         }
-        self.units += 1;
-        block * NODE_UNITS + place
-    }
-
-    fn take_block(&mut self) -> u32 {
-        self.free.pop_first().unwrap_or_else(|| {
-            self.used.push(0);
-            u32::try_from(self.used.len() - 1).unwrap_or(u32::MAX)
-        })
+        self.units += 1 << size;
+        first
     }
 
     /// Nothing leads there any more, but packets in flight may be there.
@@ -106,29 +96,27 @@ impl Room {
     /// All packets that were in flight have ended: what was given back may be taken.
     pub(super) fn settle(&mut self) {
         for (unit, units) in std::mem::take(&mut self.retired) {
-            let block = unit / NODE_UNITS;
-            let used = &mut self.used[block as usize];
-            *used &= !mask(unit, units);
-            if *used == 0 {
-                self.partial.remove(&block);
-                self.free.insert(block);
-            } else {
-                self.partial.insert(block);
-            }
-            self.units -= u64::from(units);
+            let size = size(units);
+            self.units -= 1 << size;
+            self.give_back(unit, size);
         }
-        while self.used.last() == Some(&0) {
-            self.used.pop();
-            self.free.pop_last();
+        while let Some(last) = self.chunks.checked_sub(1)
+            && self.free[SIZES - 1].remove(&(last * CHUNK_UNITS))
+        {
+            self.chunks = last;
         }
+    }
+
+    fn give_back(&mut self, mut unit: u32, mut size: usize) {
+        while size < SIZES - 1 && self.free[size].remove(&(unit ^ 1 << size)) {
+            unit &= !(1 << size);
+            size += 1;
+        }
+        self.free[size].insert(unit);
     }
 }
 
-fn mask(unit: u32, units: u32) -> u8 {
-    let all = if units >= NODE_UNITS {
-        u8::MAX
-    } else {
-        (1 << units) - 1
-    };
-    all << (unit % NODE_UNITS)
+/// The number of the size that so many units need.
+const fn size(units: u32) -> usize {
+    units.next_power_of_two().trailing_zeros() as usize
 }

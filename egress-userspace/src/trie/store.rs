@@ -1,28 +1,14 @@
 //! What the trie is kept in.
 
-use egress_common::trie::{Entry, NODE_ENTRIES, Path};
-
 use super::{ClassTaken, Prefix};
 
-/// Where an entry is.
+/// Where a word is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
     /// In the table of roots.
     Root(u32),
-    /// In a unit: of a node the first or the second, of a record the second.
-    Unit(u32, u32),
-}
-
-impl Place {
-    /// An entry of the node that starts at a unit.
-    pub(super) const fn in_node(node: u32, number: u32) -> Self {
-        Self::Unit(node + number / 2, number % 2)
-    }
-
-    /// The entry of a record.
-    pub(super) const fn of_record(unit: u32) -> Self {
-        Self::Unit(unit, 1)
-    }
+    /// In a segment.
+    Unit(u32),
 }
 
 /// The words of the trie, which packets read at any time, and the list of its prefixes, which they do not.
@@ -68,20 +54,11 @@ pub trait Store {
 pub(super) struct Seen<'a, S>(pub(super) &'a S);
 
 impl<S: Store> egress_common::trie::Reader for Seen<'_, S> {
-    fn root(&self, number: u32) -> Option<Entry> {
-        Some(Entry(self.0.word(Place::Root(number))))
+    fn root(&self, number: u32) -> Option<u64> {
+        Some(self.0.word(Place::Root(number)))
     }
 
-    fn entry(&self, unit: u32, half: u32) -> Option<Entry> {
-        Some(Entry(self.0.word(Place::Unit(unit, half))))
-    }
-
-    fn record(&self, unit: u32) -> Option<(Path, Entry)> {
-        let path = Path(self.0.word(Place::Unit(unit, 0)));
-        Some((path, Entry(self.0.word(Place::of_record(unit)))))
+    fn unit(&self, unit: u32) -> Option<u64> {
+        Some(self.0.word(Place::Unit(unit)))
     }
 }
-
-/// A node that is not in the trie yet.
-#[derive(Default)]
-pub(super) struct NewNode(pub(super) [Entry; NODE_ENTRIES as usize]);

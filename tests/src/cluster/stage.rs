@@ -55,6 +55,8 @@ pub struct ClusterStage {
     permits: Vec<Permit>,
     /// What the test forges.
     forged: Vec<Forged>,
+    /// Egress addresses that come and go.
+    gone: Vec<IpAddr>,
     /// What each node had dropped before all gateways were up: what a pod sends by itself meanwhile.
     dropped: BTreeMap<&'static str, BTreeMap<String, u64>>,
     sniffer: Sniffer,
@@ -105,6 +107,7 @@ impl ClusterStage {
             outside,
             permits: Vec::new(),
             forged: Vec::new(),
+            gone: Vec::new(),
             dropped: BTreeMap::new(),
             sniffer,
             cluster,

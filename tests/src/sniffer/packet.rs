@@ -15,6 +15,12 @@ const ETHERNET: usize = 14;
 const IPV4: u16 = 0x0800;
 const IPV6: u16 = 0x86dd;
 const ARP: u16 = 0x0806;
+const ICMP: u8 = 1;
+const ICMPV6: u8 = 58;
+/// Destination unreachable (RFC 792; RFC 4443, 3.1).
+const UNREACHABLE: [(u8, u8); 2] = [(ICMP, 3), (ICMPV6, 1)];
+/// Bytes of an ICMP error before the packet that it quotes.
+const ICMP_HEADER: usize = 8;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 /// UDP's header and VXLAN's (RFC 7348, 5).
@@ -42,6 +48,15 @@ pub enum Content {
         protocol: u8,
         /// Its source port, if that is a service's.
         service: Option<u16>,
+    },
+    /// Word that a packet could not be delivered.
+    Undeliverable {
+        /// Source address.
+        source: IpAddr,
+        /// Destination address.
+        destination: IpAddr,
+        /// Where the packet was to go.
+        to: IpAddr,
     },
     /// In a frame of the overlay.
     Overlay {
@@ -84,6 +99,11 @@ impl fmt::Display for Content {
                     None => write!(f, ")"),
                 }
             }
+            Self::Undeliverable {
+                source,
+                destination,
+                to,
+            } => write!(f, "{source} → {destination} (cannot deliver to {to})"),
             Self::Overlay {
                 from,
                 to,
@@ -137,6 +157,13 @@ impl Reader {
         };
         if outer.protocol == UDP && port(2) == Some(self.overlay_port) {
             return Some(overlay(&outer));
+        }
+        if let Some(to) = undelivered(&outer) {
+            return Some(Content::Undeliverable {
+                source: outer.source,
+                destination: outer.destination,
+                to,
+            });
         }
         Some(Content::Plain {
             source: outer.source,
@@ -194,9 +221,23 @@ fn labels(frame: &[u8]) -> Option<(Tag, Kind)> {
     Some((tag, kind))
 }
 
+/// Where a packet was to go that this one says could not be delivered.
+fn undelivered(outer: &Network<'_>) -> Option<IpAddr> {
+    let kind = (outer.protocol, *outer.payload.first()?);
+    if !outer.first || !UNREACHABLE.contains(&kind) {
+        return None;
+    }
+    let quoted = outer.payload.get(ICMP_HEADER..)?;
+    let ethertype = if outer.protocol == ICMP { IPV4 } else { IPV6 };
+    Some(network_of(ethertype, quoted)?.destination)
+}
+
 fn network(frame: &[u8]) -> Option<Network<'_>> {
-    let packet = frame.get(ETHERNET..)?;
-    match ethertype(frame)? {
+    network_of(ethertype(frame)?, frame.get(ETHERNET..)?)
+}
+
+fn network_of(ethertype: u16, packet: &[u8]) -> Option<Network<'_>> {
+    match ethertype {
         IPV4 => {
             let header = usize::from(packet.first()? & 0x0f) * 4;
             let source: [u8; 4] = packet.get(12..16)?.try_into().ok()?;
@@ -264,6 +305,28 @@ mod tests {
             .udp(ports.0, ports.1)
             .write(&mut frame, payload)?;
         Ok(frame)
+    }
+
+    #[test]
+    fn tells_what_could_not_be_delivered() -> Result<()> {
+        let (node, remote, gone) = ([172, 18, 0, 21], [192, 0, 2, 80], [172, 18, 0, 203]);
+        let reply = udp(remote, gone, (80, 9), [[2; 6], [4; 6]], b"")?;
+        let quoted = reply.get(ETHERNET..).unwrap_or_default();
+        for (kind, told) in [(3, true), (5, false), (11, false)] {
+            let mut frame = Vec::new();
+            PacketBuilder::ethernet2([2; 6], [4; 6])
+                .ipv4(node, remote, 64)
+                .icmpv4_raw(kind, 1, [0; 4])
+                .write(&mut frame, quoted)?;
+            let found = READER().read(&frame);
+            let wanted = Content::Undeliverable {
+                source: Ipv4Addr::from(node).into(),
+                destination: Ipv4Addr::from(remote).into(),
+                to: Ipv4Addr::from(gone).into(),
+            };
+            assert_eq!(found == Some(wanted), told, "{kind}: {found:?}");
+        }
+        Ok(())
     }
 
     #[test]

@@ -165,6 +165,38 @@ fn the_same_content_is_held_once() -> Result<(), CompileError> {
 }
 
 #[test]
+fn policies_over_the_same_destinations_have_one_row() -> Result<(), CompileError> {
+    let nets = ["10.1.0.0/16", "10.2.0.0/16", "10.3.0.0/16", "10.4.0.0/16"];
+    let out = || Action::Gateways([gateway(1, true, false, 1)].into());
+    let of = |number, locals: &[usize], order: &[usize]| {
+        let action = |at: &usize| {
+            if locals.contains(at) {
+                Action::Local
+            } else {
+                out()
+            }
+        };
+        let rules = order.iter().map(|at| (Some(net(nets[*at])), action(at)));
+        pod(number, &format!("policy{number}"), fate(rules.collect()))
+    };
+    let state = |second| {
+        let resolved = Resolved {
+            pods: BTreeMap::from([of(1, &[0], &[0, 1, 2, 3]), second]),
+            ..Resolved::default()
+        };
+        compile(&resolved, &Limits::default())
+    };
+    let alike = state(of(2, &[2, 3], &[3, 1, 0, 2]))?;
+    assert_eq!((alike.profiles.len(), alike.rows.len()), (2, 1));
+    // Rules without gateway do not take a verdict each where they are most of them.
+    let local = state(of(2, &[1, 2, 3], &[0, 1, 2, 3]))?;
+    assert_eq!((local.profiles.len(), local.rows.len()), (2, 2));
+    let verdicts = local.profiles.iter().map(|profile| profile.verdicts.len());
+    assert_eq!(verdicts.collect::<Vec<_>>(), [2 + 4, 2 + 1 + 1]);
+    Ok(())
+}
+
+#[test]
 fn groups_are_in_the_order_of_ids() -> Result<(), CompileError> {
     let all: Vec<_> = (1..=9).map(|n| gateway(n, true, false, 1)).collect();
     let fate = fate(vec![(None, Action::Gateways(all.into()))]);

@@ -87,7 +87,7 @@ pub(super) fn check(
 }
 
 /// A trie that got its prefixes in order, and nothing else.
-fn fresh(pair: &Pair) -> Trie<Memory> {
+pub(super) fn fresh(pair: &Pair) -> Trie<Memory> {
     let mut trie = Trie::new(Memory::default());
     for (prefix, class) in &pair.prefixes {
         trie.insert(*prefix, *class).unwrap();
@@ -146,7 +146,7 @@ fn answers_are_those_of_a_longest_match_for_long() {
 fn what_does_not_fit_is_refused_whole() {
     let mut random = Random::new();
     let memory = Memory {
-        most_segments: Some(2),
+        most_segments: Some(1),
         ..Memory::default()
     };
     let mut trie = Trie::new(memory);

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use egress_common::trie::{Entry, ROOTS, SEGMENT_SHIFT, SEGMENT_UNITS};
+use egress_common::trie::{Meaning, Node, ROOT_WORDS, SEGMENT_SHIFT, SEGMENT_UNITS, Word};
 
 use crate::trie::{ClassTaken, Place, Prefix, Store};
 
@@ -13,14 +13,14 @@ pub(super) type Watch = Box<dyn FnMut(&Words)>;
 #[derive(Clone, Debug)]
 pub(super) struct Words {
     roots: Vec<u64>,
-    units: HashMap<u32, [u64; 2]>,
+    units: HashMap<u32, u64>,
     pub(super) segments: u32,
 }
 
 impl Default for Words {
     fn default() -> Self {
         Self {
-            roots: vec![0; ROOTS as usize],
+            roots: vec![0; ROOT_WORDS as usize],
             units: HashMap::new(),
             segments: 0,
         }
@@ -31,14 +31,12 @@ impl Words {
     pub(super) fn get(&self, at: Place) -> u64 {
         match at {
             Place::Root(number) => self.roots[number as usize],
-            Place::Unit(unit, half) => {
+            Place::Unit(unit) => {
                 assert!(
                     unit >> SEGMENT_SHIFT < self.segments,
                     "unit {unit} is in no segment"
                 );
-                self.units
-                    .get(&unit)
-                    .map_or(0, |words| words[half as usize])
+                self.units.get(&unit).copied().unwrap_or(0)
             }
         }
     }
@@ -106,9 +104,9 @@ impl Store for Memory {
         self.written += 1;
         match at {
             Place::Root(number) => self.words.roots[number as usize] = word,
-            Place::Unit(unit, half) => {
+            Place::Unit(unit) => {
                 assert!(unit >> SEGMENT_SHIFT < self.words.segments, "unit {unit}");
-                self.words.units.entry(unit).or_default()[half as usize] = word;
+                self.words.units.insert(unit, word);
             }
         }
         if let Some(mut watch) = self.watch.take() {
@@ -164,7 +162,7 @@ impl Store for Memory {
 impl Memory {
     /// Writes something else into some of its words.
     pub(super) fn damage(&mut self, random: &mut super::Random) {
-        let words = self.words.units.values_mut().flatten();
+        let words = self.words.units.values_mut();
         let roots = self.words.roots.iter_mut().filter(|word| **word != 0);
         for word in words.chain(roots) {
             if random.once_in(12) {
@@ -173,11 +171,12 @@ impl Memory {
                     1 => *word ^ 1 << random.below(64),
                     2 => random.next(),
                     _ => {
-                        Entry::new(
-                            Some(random.below(80)),
-                            egress_common::trie::Child::Node(8 * random.below(40)),
-                        )
-                        .0
+                        let node = Node {
+                            children: random.next() as u16,
+                            ends: random.next() as u16 & !1,
+                            unit: random.below(400),
+                        };
+                        Word::new(Meaning::Node(node)).0
                     }
                 };
             }

@@ -9,6 +9,7 @@
 mod changes;
 mod memory;
 mod readers;
+mod together;
 mod worked;
 
 use std::collections::BTreeMap;

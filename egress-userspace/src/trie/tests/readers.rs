@@ -2,7 +2,7 @@
 
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
-use egress_common::trie::{self, Child, Entry, Key, Path, ROOT_BITS, Reader};
+use egress_common::trie::{self, Key, Meaning, Path, ROOT_BITS, ROOTS, Reader, Word};
 
 use super::{
     Memory, Prefix, Random, Trie,
@@ -13,17 +13,12 @@ use super::{
 use crate::trie::Place;
 
 impl Reader for Words {
-    fn root(&self, number: u32) -> Option<Entry> {
-        Some(Entry(self.get(Place::Root(number))))
+    fn root(&self, number: u32) -> Option<u64> {
+        Some(self.get(Place::Root(number)))
     }
 
-    fn entry(&self, unit: u32, half: u32) -> Option<Entry> {
-        Some(Entry(self.get(Place::Unit(unit, half))))
-    }
-
-    fn record(&self, unit: u32) -> Option<(Path, Entry)> {
-        let words = [0, 1].map(|half| self.get(Place::Unit(unit, half)));
-        Some((Path(words[0]), Entry(words[1])))
+    fn unit(&self, unit: u32) -> Option<u64> {
+        Some(self.get(Place::Unit(unit)))
     }
 }
 
@@ -82,19 +77,32 @@ fn between_words_the_answer_is_old_or_new_for_long() {
 /// A packet on its way down that reads a word whenever the writer has written one.
 struct Slow {
     address: Prefix,
-    bits: u128,
-    entry: Option<Entry>,
+    depth: u32,
+    next: Next,
+    /// The class of the longest prefix of the last node with one that contains the address.
+    passed: Option<(u32, u32)>,
     found: Option<u32>,
     /// Every answer that was right since it came.
     right: Vec<Option<u32>>,
+}
+
+/// What a packet reads next.
+#[derive(Clone, Copy)]
+enum Next {
+    Root,
+    Unit(u32),
+    Path(u32),
+    Passed,
+    Nothing,
 }
 
 impl Slow {
     fn new(address: Prefix) -> Self {
         Self {
             address,
-            bits: address.bits(),
-            entry: None,
+            depth: ROOT_BITS,
+            next: Next::Root,
+            passed: None,
             found: None,
             right: Vec::new(),
         }
@@ -102,29 +110,63 @@ impl Slow {
 
     /// Reads what is next; whether that was the last.
     fn read(&mut self, words: &Words) -> bool {
-        let (entry, length) = match self.entry.map(Entry::child) {
-            None => {
-                let key = Key::new(self.address.family(), &self.address.address());
-                (words.root(key.root).unwrap(), ROOT_BITS)
-            }
-            Some(Child::None) => return true,
-            Some(Child::Node(unit)) => {
-                let number = (self.bits >> 124) as u32;
-                (words.entry(unit + number / 2, number % 2).unwrap(), 4)
-            }
-            Some(Child::Record(unit)) => {
-                let (path, entry) = words.record(unit).unwrap();
-                let bits = (self.bits >> 64) as u64;
-                if (bits ^ path.bits()) >> (64 - path.length()) != 0 {
-                    return true;
+        let root = Key::new(self.address.family(), &self.address.address()).root;
+        self.next = match self.next {
+            Next::Root => self.after(Word(words.get(Place::Root(root)))),
+            Next::Unit(unit) => self.after(Word(words.get(Place::Unit(unit)))),
+            Next::Path(unit) => {
+                let path = Path(words.get(Place::Unit(unit)));
+                if self.goes_on(path.bits(), path.length()) {
+                    self.depth += path.length();
+                    Next::Unit(unit + 1)
+                } else {
+                    Next::Passed
                 }
-                (entry, path.length())
             }
+            Next::Passed => {
+                let (place, half) = match self.passed {
+                    Some((unit, number)) => (Place::Unit(unit + number / 2), number % 2),
+                    None => (Place::Root(ROOTS + root / 2), root % 2),
+                };
+                let told = (words.get(place) >> (32 * half)) as u32;
+                self.found = told.checked_sub(1);
+                Next::Nothing
+            }
+            Next::Nothing => Next::Nothing,
         };
-        self.bits <<= length;
-        self.entry = Some(entry);
-        self.found = entry.class().or(self.found);
-        entry.child() == Child::None
+        matches!(self.next, Next::Nothing)
+    }
+
+    fn after(&mut self, word: Word) -> Next {
+        match word.meaning() {
+            Meaning::Nothing => Next::Passed,
+            Meaning::Record(unit) => Next::Path(unit),
+            Meaning::Leaf(leaf) if self.goes_on(leaf.bits, leaf.length) => {
+                self.found = leaf.told.checked_sub(1);
+                Next::Nothing
+            }
+            Meaning::Leaf(_) => Next::Passed,
+            Meaning::Node(node) => {
+                let number = self.address.slice(self.depth, 4) as u32;
+                let ends = (0..4).map(|length| 1 << length | number >> (4 - length));
+                if let Some(longest) = ends.rev().find(|end| node.ends >> end & 1 != 0) {
+                    let shorter = node.ends & ((1 << longest) - 1);
+                    let first = node.unit + node.children.count_ones();
+                    self.passed = Some((first, shorter.count_ones()));
+                }
+                if node.children >> number & 1 == 0 {
+                    return Next::Passed;
+                }
+                self.depth += 4;
+                let before = node.children & ((1 << number) - 1);
+                Next::Unit(node.unit + before.count_ones())
+            }
+        }
+    }
+
+    fn goes_on(&self, bits: u64, length: u32) -> bool {
+        self.depth + length <= 128
+            && (length == 0 || self.address.slice(self.depth, length) == bits >> (64 - length))
     }
 }
 

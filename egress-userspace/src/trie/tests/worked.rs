@@ -35,19 +35,19 @@ fn the_example_of_the_architecture_is_right() {
     }
 }
 
-/// Class and one in the upper half, child in the lower.
+/// As it stands there.
 const EXAMPLE: &[(Place, u64)] = &[
-    (Place::Root(0x080), 0x0000_0001_0000_0000),
-    (Place::Root(0x0a0), 0x0000_0002_0000_0000),
-    (Place::Root(0x0a6), 0x0000_0003_0000_0000),
-    (Place::Root(0xc00), 0x0000_0001_8000_000a),
-    (Place::Unit(10, 0), 0x0000_0000_0000_0008),
-    (Place::Unit(10, 1), 0x0000_0000_0000_0010),
-    (Place::Unit(17, 0), 0x0000_0004_8000_0009),
-    (Place::Unit(17, 1), 0x0000_0000_0000_0000),
-    (Place::Unit(9, 0), 0x8000_0000_0000_0001),
-    (Place::Unit(9, 1), 0x0000_0005_0000_0000),
-    (Place::Root(0x1200), 0x0000_0000_8000_000b),
-    (Place::Unit(11, 0), 0x10db_8000_7000_0024),
-    (Place::Unit(11, 1), 0x0000_0006_0000_0000),
+    (Place::Root(0x1000), 0x0000_0000_0000_0006),
+    (Place::Root(0x0140), 0x0000_0000_0000_000a),
+    (Place::Root(0x014c), 0x0000_0000_0000_000e),
+    (Place::Root(0x014d), 0x0000_0000_0000_000e),
+    (Place::Root(0x1800), 0x0000_0000_0000_000b),
+    (Place::Root(0x4c00), 0x0000_0001_0000_0001),
+    (Place::Unit(2), 0x0000_0000_0000_0008),
+    (Place::Unit(3), 0x0020_0400_0000_0001),
+    (Place::Unit(0), 0x0000_0000_0000_0016),
+    (Place::Unit(1), 0x0000_0000_0000_0004),
+    (Place::Root(0x2400), 0x0000_0000_0000_0013),
+    (Place::Unit(4), 0x21b7_0000_e000_0023),
+    (Place::Unit(5), 0x0000_0000_0000_001a),
 ];

@@ -18,6 +18,7 @@ impl ClusterStage {
     pub fn verify(&self) -> Result<()> {
         let mut rules = self.cluster.rules(&self.permits);
         rules.forged.clone_from(&self.forged);
+        rules.gone.clone_from(&self.gone);
         self.sniffed()?.verify(&rules)
     }
 
@@ -79,6 +80,12 @@ impl ClusterStage {
         });
     }
 
+    /// Lets nodes say that they cannot deliver what comes for an egress address that they no longer have.
+    pub fn permit_gone(&mut self, egress: Egress) {
+        self.gone
+            .extend([egress.v4.into(), egress.v6.into()] as [IpAddr; 2]);
+    }
+
     /// Lets frames of the overlay with this tag leave a node: those that the test forges there.
     pub fn permit_forged(&mut self, node: &str, tag: Tag) {
         self.forged.push(Forged {
@@ -125,6 +132,7 @@ impl Cluster {
                 .collect(),
             permits: permits.to_vec(),
             forged: Vec::new(),
+            gone: Vec::new(),
         }
     }
 }
