@@ -65,13 +65,11 @@ impl<'a> Planner<'a> {
         let sparse = || Wanted::sparse(&self.universe, row);
         let dense = || Wanted::dense(&self.universe, row);
         let own = if shift.is_some() { sparse() } else { dense() };
-        // It may have the other form from a time when other prefixes were there.
-        let has_other = self
-            .now
-            .rows
-            .keys()
-            .any(|place| place.is_sparse() != shift.is_some());
-        let other = has_other.then(|| if shift.is_some() { dense() } else { sparse() });
+        // It may have the other form from a time when other prefixes were there; while they change, none stays dense.
+        let may_differ = shift.is_none() || self.universe.is_settled();
+        let differs = |place: &RowPlace| place.is_sparse() != shift.is_some();
+        let other = (may_differ && self.now.rows.keys().any(differs))
+            .then(|| if shift.is_some() { dense() } else { sparse() });
         for wanted in [Some(&own), other.as_ref()].into_iter().flatten() {
             let suits = |place| self.universe.suits(place, row);
             let index = &mut self.index;
