@@ -15,8 +15,7 @@ const MMAPABLE: usize = 1 << 10;
 #[btf_map]
 static VERDICTS: Array<Verdict, { capacity::VERDICTS as usize }, MMAPABLE> = Array::new();
 
-/// Four bytes a verdict: where many policies have many rules, a packet's is in no cache, and on a page that the processor has
-/// to find first.
+/// Four bytes a verdict: where many policies have many rules, a packet's is in no near cache.
 #[btf_map]
 static SHORTCUTS: Array<Shortcuts, { capacity::VERDICTS as usize / 2 }, MMAPABLE> = Array::new();
 
