@@ -13,7 +13,7 @@ mod look;
 mod place;
 mod tables;
 
-use egress_common::table::{self, Bucket, KEY_WORDS, State, VALUE_WORDS, Value, WAYS, life};
+use egress_common::table::{Bucket, KEY_WORDS, State, VALUE_WORDS, WAYS, life};
 
 pub(crate) use self::{
     look::{Look, Payer, Words, look},
@@ -25,7 +25,7 @@ use self::{
         is_key, is_value, lock, print, record, rolled, seen, set_print, set_seen, state, unlock,
         until, value,
     },
-    look::{CHANGED, KNOWN, NEW, owner, read},
+    look::{KNOWN, NEW, owner, read},
     place::{best, crowded_out, free},
 };
 use crate::{

@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use egress_common::{
     Addr, DropReason,
+    cells::RowPlace,
     gateway::Settings,
     maps,
     overlay::FrameKind,
@@ -299,7 +300,7 @@ fn frames_are_the_same_as_the_devices() -> Result<()> {
     let maps = &mut field.datapath.maps;
     maps.write_member(1, &member)?;
     maps.write_verdicts(16, &[Verdict::new(POLICY, Decision::Member(1))])?;
-    maps.turn_pod(SLOT, PodState::new(0, 16))?;
+    maps.turn_pod(SLOT, PodState::new(RowPlace::dense(0), 16))?;
     let pod = Wire::open(&field.pod, "eth0")?;
     let listening = Listening::on(&field)?;
     let settings = settings(&field)?;

@@ -54,7 +54,7 @@ pub(crate) struct Look {
 
 /// What was found of a flow: nothing, an entry of another value, the same.
 pub(super) const NEW: u32 = 0;
-pub(super) const CHANGED: u32 = 1;
+const CHANGED: u32 = 1;
 pub(super) const KNOWN: u32 = 2;
 
 /// This CPU's place for a look-up: what it holds is forgotten by the next one.
