@@ -62,7 +62,7 @@ fn dump(setup: &Setup, choice: &[&str]) -> Result<String> {
 fn connections_are_shown_with_an_agent_and_without() -> Result<()> {
     let mut stage = Stage::of_examples()?;
     let setup = stage.setup.clone();
-    let path = setup.pin_dir().join("maps").join(SETTINGS);
+    let path = Paths::new(setup.pin_dir()).map(SETTINGS);
     let mut settings: Array<_, Settings> =
         Map::from_map_data(MapData::from_pin(path)?)?.try_into()?;
     let mut told = settings.get(&0, 0)?;
