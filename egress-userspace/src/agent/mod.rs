@@ -29,7 +29,7 @@ use nix::{
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
-    sync::mpsc,
+    sync::{mpsc, watch},
     time::{Instant, sleep_until},
 };
 
@@ -113,9 +113,13 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let mut node_changed = node::watch()
         .await
         .context("cannot follow the node's network")?;
-    let mut ipsec_changed = node::watch_ipsec()
-        .await
-        .context("cannot tell whether IPsec encrypts what leaves this node")?;
+    let mut ipsec_changed = node::watch_ipsec().await.unwrap_or_else(|error| {
+        tracing::warn!(
+            "cannot tell whether IPsec encrypts what leaves this node, so all frames of the overlay take its device, which \
+             is slower: {error:#}"
+        );
+        watch::channel(true).1
+    });
     let mut hangup = signal(SignalKind::hangup())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -162,7 +166,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let tell_at = Instant::now() + SUPERVISOR_WAITS;
     loop {
         let view = node_changed.view();
-        agent.may_encrypt = *ipsec_changed.borrow_and_update();
+        agent.overlay.heed_ipsec(*ipsec_changed.borrow_and_update());
         tokio::task::block_in_place(|| agent.sync(&view, cause));
         if std::mem::take(&mut agent.touched_node) {
             node_changed.read_again();
@@ -196,7 +200,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
                 }
                 loaded = reading.finished() => agent.take(loaded?),
                 told = node_changed.changed() => told?,
-                // Where the kernel has no IPsec, nobody tells anything.
+                // Where the kernel has no IPsec, or does not say, nobody tells anything.
                 Ok(()) = ipsec_changed.changed() => {}
                 () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => {}
                 () = sleep_until(ask_at), if ask_again => {}

@@ -24,6 +24,8 @@ pub(super) struct Overlay {
     file: PathBuf,
     /// Its index, once it was seen or made.
     ifindex: Option<u32>,
+    /// Whether IPsec policies may encrypt what leaves the node, once that is known.
+    may_encrypt: Option<bool>,
 }
 
 /// What is written down of the device that is ours.
@@ -41,6 +43,27 @@ impl Overlay {
             options,
             file,
             ifindex: None,
+            may_encrypt: None,
+        }
+    }
+
+    /// Hears whether IPsec policies may encrypt what leaves the node: what goes past the kernel's stack would go past them.
+    pub(super) fn heed_ipsec(&mut self, may_encrypt: bool) {
+        let before = self.may_encrypt.replace(may_encrypt).unwrap_or(false);
+        let is_asked_for = self
+            .options
+            .as_ref()
+            .is_some_and(|options| options.fast_path);
+        if is_asked_for && before != may_encrypt {
+            if may_encrypt {
+                tracing::info!(
+                    "IPsec policies may encrypt what leaves this node: all frames of the overlay take its device"
+                );
+            } else {
+                tracing::info!(
+                    "no IPsec policies any more: plain frames of the overlay go past the kernel's stack"
+                );
+            }
         }
     }
 
@@ -53,7 +76,7 @@ impl Overlay {
     /// The overlay's UDP port, if plain frames go past the kernel's stack.
     pub(super) fn fast_path_port(&self) -> Option<u16> {
         let options = self.options.as_ref().filter(|options| options.fast_path)?;
-        Some(options.port)
+        (self.may_encrypt == Some(false)).then_some(options.port)
     }
 
     /// The index of the device, if it was there when it was last looked at, and still is.

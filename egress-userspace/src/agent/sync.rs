@@ -64,7 +64,7 @@ pub(super) struct Agent {
     settings: Settings,
     kernel: Kernel,
     hold: Hold,
-    overlay: Overlay,
+    pub(super) overlay: Overlay,
     addresses: Addresses,
     pub(super) health: Health,
     pub(super) drains: Drains,
@@ -83,8 +83,6 @@ pub(super) struct Agent {
     failures: u32,
     /// Whether devices or addresses of the node were changed since it was read.
     pub(super) touched_node: bool,
-    /// Whether IPsec policies may encrypt what leaves the node.
-    pub(super) may_encrypt: bool,
     /// When hooks are looked at next, however often something else wakes the loop.
     look_at: Instant,
     /// When memory is given back.
@@ -134,7 +132,6 @@ impl Agent {
             hooks: BTreeSet::new(),
             failures: 0,
             touched_node: false,
-            may_encrypt: true,
             look_at: Instant::now() + LOOK_AT_HOOKS,
             give_back_at: None,
             unseen: Said::default(),
@@ -461,9 +458,6 @@ impl Agent {
     /// Where plain frames of the overlay go past the kernel's stack, if they do.
     fn underlay(&self, translation: &Translation, view: &NodeView) -> Option<Underlay> {
         let port = self.overlay.fast_path_port()?;
-        if self.may_encrypt {
-            return None;
-        }
         let ports = self.settings.resolve.local_ports;
         translation::underlay(translation, view, port, ports)
     }
