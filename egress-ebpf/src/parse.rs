@@ -213,17 +213,36 @@ pub(crate) fn frame(packet: &Packet<'_>, ip: &mut Ip) -> Result<Frame, DropReaso
     frame_beside_tag(packet, ip)
 }
 
-/// The same of a frame whose tag, if there is one beside it, the caller knows of.
+/// The same within the caller, which has room on its stack: a call costs as much as the rest of it.
+#[inline(always)]
+pub(crate) fn frame_within(packet: &Packet<'_>, ip: &mut Ip) -> Result<Frame, DropReason> {
+    if packet.has_vlan_tag() {
+        return Err(DropReason::NotPlainIp);
+    }
+    match family(packet)? {
+        Some(family) => headers_within(packet, family, ip).map(|()| Frame::Ip),
+        None => Ok(Frame::Arp),
+    }
+}
+
+/// The same as [`frame`] of one whose tag, if there is one beside it, the caller knows of.
 #[inline(always)]
 pub(crate) fn frame_beside_tag(packet: &Packet<'_>, ip: &mut Ip) -> Result<Frame, DropReason> {
-    let family = match packet.ethertype() {
-        ETH_P_IP => Family::V4,
-        ETH_P_IPV6 => Family::V6,
-        ETH_P_ARP => return Ok(Frame::Arp),
-        _ => return Err(DropReason::NotPlainIp),
-    };
-    headers(packet, family, ip)?;
-    Ok(Frame::Ip)
+    match family(packet)? {
+        Some(family) => headers(packet, family, ip).map(|()| Frame::Ip),
+        None => Ok(Frame::Arp),
+    }
+}
+
+/// The family of an IP packet; none of ARP.
+#[inline(always)]
+fn family(packet: &Packet<'_>) -> Result<Option<Family>, DropReason> {
+    match packet.ethertype() {
+        ETH_P_IP => Ok(Some(Family::V4)),
+        ETH_P_IPV6 => Ok(Some(Family::V6)),
+        ETH_P_ARP => Ok(None),
+        _ => Err(DropReason::NotPlainIp),
+    }
 }
 
 /// Reads nothing but the destination of an IP packet, and says whether there is one.
@@ -260,6 +279,11 @@ pub(crate) fn destination(packet: &Packet<'_>, destination: &mut Addr) -> bool {
 /// does not, the compiler may leave the address where the kernel refuses it ("cannot return stack pointer").
 #[inline(never)]
 fn headers(packet: &Packet<'_>, family: Family, ip: &mut Ip) -> Result<(), DropReason> {
+    headers_within(packet, family, ip)
+}
+
+#[inline(always)]
+fn headers_within(packet: &Packet<'_>, family: Family, ip: &mut Ip) -> Result<(), DropReason> {
     match family {
         Family::V4 => ipv4(packet, ip),
         Family::V6 => ipv6(packet, ip),

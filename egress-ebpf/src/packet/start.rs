@@ -28,7 +28,9 @@ impl<const LENGTH: usize> Start<LENGTH> {
                 options(readonly, nostack),
             );
         }
-        #[expect(clippy::cast_possible_truncation, reason = "the load has 32 bits")]
+        // SAFETY: the load has 32 bits, so there is nothing above them to take off.
+        unsafe { core::hint::assert_unchecked(word <= u32::MAX as u64) };
+        #[expect(clippy::cast_possible_truncation, reason = "it has 32 bits")]
         let word = word as u32;
         word
     }
