@@ -13,9 +13,11 @@ use crate::trie::Place;
 
 /// Lines of the root of 192.0.0.0/13: how many bits choose one.
 fn bits(trie: &Trie<Memory>) -> Option<u32> {
-    match Word(trie.store().words.get(Place::Root(0x1800))).meaning() {
-        Meaning::Lines(Lines { bits, .. }) => Some(bits),
-        _ => None,
+    let word = Word(trie.store().words.get(Place::Root(0x1800)));
+    if let Meaning::Lines(Lines { bits, .. }) = word.meaning() {
+        Some(bits)
+    } else {
+        None
     }
 }
 
