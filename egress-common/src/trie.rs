@@ -336,14 +336,15 @@ pub fn find<R: Reader>(trie: &R, key: Key) -> u32 {
             }
             break;
         } else if tag == RECORD {
-            let Some(path) = trie.unit(word.unit()) else {
+            // Both are in one line: records are aligned to what they take.
+            let Some(line) = trie.line(word.unit() / LINE_UNITS) else {
                 return BROKEN;
             };
-            let path = Path(path);
+            let path = Path(R::word(&line, word.unit()));
             if !path.is_start_of(high) {
                 break;
             }
-            (trie.unit(word.unit() + 1), path.length())
+            (Some(R::word(&line, word.unit() | 1)), path.length())
         } else {
             break;
         };
