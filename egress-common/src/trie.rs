@@ -47,8 +47,6 @@ pub const RECORD_UNITS: u32 = 2;
 pub const SEGMENT_SHIFT: u32 = 17;
 /// Units in a segment.
 pub const SEGMENT_UNITS: u32 = 1 << SEGMENT_SHIFT;
-/// Lines in a segment, which are the elements of its map.
-pub const SEGMENT_LINES: u32 = SEGMENT_UNITS / LINE_UNITS;
 /// Segments there can be: 8 GiB, more than as many prefixes can need as a map may be told to have room for.
 pub const MAX_SEGMENTS: u32 = 8192;
 const _: () = assert!(SEGMENT_UNITS as u64 * MAX_SEGMENTS as u64 <= 1 << 31);
@@ -284,6 +282,11 @@ pub trait Reader {
     fn line(&self, line: u32) -> Option<Self::Line>;
     /// A word of a line; of `index`, the three lowest bits count.
     fn word(line: &Self::Line, index: u32) -> u64;
+    /// The same value, of which no compiler knows where it comes from: it would make branches of arithmetic.
+    #[inline(always)]
+    fn kept(value: u64) -> u64 {
+        value
+    }
     /// A unit.
     #[inline(always)]
     fn unit(&self, unit: u32) -> Option<u64> {

@@ -6,8 +6,13 @@ use aya_ebpf::{
 };
 use egress_common::{
     Addr, Family,
-    trie::{self, Key, MAX_SEGMENTS, ROOT_WORDS, Reader, SEGMENT_LINES, lines::LINE_UNITS},
+    trie::{
+        self, Key, MAX_SEGMENTS, ROOT_WORDS, Reader,
+        lines::{LINE_UNITS, SEGMENT_LINES},
+    },
 };
+
+use crate::verifier;
 
 /// `BPF_F_MMAPABLE`: userspace changes each word with one store.
 const MMAPABLE: usize = 1 << 10;
@@ -62,5 +67,10 @@ impl Reader for Maps {
     fn word(line: &&'static Line, index: u32) -> u64 {
         // SAFETY: as in `root`.
         unsafe { core::ptr::read_volatile(&raw const line[(index % LINE_UNITS) as usize]) }
+    }
+
+    #[inline(always)]
+    fn kept(value: u64) -> u64 {
+        verifier::kept(value)
     }
 }

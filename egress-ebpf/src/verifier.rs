@@ -62,6 +62,17 @@ pub(crate) fn after<T>(pointer: *const T, number: u64) -> *const T {
     pointer
 }
 
+/// The same number, of which the compiler does not know where it comes from: it would make branches of arithmetic.
+#[inline(always)]
+pub(crate) fn kept(number: u64) -> u64 {
+    let mut number = number;
+    // SAFETY: a move of a register to itself.
+    unsafe {
+        core::arch::asm!("{0} = {0}", inout(reg) number, options(pure, nomem, nostack));
+    }
+    number
+}
+
 /// A place where the verifier loses sight of a number.
 ///
 /// It would follow every way through a search for itself. The upper half of a word of stack is one that it

@@ -15,7 +15,8 @@ use egress_common::{
     Family,
     maps::{ROOTS, TRIE},
     trie::{
-        MAX_SEGMENTS, ROOT_WORDS, SEGMENT_LINES, SEGMENT_SHIFT, SEGMENT_UNITS, lines::LINE_UNITS,
+        MAX_SEGMENTS, ROOT_WORDS, SEGMENT_SHIFT, SEGMENT_UNITS,
+        lines::{LINE_UNITS, SEGMENT_LINES},
     },
 };
 
