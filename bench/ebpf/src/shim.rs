@@ -31,6 +31,10 @@ const _: () = assert!(size_of::<bpf_tunnel_key>() == 44);
 #[map]
 static PIECES: Array<Piece> = Array::with_max_entries(1, 0);
 
+/// The MACs of frames, where they are not all the same: destination, then source, in the first three words.
+#[map]
+static HEADS: Array<Piece> = Array::with_max_entries(1, 0);
+
 /// Which flow is next, of those that come one after the other.
 #[map]
 static CURSOR: Array<u32> = Array::with_max_entries(1, 0);
@@ -48,9 +52,16 @@ static FLOW_PIECES: u32 = 0;
 /// Where in a frame they begin.
 #[unsafe(no_mangle)]
 static FROM: u32 = 0;
-/// The MACs of all frames, whatever pieces say of them.
+/// The MACs of all frames, if they are the same.
 #[unsafe(no_mangle)]
 static FRAME_MACS: [u32; 3] = [0; 3];
+/// How many heads there are. Where there is more than one, the first byte of a flow's first piece says which it has, in place
+/// of what all frames have there, `FIRST_BYTE`: eight gateways' MACs are not worth another sixteen bytes for each flow.
+#[unsafe(no_mangle)]
+static FRAME_HEADS: u32 = 1;
+/// See `FRAME_HEADS`.
+#[unsafe(no_mangle)]
+static FIRST_BYTE: u8 = 0;
 /// The network identifier of the tunnel that packets seem to come from; zero is none.
 #[unsafe(no_mangle)]
 static TUNNEL: u32 = 0;
@@ -111,23 +122,42 @@ fn write(ctx: &TcContext, index: u32) -> Option<()> {
     if from > size_of::<Piece>() * 2 || frame + from + MOST * size_of::<Piece>() > ctx.data_end() {
         return None;
     }
-    for (number, word) in (0..MACS / 4).map(|number| (number, read(&raw const FRAME_MACS[number])))
-    {
-        // SAFETY: the frame is that long.
-        unsafe { set_word(frame + number * 4, word) };
-    }
     let first = index.checked_mul(pieces)?;
+    let has_heads = read(&raw const FRAME_HEADS) > 1;
+    if !has_heads {
+        set_macs(
+            frame,
+            [0, 1, 2].map(|word| read(&raw const FRAME_MACS[word])),
+        );
+    }
     for (number, piece) in (0..MOST).zip(first..) {
         if piece - first >= pieces {
             break;
         }
         for (place, word) in PIECES.get(piece)?.iter().enumerate() {
+            let mut word = *word;
+            if has_heads && number == 0 && place == 0 {
+                let [head, rest @ ..] = word.to_ne_bytes();
+                let [a, b, c, _] = *HEADS.get(head.into())?;
+                set_macs(frame, [a, b, c]);
+                let [b, c, d] = rest;
+                word = u32::from_ne_bytes([read(&raw const FIRST_BYTE), b, c, d]);
+            }
             let at = frame + from + number * size_of::<Piece>() + place * 4;
-            // SAFETY: likewise.
-            unsafe { set_word(at, *word) };
+            // SAFETY: the frame is that long.
+            unsafe { set_word(at, word) };
         }
     }
     Some(())
+}
+
+/// Writes the MACs of a frame that is long enough.
+#[inline(always)]
+fn set_macs(frame: usize, words: [u32; MACS / 4]) {
+    for (number, word) in words.into_iter().enumerate() {
+        // SAFETY: the caller says so, and the verifier checks it again.
+        unsafe { set_word(frame + number * 4, word) };
+    }
 }
 
 /// Stores a word with one instruction, whatever the address: the compiler would store its bytes.
@@ -160,7 +190,7 @@ fn set_tunnel(ctx: &TcContext) -> bool {
 }
 
 #[inline(always)]
-fn read(number: *const u32) -> u32 {
+fn read<T: Copy>(number: *const T) -> T {
     // SAFETY: a static of the read-only section, read as the loader left it.
     unsafe { ptr::read_volatile(number) }
 }

@@ -1,6 +1,6 @@
 //! The shim before a program under test, and what it costs to run both.
 
-use std::ops::Range;
+use std::{collections::BTreeSet, ops::Range};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::{
@@ -24,6 +24,8 @@ const IFINDEX: usize = 40;
 /// What the shim writes at once.
 type Piece = [u32; 4];
 const PIECE: usize = size_of::<Piece>();
+/// Bytes of a frame's two MACs.
+const MACS: usize = 12;
 /// Where programs may write from, but for MACs: the word with an IPv4 header's TTL, or an IPv6 header's hop limit.
 const WRITTEN_FROM: [usize; 2] = [22, 18];
 const IPV6: [u8; 2] = [0x86, 0xdd];
@@ -57,14 +59,31 @@ impl Shim {
     ) -> Result<Self> {
         let count = u32::try_from(templates.len())?;
         ensure!(count > 0, "there are no flows to draw from");
+        let heads: BTreeSet<Piece> = templates.iter().map(head).collect();
         let span = differing(templates);
-        let pieces: Vec<Piece> = templates
-            .iter()
-            .flat_map(|template| span.clone().step_by(PIECE).map(|at| piece(template, at)))
-            .collect();
+        let first_byte = templates[0][span.start];
+        if heads.len() > 1 {
+            ensure!(
+                heads.len() <= 256 && templates.iter().all(|it| it[span.start] == first_byte),
+                "the shim has no room for so many MACs"
+            );
+        }
+        let mut pieces: Vec<Piece> = Vec::new();
+        for template in templates {
+            let mut own = span.clone().step_by(PIECE).map(|at| piece(template, at));
+            let mut first = own.next().context("flows are all the same")?;
+            if heads.len() > 1 {
+                let number = heads.range(..head(template)).count();
+                let [_, b, c, d] = first[0].to_ne_bytes();
+                first[0] = u32::from_ne_bytes([u8::try_from(number)?, b, c, d]);
+            }
+            pieces.push(first);
+            pieces.extend(own);
+        }
         let for_each = u32::try_from(span.clone().step_by(PIECE).count())?;
         let from = u32::try_from(span.start)?;
         let macs = [0, 4, 8].map(|at| word(&templates[0], at));
+        let head_count = u32::try_from(heads.len())?;
         let tunnel = tunnel.unwrap_or(Tunnel { vni: 0, source: 0 });
         let room = u32::try_from(pieces.len())?;
         let mut ebpf = EbpfLoader::new()
@@ -72,9 +91,12 @@ impl Shim {
             .override_global("FLOW_PIECES", &for_each, true)
             .override_global("FROM", &from, true)
             .override_global("FRAME_MACS", &macs, true)
+            .override_global("FRAME_HEADS", &head_count, true)
+            .override_global("FIRST_BYTE", &first_byte, true)
             .override_global("TUNNEL", &tunnel.vni, true)
             .override_global("TUNNEL_SOURCE", &tunnel.source, true)
             .map_max_entries("PIECES", room)
+            .map_max_entries("HEADS", head_count)
             .load(OBJECT)
             .context("cannot load the shim")?;
         for name in [RANDOM, IN_ORDER] {
@@ -83,6 +105,10 @@ impl Shim {
         let mut map: Array<MapData, Piece> = taken(&mut ebpf, "PIECES")?;
         for (index, piece) in (0..room).zip(pieces) {
             map.set(index, piece, 0)?;
+        }
+        let mut map: Array<MapData, Piece> = taken(&mut ebpf, "HEADS")?;
+        for (index, head) in (0..).zip(heads) {
+            map.set(index, head, 0)?;
         }
         let mut target: ProgramArray<MapData> = taken(&mut ebpf, "TARGET")?;
         target
@@ -142,12 +168,18 @@ impl Shim {
     }
 }
 
-/// The bytes that the shim writes: what is not the same in all templates, and what programs write to.
+/// The MACs of a frame, and nothing.
+fn head(template: &Template) -> Piece {
+    let [a, b, c] = [0, 4, 8].map(|at| word(template, at));
+    [a, b, c, 0]
+}
+
+/// The bytes that the shim writes of each flow: what is not the same in all templates, and what programs write to, but for MACs.
 fn differing(templates: &[Template]) -> Range<usize> {
     let first = &templates[0];
     let differs = |at: &usize| templates.iter().any(|other| other[*at] != first[*at]);
     let written = WRITTEN_FROM[usize::from(first[12..14] == IPV6)];
-    let from = (0..written).find(differs).unwrap_or(written);
+    let from = (MACS..written).find(differs).unwrap_or(written);
     // So that words lie as programs read them.
     let from = from - (from + 2) % 4;
     let last = (from..TEMPLATE).rev().find(differs).unwrap_or(from);
