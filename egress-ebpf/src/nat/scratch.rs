@@ -11,8 +11,7 @@ use egress_common::{
     pod::PodPlace,
 };
 
-use super::route::Question;
-use crate::parse::Ip;
+use crate::{packet::Question, parse::Ip};
 
 #[btf_map]
 static NAT_SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
