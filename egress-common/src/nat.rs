@@ -10,6 +10,9 @@ use crate::{
     table::{bucket, folded, ports, product},
 };
 
+/// In nanoseconds.
+const SECOND: u64 = 1_000_000_000;
+
 /// Where a connection stands; each state has a timeout of its own, named as Linux conntrack names them.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -62,6 +65,29 @@ impl NatState {
         (Self::Generic, "generic", 600),
     ];
 
+    /// How old the time of an entry may get before a packet writes it again, in nanoseconds, where so many seconds of silence
+    /// end the connection: a thirty-second of them, between one second and eight.
+    ///
+    /// A packet that writes it looks up both halves, which are in no near cache where there are many connections.
+    #[inline(always)]
+    pub const fn refresh(timeout: u32) -> u64 {
+        let part = timeout as u64 * (SECOND / 32);
+        if part < SECOND {
+            SECOND
+        } else if part > 8 * SECOND {
+            8 * SECOND
+        } else {
+            part
+        }
+    }
+
+    /// Nanoseconds from the times of both entries on after which a connection has ended that may be silent for so many seconds:
+    /// they may be older than its last packet, and it is to have all of its time. But for a second, which it never had.
+    #[inline(always)]
+    pub const fn life(timeout: u32) -> u64 {
+        timeout as u64 * SECOND + (Self::refresh(timeout) - SECOND)
+    }
+
     /// The state with this number.
     #[inline(always)]
     pub const fn from_number(number: u8) -> Option<Self> {
@@ -113,15 +139,15 @@ pub struct NatOutKey {
 map_type!(NatOutKey, size = 44, align = 4);
 
 /// The array of what packets became a moment ago, which is pinned nowhere: who takes a connection out of `NAT_OUT` by hand
-/// clears its line.
+/// clears its lines.
 pub const NAT_RECENT: &str = "NAT_RECENT";
-/// Lines of `NAT_RECENT`: a connection whose line another one has is looked up in `NAT_OUT`. 16 MiB.
+/// Lines of `NAT_RECENT`: a connection whose two lines others have is looked up in `NAT_OUT`. 16 MiB.
 pub const RECENT_LINES: u32 = 262_144;
 /// Words of a connection's key but for its protocol, two at a time.
 pub type RecentKey = [(u32, u32); 5];
 
 impl NatOutKey {
-    /// What the connection's line in `NAT_RECENT` is found by.
+    /// What the connection's lines in `NAT_RECENT` are found by.
     #[inline(always)]
     pub const fn recent(&self) -> RecentKey {
         let (pod, remote) = (self.pod.words(), self.remote.words());
@@ -148,17 +174,18 @@ pub const fn recent_sum(key: &RecentKey) -> u64 {
     sum
 }
 
-/// The line of a key with that sum.
+/// The lines of a key with that sum, the first of which is where it is looked for first: neighbours.
 #[inline(always)]
-pub const fn recent_line(sum: u64) -> u32 {
-    bucket(folded(sum), RECENT_LINES)
+pub const fn recent_lines(sum: u64) -> [u32; 2] {
+    let first = bucket(folded(sum), RECENT_LINES);
+    [first, first ^ 1]
 }
 
 /// What the pod's packets become: the value of `NAT_OUT`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NatOut {
-    /// When a packet went out last, in nanoseconds of `CLOCK_MONOTONIC`.
+    /// When a packet went out last, in nanoseconds of `CLOCK_MONOTONIC`, and up to [`NatState::refresh`] less.
     pub last_seen: u64,
     /// The egress address when the connection started.
     pub egress: Addr,
@@ -196,7 +223,7 @@ map_type!(NatBackKey, size = 40, align = 4);
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NatBack {
-    /// When a packet came back last, in nanoseconds of `CLOCK_MONOTONIC`.
+    /// When a packet came back last, in nanoseconds of `CLOCK_MONOTONIC`, and up to [`NatState::refresh`] less.
     pub last_seen: u64,
     /// The pod.
     pub pod: Addr,
@@ -212,3 +239,30 @@ pub struct NatBack {
     pub pad: [u8; 5],
 }
 map_type!(NatBack, size = 40, align = 8);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_rest_for_less_than_connections_may() {
+        // Seconds of silence, and thousandths for which a time rests.
+        for (timeout, rests) in [
+            (0, 1000),
+            (1, 1000),
+            (30, 1000),
+            (32, 1000),
+            (48, 1500),
+            (120, 3750),
+            (256, 8000),
+            (432_000, 8000),
+            (u32::MAX, 8000),
+        ] {
+            let refresh = NatState::refresh(timeout);
+            assert_eq!(refresh, rests * SECOND / 1000, "{timeout}");
+            // A packet that wrote no time came so much later at most.
+            let silent = NatState::life(timeout) + SECOND - refresh;
+            assert_eq!(silent, u64::from(timeout) * SECOND, "{timeout}");
+        }
+    }
+}

@@ -1,8 +1,9 @@
 //! The only raw access to an skb: its metadata, its bytes, and the few writes we make.
 
+mod route;
 mod start;
 
-use core::{ffi::c_void, mem::MaybeUninit};
+use core::mem::MaybeUninit;
 
 use aya_ebpf::{
     bindings::{
@@ -11,7 +12,7 @@ use aya_ebpf::{
         bpf_redir_neigh__bindgen_ty_1,
     },
     helpers::{
-        bpf_clone_redirect, bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_skb_change_tail,
+        bpf_clone_redirect, bpf_redirect, bpf_redirect_neigh, bpf_skb_change_tail,
         bpf_skb_get_tunnel_key, bpf_skb_load_bytes, bpf_skb_load_bytes_relative,
         bpf_skb_set_tunnel_key, bpf_skb_vlan_pop,
     },
@@ -19,6 +20,7 @@ use aya_ebpf::{
 };
 use egress_common::{Addr, DropReason, Mac};
 
+pub(crate) use self::route::Question;
 use crate::{direct, verifier::Forgotten};
 
 /// Length of an Ethernet header: where the IP header starts, since a tagged frame never gets that far.
@@ -368,22 +370,6 @@ impl<'a> Packet<'a> {
     pub(crate) fn redirect_by_route(&self, ifindex: u32) -> Result<(), DropReason> {
         // SAFETY: no parameters is what a null pointer of length zero stands for.
         redirected(unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) })
-    }
-
-    /// Asks the kernel's routes as `bpf_fib_lookup` does, and gives what that returns.
-    ///
-    /// # Safety
-    ///
-    /// `question` must be a `struct bpf_fib_lookup`, all of it written, which the answer is put into.
-    #[inline(always)]
-    pub(crate) unsafe fn look_up_route(
-        &self,
-        question: *mut c_void,
-        length: i32,
-        flags: u32,
-    ) -> i64 {
-        // SAFETY: the caller's promise.
-        unsafe { bpf_fib_lookup(self.skb().cast(), question.cast(), length, flags) }
     }
 
     /// Makes the frame one for this host, whatever its MAC.

@@ -34,6 +34,10 @@ const _: () = assert!(size_of::<bpf_tunnel_key>() == 44);
 #[map]
 static WORDS: Array<Pair> = Array::with_max_entries(1, 0);
 
+/// The MACs of frames, where they are not all the same: destination, then source, in the first three words.
+#[map]
+static HEADS: Array<[u32; 4]> = Array::with_max_entries(1, 0);
+
 /// Which flow is next, of those that come one after the other.
 #[map]
 static CURSOR: Array<u32> = Array::with_max_entries(1, 0);
@@ -60,6 +64,14 @@ static SHARED_PLACES: [u32; SHARED] = [0; SHARED];
 /// What they are.
 #[unsafe(no_mangle)]
 static SHARED_WORDS: [u32; SHARED] = [0; SHARED];
+/// Which of a flow's words has, as its first byte, which head the flow has, in place of what all frames have there,
+/// [`FIRST_BYTE`]: a few gateways' MACs are not worth eight bytes more for each flow. No word of any flow's if all frames
+/// have the same MACs.
+#[unsafe(no_mangle)]
+static HEAD_WORD: u32 = u32::MAX;
+/// See [`HEAD_WORD`].
+#[unsafe(no_mangle)]
+static FIRST_BYTE: u8 = 0;
 /// The network identifier of the tunnel that packets seem to come from; zero is none.
 #[unsafe(no_mangle)]
 static TUNNEL: u32 = 0;
@@ -134,12 +146,27 @@ fn write(ctx: &TcContext, index: u32) -> Option<()> {
             break;
         }
         for (half, word) in WORDS.get(pair)?.iter().enumerate() {
+            let mut word = *word;
+            if number as u32 * 2 + half as u32 == read(&raw const HEAD_WORD) {
+                let [head, b, c, d] = word.to_ne_bytes();
+                set_macs(frame, HEADS.get(head.into())?);
+                word = u32::from_ne_bytes([read(&raw const FIRST_BYTE), b, c, d]);
+            }
             let place = place(read(&raw const FLOW_PLACES[number * 2 + half]))?;
             // SAFETY: likewise.
-            unsafe { set_word(frame + place, *word) };
+            unsafe { set_word(frame + place, word) };
         }
     }
     Some(())
+}
+
+/// Writes the MACs of a frame that is long enough.
+#[inline(always)]
+fn set_macs(frame: usize, head: &[u32; 4]) {
+    for number in 0..3 {
+        // SAFETY: the caller says so, and the verifier checks it again.
+        unsafe { set_word(frame + number * 4, head[number]) };
+    }
 }
 
 /// A word's place, if the word lies within [`REACH`].
@@ -179,7 +206,7 @@ fn set_tunnel(ctx: &TcContext) -> bool {
 }
 
 #[inline(always)]
-fn read(number: *const u32) -> u32 {
+fn read<T: Copy>(number: *const T) -> T {
     // SAFETY: a static of the read-only section, read as the loader left it.
     unsafe { ptr::read_volatile(number) }
 }

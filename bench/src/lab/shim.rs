@@ -1,5 +1,7 @@
 //! The shim before a program under test, and what it costs to run both.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context as _, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader, TestRun as _, TestRunOptions,
@@ -21,6 +23,8 @@ const IFINDEX: usize = 40;
 
 /// Two words, as the shim keeps them.
 type Pair = [u32; 2];
+/// The MACs of a frame, as the shim keeps them.
+type Head = [u32; 4];
 /// How many pairs it can keep of a flow, and how many words of all flows.
 const PAIRS: usize = 4;
 const SHARED: usize = 16;
@@ -64,13 +68,13 @@ impl Shim {
             own.len() <= PAIRS * 2 && shared.len() <= SHARED,
             "flows differ in more than the shim keeps of each"
         );
-        let pairs: Vec<Pair> = templates
-            .iter()
-            .flat_map(|template| {
-                own.chunks(2)
-                    .map(|two| [0, 1].map(|half| word(template, two[half])))
-            })
-            .collect();
+        let heads = Heads::of(templates, &own)?;
+        let words = templates.iter().flat_map(|template| {
+            let words = own.iter().map(|at| (*at, word(template, *at)));
+            words.map(|(at, word)| heads.named(template, at, word))
+        });
+        let words: Vec<u32> = words.collect();
+        let pairs: Vec<Pair> = words.chunks(2).map(|two| [two[0], two[1]]).collect();
         let for_each = u32::try_from(own.len() / 2)?;
         let shared_count = u32::try_from(shared.len())?;
         let shared_words: [u32; SHARED] = filled(shared.iter().map(|at| word(&templates[0], *at)));
@@ -85,9 +89,12 @@ impl Shim {
             .override_global("SHARED_COUNT", &shared_count, true)
             .override_global("SHARED_PLACES", &shared, true)
             .override_global("SHARED_WORDS", &shared_words, true)
+            .override_global("HEAD_WORD", &heads.word, true)
+            .override_global("FIRST_BYTE", &heads.first_byte, true)
             .override_global("TUNNEL", &tunnel.vni, true)
             .override_global("TUNNEL_SOURCE", &tunnel.source, true)
             .map_max_entries("WORDS", room)
+            .map_max_entries("HEADS", heads.count)
             .load(OBJECT)
             .context("cannot load the shim")?;
         for name in [RANDOM, IN_ORDER] {
@@ -96,6 +103,10 @@ impl Shim {
         let mut map: Array<MapData, Pair> = taken(&mut ebpf, "WORDS")?;
         for (index, pair) in (0..room).zip(pairs) {
             map.set(index, pair, 0)?;
+        }
+        let mut map: Array<MapData, Head> = taken(&mut ebpf, "HEADS")?;
+        for (index, head) in (0..).zip(&heads.heads) {
+            map.set(index, head, 0)?;
         }
         let mut target: ProgramArray<MapData> = taken(&mut ebpf, "TARGET")?;
         target
@@ -176,12 +187,73 @@ impl Words {
         let (mut own, mut shared): (Vec<usize>, Vec<usize>) =
             (14..TEMPLATE).step_by(4).partition(differs);
         shared.retain(|at| *at >= written);
-        shared.extend(MACS);
+        if !templates.iter().any(|other| head(other) != head(first)) {
+            shared.extend(MACS);
+        }
         if !own.len().is_multiple_of(2) {
             own.extend(shared.pop());
         }
         Self { own, shared }
     }
+}
+
+/// MACs that are not the same in all frames.
+struct Heads {
+    /// All there are, in order; none if all frames have the same.
+    heads: Vec<Head>,
+    /// Room for them: one at least.
+    count: u32,
+    /// Which of a flow's words names its head, by its number among them.
+    word: u32,
+    /// Where that word lies.
+    at: usize,
+    /// What all frames have where the name is put.
+    first_byte: u8,
+}
+
+impl Heads {
+    fn of(templates: &[Template], own: &[usize]) -> Result<Self> {
+        let first = &templates[0];
+        let heads: BTreeSet<Head> = templates.iter().map(head).collect();
+        if heads.len() == 1 {
+            return Ok(Self {
+                heads: Vec::new(),
+                count: 1,
+                word: u32::MAX,
+                at: usize::MAX,
+                first_byte: 0,
+            });
+        }
+        let is_same = |at: usize| templates.iter().all(|other| other.get(at) == first.get(at));
+        let (word, at) = (0..)
+            .zip(own)
+            .find(|(_, at)| is_same(**at))
+            .context("no word of a flow has room for the number of its MACs")?;
+        ensure!(heads.len() <= 256, "the shim has no room for so many MACs");
+        Ok(Self {
+            count: u32::try_from(heads.len())?,
+            heads: heads.into_iter().collect(),
+            word,
+            at: *at,
+            first_byte: first[*at],
+        })
+    }
+
+    /// A template's word with the number of its head, if it is the one that has it.
+    fn named(&self, template: &Template, at: usize, word: u32) -> u32 {
+        if at != self.at {
+            return word;
+        }
+        let [_, b, c, d] = word.to_ne_bytes();
+        let number = self.heads.partition_point(|other| *other < head(template));
+        u32::from_ne_bytes([u8::try_from(number).unwrap_or(u8::MAX), b, c, d])
+    }
+}
+
+/// The MACs of a frame, and nothing.
+fn head(template: &Template) -> Head {
+    let [a, b, c] = MACS.map(|at| word(template, at));
+    [a, b, c, 0]
 }
 
 fn places(places: &[usize]) -> Result<Vec<u32>> {

@@ -24,6 +24,7 @@ use egress_common::{
 };
 
 use self::{
+    recent::Recalled,
     scratch::Scratch,
     upper::{Facts, kind},
 };
@@ -60,11 +61,17 @@ pub(crate) fn out(
     origin: u32,
 ) -> Result<(), DropReason> {
     let s = scratch::take(ip)?;
-    let is_error = if recall_out(packet, s, egress, index, origin) {
-        false
-    } else {
-        route::find(packet, s, egress)?;
-        prepare_out(packet, s, egress, index, origin)?
+    let is_error = match recall_out(packet, s, egress, index, origin) {
+        Recalled::All => false,
+        Recalled::Port => {
+            route::find(packet, s, egress)?;
+            recent::renew(s);
+            false
+        }
+        Recalled::Nothing => {
+            route::find(packet, s, egress)?;
+            prepare_out(packet, s, egress, index, origin)?
+        }
     };
     forward::lower_ttl(packet, &s.ip)?;
     if is_error {
@@ -74,8 +81,7 @@ pub(crate) fn out(
     route::send(packet, s, egress.ifindex)
 }
 
-/// Fills `s.edit` and `s.next_hop` in as they were for another packet of the connection, and says whether there was one a
-/// moment ago.
+/// Fills `s.edit` and `s.next_hop` in as they were for another packet of the connection a moment ago, as far as that is known.
 #[inline(always)]
 fn recall_out(
     packet: &Packet<'_>,
@@ -83,17 +89,17 @@ fn recall_out(
     egress: &Egress,
     index: u32,
     origin: u32,
-) -> bool {
+) -> Recalled {
     // There is no such header in a later fragment; what is no connection's packet, the long way tells.
-    if matches!(s.ip.fragment, Fragment::Later(_))
-        || read_upper(packet, s).is_err()
-        || !recent::recall(s, egress, index, origin)
-    {
-        return false;
+    if matches!(s.ip.fragment, Fragment::Later(_)) || read_upper(packet, s).is_err() {
+        return Recalled::Nothing;
     }
-    begin_edit_out(s, egress);
-    set_upper_edit_out(s);
-    true
+    let recalled = recent::recall(s, egress, index, origin);
+    if recalled != Recalled::Nothing {
+        begin_edit_out(s, egress);
+        set_upper_edit_out(s);
+    }
+    recalled
 }
 
 /// The edit of a pod's packet, without a port.

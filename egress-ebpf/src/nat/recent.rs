@@ -1,22 +1,22 @@
 //! What became of a connection's packets a moment ago: all of it in one line of a cache.
 //!
 //! Most packets follow another of their connection within a second, which says all that there is to know of them: the
-//! port, and the next hop. It is forgotten when the time of `NAT_OUT`'s entry is due to be written again ([`REFRESH`]),
-//! so that routes are asked once a second for each connection, and when the connection changes its state or goes.
+//! port, and the next hop. The hop is asked for again after a second. All of it is forgotten when the time of `NAT_OUT`'s
+//! entry is due to be written again ([`refresh`]), and when the connection changes its state or goes.
 
 use core::arch::asm;
 
 use aya_ebpf::{btf_maps::Array, macros::btf_map};
 use egress_common::{
     gateway::{Egress, GatewayId},
-    nat::{NatOutKey, NatState, RECENT_LINES, RecentKey, recent_line, recent_sum},
+    nat::{NatOutKey, NatState, RECENT_LINES, RecentKey, recent_lines, recent_sum},
     table::{folded, ports, product},
 };
 
 use super::{
     Scratch,
     route::UNKNOWN,
-    state::REFRESH,
+    state::{NANOSECONDS, refresh},
     upper::{kind, tcp},
 };
 use crate::{
@@ -45,8 +45,8 @@ struct Line {
     key: [u64; 5],
     /// See [`facts`].
     facts: u64,
-    /// That of the connection's entry in `NAT_OUT`; zero where nothing is known.
-    last_seen: u64,
+    /// When the hop was asked for, and for how long from then on the rest is good: see [`times`]. Zero where nothing is known.
+    times: u64,
     /// The [`hash_of_hop`], or one of the constants.
     hop: u32,
     /// Over all of this: see [`check`].
@@ -73,7 +73,8 @@ pub(super) fn expect(ip: &Ip, ports: u32, gateway: GatewayId) {
         (remote[2], remote[3]),
         (ports, gateway.0),
     ];
-    if let Some(line) = line(recent_sum(&key)) {
+    let [first, _] = recent_lines(recent_sum(&key));
+    if let Some(line) = line(first) {
         // SAFETY: a load of an aligned word within an array's element, which nobody waits for.
         unsafe {
             asm!(
@@ -86,14 +87,25 @@ pub(super) fn expect(ip: &Ip, ports: u32, gateway: GatewayId) {
     }
 }
 
-/// Fills in what the connection of a pod's packet became a moment ago, with the packet's next hop, and says whether that
-/// is known: `s.out.egress_port`, `s.next_hop`.
+/// What is known of the connection of a pod's packet.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Recalled {
+    /// Nothing.
+    Nothing = 0,
+    /// `s.out.egress_port`.
+    Port = 1,
+    /// That and `s.next_hop`.
+    All = 2,
+}
+
+/// Fills in what the connection of a pod's packet became a moment ago, as far as that is known.
 ///
 /// The caller has read the header above IP.
 #[inline(never)]
-pub(super) fn recall(s: &mut Scratch, egress: &Egress, index: u32, origin: u32) -> bool {
+pub(super) fn recall(s: &mut Scratch, egress: &Egress, index: u32, origin: u32) -> Recalled {
     if !is_plain(s) {
-        return false;
+        return Recalled::Nothing;
     }
     let (pod, remote) = (s.ip.source.words(), s.ip.destination.words());
     let ports = ports(s.upper.source_port, s.upper.destination_port);
@@ -105,35 +117,70 @@ pub(super) fn recall(s: &mut Scratch, egress: &Egress, index: u32, origin: u32) 
         (ports, egress.gateway.0),
     ];
     let sum = recent_sum(&key);
-    let Some(line) = line(sum) else {
-        return false;
-    };
-    let mut differs = 0;
-    for (pair, (low, high)) in key.into_iter().enumerate() {
+    for place in recent_lines(sum) {
+        let Some(line) = line(place) else {
+            return Recalled::Nothing;
+        };
         // SAFETY: aligned words within an array's element, here and below.
-        let word = unsafe { core::ptr::read_volatile(&raw const (*line).key[pair]) };
-        differs |= word ^ joined(low, high);
+        let (said, times, hop, check_sum) = unsafe {
+            (
+                core::ptr::read_volatile(&raw const (*line).facts),
+                core::ptr::read_volatile(&raw const (*line).times),
+                core::ptr::read_volatile(&raw const (*line).hop),
+                core::ptr::read_volatile(&raw const (*line).sum),
+            )
+        };
+        #[expect(clippy::cast_possible_truncation, reason = "its lowest half")]
+        let port = said as u16;
+        let age = age(times, s.now);
+        // SAFETY: likewise.
+        if unsafe { differs(line, key) } | (said ^ facts(port, s.ip.protocol, origin, index)) != 0
+            || age >= good_for(times)
+            || check_sum != check(sum, said, times, hop)
+        {
+            continue;
+        }
+        s.out.egress_port.0 = port.to_ne_bytes();
+        if age < HOP_GOOD_FOR && find_hop(s, hop) {
+            return Recalled::All;
+        }
+        s.recalled = times;
+        s.recalled_sum = sum;
+        s.recalled_line = place;
+        return Recalled::Port;
     }
-    // SAFETY: likewise.
-    let (said, last_seen, hop, check_sum) = unsafe {
+    Recalled::Nothing
+}
+
+/// Notes `s.next_hop` for the connection of which [`recall`] knew but the port.
+///
+/// If its line is another's by now, or partly, the sum will say so.
+#[inline(never)]
+pub(super) fn renew(s: &Scratch) {
+    let Some(line) = line(s.recalled_line) else {
+        return;
+    };
+    // SAFETY: aligned words within an array's element, here and below.
+    let (facts, noted) = unsafe {
         (
             core::ptr::read_volatile(&raw const (*line).facts),
-            core::ptr::read_volatile(&raw const (*line).last_seen),
-            core::ptr::read_volatile(&raw const (*line).hop),
-            core::ptr::read_volatile(&raw const (*line).sum),
+            core::ptr::read_volatile(&raw const (*line).times),
         )
     };
-    #[expect(clippy::cast_possible_truncation, reason = "its lowest half")]
-    let port = said as u16;
-    differs |= said ^ facts(port, s.ip.protocol, origin, index);
-    if differs != 0
-        || s.now.saturating_sub(last_seen) >= REFRESH
-        || check_sum != check(sum, said, last_seen, hop)
-    {
-        return false;
+    if noted != s.recalled {
+        // Forgotten meanwhile, most likely.
+        return;
     }
-    s.out.egress_port.0 = port.to_ne_bytes();
-    find_hop(s, hop)
+    let left = good_for(noted).saturating_sub(age(noted, s.now));
+    let times = times(s.now, left);
+    let hop = note_hop(s);
+    let check = check(s.recalled_sum, facts, times, hop);
+    // SAFETY: likewise.
+    unsafe {
+        core::ptr::write_volatile(&raw mut (*line).times, times);
+        core::ptr::write_volatile(&raw mut (*line).hop, hop);
+        core::ptr::write_volatile(&raw mut (*line).sum, check);
+    }
 }
 
 /// Notes what the connection of `s.out_key` became, which `s.out` says, and its next hop.
@@ -147,21 +194,31 @@ pub(super) fn note(s: &Scratch, index: u32, origin: u32) {
     }
     let key = s.out_key.recent();
     let sum = recent_sum(&key);
-    let Some(line) = line(sum) else {
+    let [first, second] = recent_lines(sum);
+    let (Some(first), Some(second)) = (line(first), line(second)) else {
         return;
     };
-    let hop = note_hop(s);
+    // SAFETY: aligned words within an array's element.
+    let line = if unsafe { is_free(first, key, s.now) || !is_free(second, key, s.now) } {
+        first
+    } else {
+        second
+    };
     let port = u16::from_ne_bytes(s.out.egress_port.0);
     let facts = facts(port, s.out_key.protocol, origin, index);
+    let silent = s.now.saturating_sub(s.out.last_seen);
+    let left = refresh(s.out.state).saturating_sub(silent) >> UNIT;
+    let times = times(s.now, left);
+    let hop = note_hop(s);
+    let check = check(sum, facts, times, hop);
     // SAFETY: aligned words within an array's element.
     unsafe {
         for (pair, (low, high)) in key.into_iter().enumerate() {
             core::ptr::write_volatile(&raw mut (*line).key[pair], joined(low, high));
         }
         core::ptr::write_volatile(&raw mut (*line).facts, facts);
-        core::ptr::write_volatile(&raw mut (*line).last_seen, s.out.last_seen);
+        core::ptr::write_volatile(&raw mut (*line).times, times);
         core::ptr::write_volatile(&raw mut (*line).hop, hop);
-        let check = check(sum, facts, s.out.last_seen, hop);
         core::ptr::write_volatile(&raw mut (*line).sum, check);
     }
 }
@@ -169,11 +226,63 @@ pub(super) fn note(s: &Scratch, index: u32, origin: u32) {
 /// Forgets what the connection became: it has changed, or is no more.
 #[inline(never)]
 pub(super) fn forget(key: &NatOutKey) {
-    if let Some(line) = line(recent_sum(&key.recent())) {
-        // SAFETY: an aligned word within an array's element; if it is another connection's by now, that is looked up
-        // once more.
-        unsafe { core::ptr::write_volatile(&raw mut (*line).last_seen, 0) };
+    for place in recent_lines(recent_sum(&key.recent())) {
+        if let Some(line) = line(place) {
+            // SAFETY: an aligned word within an array's element; if it is another connection's, that is looked up once more.
+            unsafe { core::ptr::write_volatile(&raw mut (*line).times, 0) };
+        }
     }
+}
+
+/// Not zero if the line is another connection's.
+///
+/// # Safety
+/// It must be an element of the array.
+#[inline(always)]
+unsafe fn differs(line: *const Line, key: RecentKey) -> u64 {
+    let mut differs = 0;
+    for (pair, (low, high)) in key.into_iter().enumerate() {
+        // SAFETY: an aligned word within it.
+        let word = unsafe { core::ptr::read_volatile(&raw const (*line).key[pair]) };
+        differs |= word ^ joined(low, high);
+    }
+    differs
+}
+
+/// Whether the line is the connection's own, or nobody's any more.
+///
+/// # Safety
+/// It must be an element of the array.
+#[inline(always)]
+unsafe fn is_free(line: *const Line, key: RecentKey, now: u64) -> bool {
+    // SAFETY: an aligned word within it.
+    let times = unsafe { core::ptr::read_volatile(&raw const (*line).times) };
+    // SAFETY: the caller says so.
+    age(times, now) >= good_for(times) || unsafe { differs(line, key) } == 0
+}
+
+/// Times in a line are in units of 2^20 ns, a good millisecond.
+const UNIT: u32 = 20;
+/// Bits that say for how long it is good.
+const GOOD: u32 = 24;
+/// For how long a hop is good.
+const HOP_GOOD_FOR: u64 = NANOSECONDS >> UNIT;
+
+/// The time `now`, in nanoseconds, and for how many units from then on the line is good: less than 2^24.
+#[inline(always)]
+const fn times(now: u64, good_for: u64) -> u64 {
+    (now >> UNIT) << GOOD | good_for
+}
+
+/// Units since the hop was asked for.
+#[inline(always)]
+const fn age(times: u64, now: u64) -> u64 {
+    (now >> UNIT).saturating_sub(times >> GOOD)
+}
+
+#[inline(always)]
+const fn good_for(times: u64) -> u64 {
+    times & ((1 << GOOD) - 1)
 }
 
 /// Whether the packet is one that opens and closes nothing, and that no later fragment depends on.
@@ -191,8 +300,8 @@ const fn joined(low: u32, high: u32) -> u64 {
 }
 
 #[inline(always)]
-fn line(sum: u64) -> Option<*mut Line> {
-    NAT_RECENT.get_ptr_mut(recent_line(sum))
+fn line(index: u32) -> Option<*mut Line> {
+    NAT_RECENT.get_ptr_mut(index)
 }
 
 /// The largest index that a line has room for.
@@ -211,11 +320,11 @@ const fn facts(port: u16, protocol: u8, origin: u32, egress: u32) -> u64 {
     clippy::cast_possible_truncation,
     reason = "words are cut to their halves"
 )]
-const fn check(sum: u64, facts: u64, last_seen: u64, hop: u32) -> u32 {
+const fn check(sum: u64, facts: u64, times: u64, hop: u32) -> u32 {
     let facts = product(5, facts as u32, (facts >> 32) as u32);
-    let seen = product(0, last_seen as u32, (last_seen >> 32) as u32);
+    let times = product(0, times as u32, (times >> 32) as u32);
     let sum = sum.rotate_left(31).wrapping_add(facts);
-    folded(sum.wrapping_add(seen).wrapping_add(product(1, hop, 0)))
+    folded(sum.wrapping_add(times).wrapping_add(product(1, hop, 0)))
 }
 
 /// Fills `s.next_hop` in, and says whether the hop is still known.

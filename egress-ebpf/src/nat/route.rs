@@ -13,26 +13,8 @@ use egress_common::{Addr, DropReason, Family, gateway::Egress};
 use super::scratch::Scratch;
 use crate::{
     egress::same,
-    packet::{AF_INET, AF_INET6, Packet},
+    packet::{AF_INET, AF_INET6, Packet, Question},
 };
-
-/// `struct bpf_fib_lookup`; what the kernel does not read is not named. Addresses are as on the wire, IPv4 in
-/// the first word.
-#[repr(C)]
-pub(super) struct Question {
-    family: u8,
-    protocol: u8,
-    ports: [u16; 2],
-    /// Zero: whether the packet fits is not asked.
-    length: u16,
-    ifindex: u32,
-    class: u32,
-    source: [u32; 4],
-    destination: [u32; 4],
-    link: [u32; 4],
-}
-const LENGTH: i32 = 64;
-const _: () = assert!(size_of::<Question>() == LENGTH as usize);
 
 /// Fills `s.next_hop` in for a packet to `s.ip.destination` that is to leave under the egress address.
 ///
@@ -45,9 +27,7 @@ pub(super) fn find(
     egress: &Egress,
 ) -> Result<(), DropReason> {
     ask(s, egress);
-    let question = (&raw mut s.route).cast();
-    // SAFETY: `ask` wrote every field, and the place is as long as is said.
-    let answer = unsafe { packet.look_up_route(question, LENGTH, BPF_FIB_LOOKUP_OUTPUT) };
+    let answer = packet.look_up_route(&mut s.route, BPF_FIB_LOOKUP_OUTPUT);
     let Ok(answer) = u32::try_from(answer) else {
         return by_kernel(s);
     };

@@ -11,8 +11,7 @@ use egress_common::{
     pod::PodPlace,
 };
 
-use super::route::Question;
-use crate::parse::Ip;
+use crate::{packet::Question, parse::Ip};
 
 #[btf_map]
 static NAT_SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
@@ -26,6 +25,11 @@ pub(super) struct Scratch {
     pub(super) now: u64,
     /// The tick of the kernel's clock at which this CPU last asked for the time.
     tick: u64,
+    /// The times of the connection's line in `NAT_RECENT` whose next hop is to be asked for, the sum of its key, and its index.
+    pub(super) recalled: u64,
+    pub(super) recalled_sum: u64,
+    pub(super) recalled_line: u32,
+    pad: u32,
     pub(super) out: NatOut,
     pub(super) back: NatBack,
     pub(super) out_key: NatOutKey,

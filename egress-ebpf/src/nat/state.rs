@@ -1,5 +1,7 @@
 //! Connections: both halves of each, how they change, when they end.
 
+use core::arch::asm;
+
 use aya_ebpf::{btf_maps::HashMap, macros::btf_map};
 use egress_common::{
     DropReason,
@@ -32,9 +34,8 @@ static NAT_BACK: HashMap<NatBackKey, NatBack, { capacity::NAT as usize }> = Hash
 pub(super) const NOEXIST: u64 = 1;
 /// `-EEXIST`.
 pub(super) const EXISTS: i32 = -17;
-/// How old a half's time may get before it is written again: writing it for each packet would move its
-/// cache line from CPU to CPU.
-pub(super) const REFRESH: u64 = NANOSECONDS;
+/// For how long a new half is left alone that has no other yet, in nanoseconds.
+const YOUNG: u64 = NANOSECONDS;
 pub(super) const NANOSECONDS: u64 = 1_000_000_000;
 
 /// Finds the connection of a pod's packet, and says whether there is one: then `s.out.egress_port` is what
@@ -164,7 +165,7 @@ pub(super) fn homeward(s: &mut Scratch, is_error: bool) -> bool {
     } else {
         follow::homeward(entry.state, s.upper.tcp)
     };
-    if state == entry.state && s.now.saturating_sub(entry.last_seen) < REFRESH {
+    if state == entry.state && s.now.saturating_sub(entry.last_seen) < refresh(state) {
         return true;
     }
     set_out_key(&mut s.out_key, &s.back_key, &s.back);
@@ -199,7 +200,7 @@ fn keep_out(s: &mut Scratch, entry: &mut NatOut, origin: u32) -> bool {
     let state = follow::outward(entry.state, s.upper.tcp);
     if state == entry.state
         && origin == entry.origin
-        && s.now.saturating_sub(entry.last_seen) < REFRESH
+        && s.now.saturating_sub(entry.last_seen) < refresh(state)
     {
         return true;
     }
@@ -301,7 +302,7 @@ fn claim_with(s: &mut Scratch) -> Claim {
         occupant.origin = s.back.origin;
         return Claim::Granted;
     }
-    if s.now.saturating_sub(occupant.last_seen) < REFRESH {
+    if s.now.saturating_sub(occupant.last_seen) < YOUNG {
         return Claim::Taken;
     }
     if !evict(s, occupant) {
@@ -353,7 +354,7 @@ pub(super) fn sweep(key: &NatBackKey, out_key: &mut NatOutKey, now: u64) -> bool
 fn has_ended(now: u64, out: Option<&NatOut>, back: &NatBack, key: &NatBackKey) -> bool {
     match out {
         Some(out) if leads_to(out, key) => !is_live(now, out, Some(back)),
-        Some(_) | None => now.saturating_sub(back.last_seen) >= timeout(back.state),
+        Some(_) | None => now.saturating_sub(back.last_seen) >= life(back.state),
     }
 }
 
@@ -383,23 +384,47 @@ fn remove(out_key: &NatOutKey, back_key: &NatBackKey) {
 /// The halves' states differ for as long as two CPUs change them at once: then the longer time counts.
 #[inline(always)]
 fn is_live(now: u64, out: &NatOut, back: Option<&NatBack>) -> bool {
-    let (mut last_seen, mut allowed) = (out.last_seen, timeout(out.state));
+    let (mut last_seen, mut allowed) = (out.last_seen, life(out.state));
     if let Some(back) = back {
         last_seen = last_seen.max(back.last_seen);
         if back.state != out.state {
-            allowed = allowed.max(timeout(back.state));
+            allowed = allowed.max(life(back.state));
         }
     }
     now.saturating_sub(last_seen) < allowed
 }
 
-/// Nanoseconds without a packet after which a connection in this state ends.
+/// Nanoseconds from a connection's times on after which it ends in this state.
 #[inline(always)]
-fn timeout(state: u8) -> u64 {
-    match settings::get().and_then(|settings| settings.timeouts.get(usize::from(state))) {
-        Some(&seconds) => u64::from(seconds) * NANOSECONDS,
-        None => 0,
+fn life(state: u8) -> u64 {
+    NatState::life(seconds(state))
+}
+
+/// How old a half's time may get before it is written again: writing it for each packet would move its cache line from CPU to
+/// CPU.
+#[inline(always)]
+pub(super) fn refresh(state: u8) -> u64 {
+    NatState::refresh(seconds(state))
+}
+
+/// Seconds of silence that end a connection in this state; zero if it is none.
+#[inline(always)]
+fn seconds(state: u8) -> u32 {
+    let Some(settings) = settings::get() else {
+        return 0;
+    };
+    if usize::from(state) >= NatState::COUNT {
+        return 0;
     }
+    let mut index = usize::from(state);
+    // Old verifiers forget the comparison above where the compiler has made two registers of the number.
+    const { assert!(NatState::COUNT <= 16) }
+    // SAFETY: a change of a register, which is none for a state.
+    unsafe {
+        asm!("{index} &= 15", index = inout(reg) index, options(pure, nomem, nostack));
+    }
+    // SAFETY: it is below the array's length, which was compared, and within the settings, which the verifier sees.
+    unsafe { *settings.timeouts.as_ptr().add(index) }
 }
 
 /// Whether this half's other half is the entry of that key.

@@ -12,7 +12,7 @@ use aya_ebpf::{
 use egress_common::gateway::Settings;
 
 use crate::{
-    packet::{AF_INET, Packet},
+    packet::{AF_INET, Packet, Question},
     parse::protocol,
 };
 
@@ -40,23 +40,6 @@ struct Way {
     pad: u32,
     question: Question,
 }
-
-/// `struct bpf_fib_lookup` for IPv4.
-#[repr(C)]
-struct Question {
-    family: u8,
-    protocol: u8,
-    ports: [u16; 2],
-    /// Zero: whether the packet fits is not asked.
-    length: u16,
-    ifindex: u32,
-    class: u32,
-    source: [u32; 4],
-    destination: [u32; 4],
-    link: [u32; 4],
-}
-const LENGTH: i32 = 64;
-const _: () = assert!(size_of::<Question>() == LENGTH as usize);
 
 /// The next hop of frames to a node, both as addresses lie in memory, if the underlay's interface leads there.
 #[inline(always)]
@@ -90,9 +73,7 @@ fn ask(packet: &Packet<'_>, question: &mut Question, settings: &Settings, to: u3
     question.source = [0; 4];
     question.destination = [to, 0, 0, 0];
     question.link = [0; 4];
-    let place = core::ptr::from_mut(question).cast();
-    // SAFETY: every field is written, and the place is as long as is said.
-    let answer = unsafe { packet.look_up_route(place, LENGTH, 0) };
+    let answer = packet.look_up_route(question, 0);
     let is_found = matches!(
         u32::try_from(answer),
         Ok(BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH | BPF_FIB_LKUP_RET_FRAG_NEEDED)

@@ -18,7 +18,7 @@ use egress_common::{
     counter::Answer,
     gateway::Settings,
     maps,
-    nat::{NAT_RECENT, NatOutKey, recent_line, recent_sum},
+    nat::{NAT_RECENT, NatOutKey, recent_lines, recent_sum},
     pod::{OwnFlows, PodFacts, PodNote},
     verdict::{Decision, Member},
 };
@@ -180,7 +180,9 @@ impl Lab {
         let map = map.context("no map of recent packets")?;
         let mut lines: Array<&mut MapData, [u64; 8]> = map.try_into()?;
         for key in keys {
-            lines.set(recent_line(recent_sum(&key.recent())), [0; 8], 0)?;
+            for line in recent_lines(recent_sum(&key.recent())) {
+                lines.set(line, [0; 8], 0)?;
+            }
         }
         Ok(())
     }
