@@ -76,7 +76,13 @@ fn try_build(programs: &Programs<'_>) -> Result<()> {
     println!("cargo::rerun-if-changed={}", toolchain.rustc.display());
     println!("cargo::rerun-if-changed={}", toolchain.linker.display());
 
-    let object = toolchain.build_object(workspace, programs)?;
+    // One folder for all: build scripts run anew for every choice of features and profiles that cargo makes, and most
+    // of what they build is the same. What is built last lies where others were, so nobody builds until it is copied.
+    let target_dir = workspace.join("target/ebpf");
+    fs::create_dir_all(&target_dir)?;
+    let alone = fs::File::create(target_dir.join("build.lock"))?;
+    alone.lock()?;
+    let object = toolchain.build_object(workspace, &target_dir, programs)?;
     let embedded = PathBuf::from(variable("OUT_DIR")?).join(programs.object);
     fs::copy(&object, &embedded).map_err(|error| {
         format!(
@@ -153,15 +159,17 @@ impl Toolchain {
     }
 
     /// Runs the inner cargo; its messages go to our stderr, which cargo shows in full when we fail.
-    fn build_object(&self, workspace: &Path, programs: &Programs<'_>) -> Result<PathBuf> {
+    fn build_object(
+        &self,
+        workspace: &Path,
+        target_dir: &Path,
+        programs: &Programs<'_>,
+    ) -> Result<PathBuf> {
         let target = match variable("CARGO_CFG_TARGET_ENDIAN")?.as_str() {
             "big" => "bpfeb-unknown-none",
             _ => "bpfel-unknown-none",
         };
         let arch = variable("CARGO_CFG_TARGET_ARCH")?;
-        // Its own folder: the outer cargo holds the lock of the other one while we run.
-        let target_dir = PathBuf::from(variable("OUT_DIR")?).join("ebpf-target");
-
         let mut command = Command::new(&self.cargo);
         command
             .current_dir(workspace)
@@ -181,8 +189,9 @@ impl Toolchain {
                 "--target",
                 target,
             ])
+            // Not the usual one: the outer cargo holds its lock while we run.
             .arg("--target-dir")
-            .arg(&target_dir);
+            .arg(target_dir);
         for feature in programs.features {
             command.args(["--features", feature]);
         }
@@ -193,7 +202,7 @@ impl Toolchain {
             }
         }
         command
-            .env("CARGO_BUILD_BUILD_DIR", &target_dir)
+            .env("CARGO_BUILD_BUILD_DIR", target_dir)
             .env("RUSTC", &self.rustc)
             .env(
                 format!(
