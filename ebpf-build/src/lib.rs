@@ -1,4 +1,5 @@
-//! Builds an eBPF object and leaves it in `OUT_DIR`, from where a package embeds it: for build scripts.
+//! Builds an eBPF object and leaves it in `OUT_DIR`, from where a package embeds it: for build scripts, and for who looks at
+//! the same programs.
 #![forbid(unsafe_code)]
 
 use std::{
@@ -59,6 +60,29 @@ impl std::fmt::Display for InnerBuildFailed {
 }
 
 impl Error for InnerBuildFailed {}
+
+/// The variable by which cargo is told the linker of a target. It counts among what a crate was built with.
+#[must_use]
+pub fn linker_variable(target: &str) -> String {
+    format!(
+        "CARGO_TARGET_{}_LINKER",
+        target.to_uppercase().replace('-', "_")
+    )
+}
+
+/// What the compiler is told of every crate of the programs, on a machine of this architecture, as
+/// `CARGO_ENCODED_RUSTFLAGS` has it: whoever says the same, and names the same linker, finds built what was built.
+#[must_use]
+pub fn flags(arch: &str) -> String {
+    [
+        &*format!("--cfg=bpf_target_arch=\"{arch}\""),
+        "-Cdebuginfo=2",
+        "-Clink-arg=--btf",
+        // By words where they are aligned, not byte by byte.
+        "-Clink-arg=--disable-expand-memcpy-in-order",
+    ]
+    .join("\x1f")
+}
 
 fn try_build(programs: &Programs<'_>) -> Result<()> {
     let package = PathBuf::from(variable("CARGO_MANIFEST_DIR")?);
@@ -204,24 +228,8 @@ impl Toolchain {
         command
             .env("CARGO_BUILD_BUILD_DIR", target_dir)
             .env("RUSTC", &self.rustc)
-            .env(
-                format!(
-                    "CARGO_TARGET_{}_LINKER",
-                    target.to_uppercase().replace('-', "_")
-                ),
-                &self.linker,
-            )
-            .env(
-                "CARGO_ENCODED_RUSTFLAGS",
-                [
-                    &*format!("--cfg=bpf_target_arch=\"{arch}\""),
-                    "-Cdebuginfo=2",
-                    "-Clink-arg=--btf",
-                    // By words where they are aligned, not byte by byte.
-                    "-Clink-arg=--disable-expand-memcpy-in-order",
-                ]
-                .join("\x1f"),
-            );
+            .env(linker_variable(target), &self.linker)
+            .env("CARGO_ENCODED_RUSTFLAGS", flags(&arch));
         if let Some(bootstrap) = &self.bootstrap {
             command.env("RUSTC_BOOTSTRAP", bootstrap);
         }
