@@ -53,28 +53,16 @@ impl Addr {
     /// The address of four words whose bytes in memory are the wire's.
     #[inline(always)]
     pub const fn from_words(words: [u32; 4]) -> Self {
-        let [a, b, c, d] = [
-            words[0].to_ne_bytes(),
-            words[1].to_ne_bytes(),
-            words[2].to_ne_bytes(),
-            words[3].to_ne_bytes(),
-        ];
-        Self([
-            a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1],
-            d[2], d[3],
-        ])
+        // Taken apart and put together again, each byte would be stored by itself.
+        // SAFETY: both are 16 bytes of plain numbers.
+        Self(unsafe { core::mem::transmute::<[u32; 4], [u8; 16]>(words) })
     }
 
     /// The address as four words whose bytes in memory are the wire's.
     #[inline(always)]
     pub const fn words(&self) -> [u32; 4] {
-        let a = &self.0;
-        [
-            u32::from_ne_bytes([a[0], a[1], a[2], a[3]]),
-            u32::from_ne_bytes([a[4], a[5], a[6], a[7]]),
-            u32::from_ne_bytes([a[8], a[9], a[10], a[11]]),
-            u32::from_ne_bytes([a[12], a[13], a[14], a[15]]),
-        ]
+        // SAFETY: both are 16 bytes of plain numbers.
+        unsafe { core::mem::transmute::<[u8; 16], [u32; 4]>(self.0) }
     }
 }
 

@@ -134,7 +134,7 @@ pub const fn layout(name: &str) -> u32 {
         }
     }
     // Raised whenever it changes.
-    if is_table(name) {
+    if is_table(name) || same(name, ROOTS) || same(name, TRIE) {
         3
     } else if same(name, VERDICTS)
         || same(name, MEMBER_COUNTS)
@@ -142,8 +142,6 @@ pub const fn layout(name: &str) -> u32 {
         || same(name, POD_STATE)
         || same(name, POD_INDEX)
         || same(name, LINES)
-        || same(name, ROOTS)
-        || same(name, TRIE)
         || same(name, SETTINGS)
     {
         2

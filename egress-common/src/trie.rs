@@ -12,11 +12,17 @@
 //! up to 64 bytes is in one line, and no word is ever in two. That the roots take 13 bits has /16, /24, /32 and so on
 //! end in the node that their neighbours end in, where each is four bytes.
 //!
+//! Where a root of IPv4 has several prefixes, its word leads to *lines* in place of all that (see [`lines`]): the next few
+//! bits choose one, which has all prefixes that are left, so that there is no other line to wait for.
+//!
 //! Prefixes of up to 13 bits *cover* roots, each of which has the class of the longest one beside it.
 //!
-//! All that a packet reads at once is one aligned 64-bit word, so it sees each change wholly or not at all. Blocks and
+//! All that a packet reads at once is one aligned 64-bit word, so it sees each change wholly or not at all. Lines, blocks and
 //! records lie in segments of units of 8 bytes, which userspace adds as they are needed.
 
+pub mod lines;
+
+use self::lines::{LINE_UNITS, Lines};
 use crate::addr::{Addr, Family};
 
 /// Bits of an address that choose a root.
@@ -41,6 +47,8 @@ pub const RECORD_UNITS: u32 = 2;
 pub const SEGMENT_SHIFT: u32 = 17;
 /// Units in a segment.
 pub const SEGMENT_UNITS: u32 = 1 << SEGMENT_SHIFT;
+/// Lines in a segment, which are the elements of its map.
+pub const SEGMENT_LINES: u32 = SEGMENT_UNITS / LINE_UNITS;
 /// Segments there can be: 8 GiB, more than as many prefixes can need as a map may be told to have room for.
 pub const MAX_SEGMENTS: u32 = 8192;
 const _: () = assert!(SEGMENT_UNITS as u64 * MAX_SEGMENTS as u64 <= 1 << 31);
@@ -66,6 +74,10 @@ const LENGTH: u64 = 63;
 /// | | 25 bits | 5 bits | 32 bits | 2 bits |
 /// | --- | --- | --- | --- | --- |
 /// | leaf | the rest of the prefix, the highest first | how long it is | class and one | 2 |
+///
+/// | | 4 bits | 27 bits | 31 bits | 2 bits |
+/// | --- | --- | --- | --- | --- |
+/// | lines | how many bits choose one, and one | 0 | first unit of the first | 0 |
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Word(pub u64);
@@ -81,6 +93,8 @@ pub enum Meaning {
     Node(Node),
     /// A record, by its first unit.
     Record(u32),
+    /// Lines with all prefixes: only roots lead to some, and lines to one more.
+    Lines(Lines),
 }
 
 /// One prefix.
@@ -133,6 +147,7 @@ impl Word {
                 unit,
             }) => (children as u64) << 48 | (ends as u64) << 32 | (unit as u64) << 2 | NODE,
             Meaning::Record(unit) => (unit as u64) << 2 | RECORD,
+            Meaning::Lines(Lines { bits, unit }) => (bits as u64 + 1) << 60 | (unit as u64) << 2,
         })
     }
 
@@ -152,11 +167,17 @@ impl Word {
                 told: self.told(),
             }),
             RECORD => Meaning::Record(self.unit()),
-            _ => Meaning::Nothing,
+            _ => match (self.0 >> 60).checked_sub(1) {
+                Some(bits) => Meaning::Lines(Lines {
+                    bits: bits as u32,
+                    unit: self.unit(),
+                }),
+                None => Meaning::Nothing,
+            },
         }
     }
 
-    /// Of a node or a record.
+    /// Of a node, a record or lines.
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "those bits are wanted")]
     const fn unit(self) -> u32 {
@@ -255,10 +276,20 @@ impl Key {
 
 /// Reads the trie: each word at once.
 pub trait Reader {
+    /// A line of a segment.
+    type Line;
     /// A word of the table of roots.
     fn root(&self, number: u32) -> Option<u64>;
+    /// A line, by its number.
+    fn line(&self, line: u32) -> Option<Self::Line>;
+    /// A word of a line; of `index`, the three lowest bits count.
+    fn word(line: &Self::Line, index: u32) -> u64;
     /// A unit.
-    fn unit(&self, unit: u32) -> Option<u64>;
+    #[inline(always)]
+    fn unit(&self, unit: u32) -> Option<u64> {
+        self.line(unit / LINE_UNITS)
+            .map(|line| Self::word(&line, unit % LINE_UNITS))
+    }
 }
 
 /// The class and one of the longest prefix that contains the address, 0 if none does, and [`BROKEN`] where a word
@@ -277,6 +308,13 @@ pub fn find<R: Reader>(trie: &R, key: Key) -> u32 {
     // The last node where prefixes end that contain the address, and which do.
     let mut passed = Word::EMPTY;
     let mut ends = 0;
+    if word.0 & TAG == 0 && word.0 != 0 {
+        let told = lines::find(trie, word, high);
+        if told != 0 {
+            return told;
+        }
+        word = Word::EMPTY;
+    }
     for _ in 0..MOST_STEPS {
         let tag = word.0 & TAG;
         let (next, length) = if tag == NODE {
@@ -320,7 +358,8 @@ pub fn find<R: Reader>(trie: &R, key: Key) -> u32 {
         (trie.root(ROOTS + root / 2), root)
     } else {
         let number = ones((passed.0 >> 32) as u32 & 0xffff & below_highest(ends));
-        let first = passed.unit() + ones((passed.0 >> 48) as u32);
+        let children = (passed.0 >> 48) as u32;
+        let first = passed.unit() + ones(children & 0x7fff) + (children >> 15);
         (trie.unit(first + number / 2), number)
     };
     #[expect(clippy::cast_possible_truncation, reason = "one half is wanted")]
@@ -347,13 +386,16 @@ const fn below_highest(bits: u32) -> u32 {
     below | below >> 8
 }
 
-/// How many of the 16 lowest bits are set; the others are zero. There is no instruction for it in BPF.
+/// How many of the 15 lowest bits are set; the others are zero. There is no instruction for it in BPF.
+///
+/// A product puts four copies of them side by side, of which every fourth bit makes a number of its own; another adds
+/// these up (Anderson, "Bit twiddling hacks", counting bits set in 14, 24, or 32-bit words).
 #[inline(always)]
 const fn ones(bits: u32) -> u32 {
-    let pairs = bits - (bits >> 1 & 0x5555);
-    let fours = (pairs & 0x3333) + (pairs >> 2 & 0x3333);
-    let eights = (fours + (fours >> 4)) & 0x0f0f;
-    (eights + (eights >> 8)) & 0x1f
+    const COPIES: u64 = 1 | 1 << 15 | 1 << 30 | 1 << 45;
+    const NUMBERS: u64 = 0x1111_1111_1111_1111;
+    let numbers = (bits as u64).wrapping_mul(COPIES) & (NUMBERS >> 4);
+    (numbers.wrapping_mul(NUMBERS) >> 60) as u32
 }
 
 #[cfg(test)]
@@ -387,6 +429,11 @@ mod tests {
             }),
             Meaning::Record(0),
             Meaning::Record(last),
+            Meaning::Lines(Lines { bits: 0, unit: 0 }),
+            Meaning::Lines(Lines {
+                bits: lines::MOST_BITS,
+                unit: last - 7,
+            }),
         ] {
             let word = Word::new(meaning);
             assert_eq!(word.meaning(), meaning);
@@ -397,7 +444,7 @@ mod tests {
     #[test]
     fn bits_are_counted() {
         for bits in 0..=u32::from(u16::MAX) {
-            assert_eq!(ones(bits), bits.count_ones());
+            assert_eq!(ones(bits & 0x7fff) + (bits >> 15), bits.count_ones());
             let below = bits.checked_ilog2().map_or(0, |highest| (1 << highest) - 1);
             assert_eq!(below_highest(bits), below, "{bits:x}");
         }

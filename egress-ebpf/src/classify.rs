@@ -6,7 +6,7 @@ use aya_ebpf::{
 };
 use egress_common::{
     Addr, Family,
-    trie::{self, Key, MAX_SEGMENTS, ROOT_WORDS, Reader, SEGMENT_SHIFT, SEGMENT_UNITS},
+    trie::{self, Key, MAX_SEGMENTS, ROOT_WORDS, Reader, SEGMENT_LINES, lines::LINE_UNITS},
 };
 
 /// `BPF_F_MMAPABLE`: userspace changes each word with one store.
@@ -15,9 +15,12 @@ const MMAPABLE: usize = 1 << 10;
 #[btf_map]
 static ROOTS: Array<u64, { ROOT_WORDS as usize }, MMAPABLE> = Array::new();
 
+/// A line of the processor's: the memory of such maps begins at a page.
+type Line = [u64; LINE_UNITS as usize];
+
 #[btf_map]
 static TRIE: ArrayOfMaps<
-    Array<u64, { SEGMENT_UNITS as usize }, MMAPABLE>,
+    Array<Line, { SEGMENT_LINES as usize }, MMAPABLE>,
     { MAX_SEGMENTS as usize },
 > = ArrayOfMaps::new();
 
@@ -40,6 +43,8 @@ extern "C" fn egress_class(root: u32, high: u64, low: u64) -> u32 {
 struct Maps;
 
 impl Reader for Maps {
+    type Line = &'static Line;
+
     #[inline(always)]
     fn root(&self, number: u32) -> Option<u64> {
         // SAFETY: an aligned word that userspace writes with one store; it must be read with one load.
@@ -49,9 +54,13 @@ impl Reader for Maps {
     }
 
     #[inline(always)]
-    fn unit(&self, unit: u32) -> Option<u64> {
-        let word = TRIE.get_value(unit >> SEGMENT_SHIFT, &(unit & (SEGMENT_UNITS - 1)))?;
+    fn line(&self, line: u32) -> Option<&'static Line> {
+        TRIE.get_value(line / SEGMENT_LINES, &(line % SEGMENT_LINES))
+    }
+
+    #[inline(always)]
+    fn word(line: &&'static Line, index: u32) -> u64 {
         // SAFETY: as in `root`.
-        Some(unsafe { core::ptr::read_volatile(word) })
+        unsafe { core::ptr::read_volatile(&raw const line[(index % LINE_UNITS) as usize]) }
     }
 }

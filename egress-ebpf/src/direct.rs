@@ -60,6 +60,8 @@ macro_rules! access {
                     options(readonly, nostack),
                 );
             }
+            // SAFETY: the load is that wide, so there is nothing above to take off.
+            unsafe { core::hint::assert_unchecked(value <= <$type>::MAX as u64) };
             #[expect(clippy::cast_possible_truncation, reason = "as wide as the load")]
             let value = value as $type;
             value

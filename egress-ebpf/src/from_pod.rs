@@ -56,7 +56,7 @@ pub(crate) fn handle(packet: &Packet<'_>) -> Departure {
             shape: Shape::of_frame(packet),
         };
     };
-    match parse::frame(packet, ip) {
+    match parse::frame_within(packet, ip) {
         Ok(Frame::Ip) => handle_ip(packet, ip),
         Ok(Frame::Arp) => Departure::NotOurs,
         Err(reason) => Departure::Dropped {

@@ -4,6 +4,8 @@ mod extensions;
 mod quoted;
 mod transport;
 
+use core::mem::offset_of;
+
 use aya_ebpf::{btf_maps::PerCpuArray, macros::btf_map};
 use egress_common::{Addr, DropReason, Family, WireU16};
 
@@ -131,11 +133,41 @@ impl Ip {
         }
     }
 
+    #[inline(always)]
+    fn set_source(&mut self, words: [u32; 4]) {
+        // SAFETY: an address, which is aligned as the facts are.
+        unsafe { set_halves(&raw mut self.source, words) };
+    }
+
+    #[inline(always)]
+    fn set_destination(&mut self, words: [u32; 4]) {
+        // SAFETY: an address behind an address, which is aligned as the facts are.
+        unsafe { set_halves(&raw mut self.destination, words) };
+    }
+
     /// Where the packet ends, in bytes from the start of the frame: what follows is padding.
     #[inline(always)]
     pub(crate) const fn end(&self) -> u32 {
         L3 + self.length
     }
+}
+
+const _: () = assert!(offset_of!(Ip, source) == 0 && offset_of!(Ip, destination) == 16);
+
+/// Writes an address half by half, as who looks for a pod reads it soon after: a processor hands on what was just
+/// stored only to loads of no more than one store wrote.
+///
+/// # Safety
+/// The place must be an address that is aligned to eight bytes.
+#[inline(always)]
+unsafe fn set_halves(place: *mut Addr, words: [u32; 4]) {
+    let half = |first: u32, second: u32| {
+        let (first, second) = (u64::from(first.to_le()), u64::from(second.to_le()));
+        (first | second << 32).to_le()
+    };
+    let [a, b, c, d] = words;
+    // SAFETY: as the caller says; both are 16 bytes.
+    unsafe { place.cast::<[u64; 2]>().write([half(a, b), half(c, d)]) };
 }
 
 /// Softirqs do not interrupt each other on a CPU, and no program runs within another.
@@ -181,17 +213,36 @@ pub(crate) fn frame(packet: &Packet<'_>, ip: &mut Ip) -> Result<Frame, DropReaso
     frame_beside_tag(packet, ip)
 }
 
-/// The same of a frame whose tag, if there is one beside it, the caller knows of.
+/// The same within the caller, which has room on its stack: a call costs as much as the rest of it.
+#[inline(always)]
+pub(crate) fn frame_within(packet: &Packet<'_>, ip: &mut Ip) -> Result<Frame, DropReason> {
+    if packet.has_vlan_tag() {
+        return Err(DropReason::NotPlainIp);
+    }
+    match family(packet)? {
+        Some(family) => headers_within(packet, family, ip).map(|()| Frame::Ip),
+        None => Ok(Frame::Arp),
+    }
+}
+
+/// The same as [`frame`] of one whose tag, if there is one beside it, the caller knows of.
 #[inline(always)]
 pub(crate) fn frame_beside_tag(packet: &Packet<'_>, ip: &mut Ip) -> Result<Frame, DropReason> {
-    let family = match packet.ethertype() {
-        ETH_P_IP => Family::V4,
-        ETH_P_IPV6 => Family::V6,
-        ETH_P_ARP => return Ok(Frame::Arp),
-        _ => return Err(DropReason::NotPlainIp),
-    };
-    headers(packet, family, ip)?;
-    Ok(Frame::Ip)
+    match family(packet)? {
+        Some(family) => headers(packet, family, ip).map(|()| Frame::Ip),
+        None => Ok(Frame::Arp),
+    }
+}
+
+/// The family of an IP packet; none of ARP.
+#[inline(always)]
+fn family(packet: &Packet<'_>) -> Result<Option<Family>, DropReason> {
+    match packet.ethertype() {
+        ETH_P_IP => Ok(Some(Family::V4)),
+        ETH_P_IPV6 => Ok(Some(Family::V6)),
+        ETH_P_ARP => Ok(None),
+        _ => Err(DropReason::NotPlainIp),
+    }
 }
 
 /// Reads nothing but the destination of an IP packet, and says whether there is one.
@@ -228,6 +279,11 @@ pub(crate) fn destination(packet: &Packet<'_>, destination: &mut Addr) -> bool {
 /// does not, the compiler may leave the address where the kernel refuses it ("cannot return stack pointer").
 #[inline(never)]
 fn headers(packet: &Packet<'_>, family: Family, ip: &mut Ip) -> Result<(), DropReason> {
+    headers_within(packet, family, ip)
+}
+
+#[inline(always)]
+fn headers_within(packet: &Packet<'_>, family: Family, ip: &mut Ip) -> Result<(), DropReason> {
     match family {
         Family::V4 => ipv4(packet, ip),
         Family::V6 => ipv6(packet, ip),
@@ -240,8 +296,8 @@ fn ipv4(packet: &Packet<'_>, ip: &mut Ip) -> Result<(), DropReason> {
     let [version_ihl, _, total, total_low] = start.word::<AT>().to_ne_bytes();
     let [id, id_low, offset, offset_low] = start.word::<{ AT + 4 }>().to_ne_bytes();
     let [ttl, protocol, ..] = start.word::<{ AT + 8 }>().to_ne_bytes();
-    ip.source = Addr::from_words([0, 0, MAPPED, start.word::<{ AT + 12 }>()]);
-    ip.destination = Addr::from_words([0, 0, MAPPED, start.word::<{ AT + 16 }>()]);
+    ip.set_source([0, 0, MAPPED, start.word::<{ AT + 12 }>()]);
+    ip.set_destination([0, 0, MAPPED, start.word::<{ AT + 16 }>()]);
     let header_length = u32::from(version_ihl & 0x0f) * 4;
     if version_ihl >> 4 != 4 || header_length < 20 {
         return Err(DropReason::Malformed);
@@ -302,13 +358,13 @@ fn ipv6(packet: &Packet<'_>, ip: &mut Ip) -> Result<(), DropReason> {
     let start = packet.start_of_frame::<{ AT + IPV6_LENGTH }>()?;
     let [version_class, ..] = start.word::<AT>().to_ne_bytes();
     let [payload, payload_low, next_header, hop_limit] = start.word::<{ AT + 4 }>().to_ne_bytes();
-    ip.source = Addr::from_words([
+    ip.set_source([
         start.word::<{ AT + 8 }>(),
         start.word::<{ AT + 12 }>(),
         start.word::<{ AT + 16 }>(),
         start.word::<{ AT + 20 }>(),
     ]);
-    ip.destination = Addr::from_words([
+    ip.set_destination([
         start.word::<{ AT + 24 }>(),
         start.word::<{ AT + 28 }>(),
         start.word::<{ AT + 32 }>(),

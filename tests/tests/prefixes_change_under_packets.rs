@@ -9,18 +9,16 @@ use std::{
 
 use egress_common::{DropReason, counter::PassKind};
 use egress_tests::packets::{
-    Action, Input, Runner, Slot,
-    build::{Frame, proto, udp},
+    Action, Runner, Slot,
     random::Random,
-    seed::{addresses, net, resolved, rule, via},
+    seed::{net, resolved, rule, via},
+    stream::{Stream, run_until},
     with_lab,
 };
 use egress_userspace::{diff::Change, kernel::Program, resolve::Fate};
 
 /// Changes of one prefix each, half of them removals.
 const CHANGES: usize = 2000;
-/// Runs between two looks whether it goes on.
-const REPEAT: u32 = 2000;
 
 /// What is always there, and dropped; what contains it, and is local; what comes and goes within, around and beside.
 struct Place {
@@ -164,31 +162,18 @@ fn each_answer_is_old_or_new() {
     });
 }
 
-/// Runs packets to all of a place's destinations, again and again, and says how many of each kind.
+/// Runs packets to all of a place's destinations, and says how many of each kind.
 fn read(runner: &Runner, place: &Place, done: &AtomicBool) -> [u64; 3] {
-    let kinds = [
-        (place.always_dropped, Some(Action::Drop)),
-        (place.always_local, Some(Action::Pass)),
-        (place.either, None),
+    let [dropped, local, either] = PODS.map(|(_, pod)| pod);
+    let streams = [
+        (dropped, place.always_dropped, Some(Action::Drop)),
+        (local, place.always_local, Some(Action::Pass)),
+        (either, place.either, None),
     ];
-    let mut sent = [0; 3];
-    while !done.load(Ordering::Relaxed) {
-        for (((destinations, wanted), (_, pod)), sent) in kinds.iter().zip(PODS).zip(&mut sent) {
-            for destination in *destinations {
-                let input = packet(pod, destination);
-                let seen = runner.run_often(&input, REPEAT).unwrap();
-                *sent += u64::from(REPEAT);
-                let is_right = wanted.is_none_or(|wanted| wanted == seen.action);
-                assert!(is_right, "{:?}: {}", seen.action, input.describe());
-            }
-        }
-    }
-    sent
-}
-
-fn packet(pod: u8, to: &str) -> Input {
-    let [v4, v6] = addresses(pod);
-    let from = if to.contains(':') { v6 } else { v4 };
-    let frame = Frame::ip(&from.to_string(), to, proto::UDP, &udp(40_000, 53, 4));
-    Input::from_pod(&frame.bytes)
+    let streams = streams.map(|(pod, destinations, wanted)| Stream {
+        pod,
+        destinations,
+        wanted,
+    });
+    run_until(runner, streams, done)
 }

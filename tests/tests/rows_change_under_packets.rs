@@ -10,10 +10,10 @@ use std::{
 
 use egress_common::{DropReason, counter::PassKind};
 use egress_tests::packets::{
-    Action, Input, Runner, Slot,
-    build::{Frame, proto, udp},
+    Action, Runner, Slot,
     random::Random,
     seed::{addresses, resolved, rule, via},
+    stream::{Stream, run_until},
     with_lab,
 };
 use egress_userspace::{
@@ -26,8 +26,6 @@ use egress_userspace::{
 
 /// New sets of prefixes.
 const CHANGES: usize = 40;
-/// Runs between two looks whether it goes on.
-const REPEAT: u32 = 2000;
 
 /// The pod whose policy never changes, the one that drops or does not, and the one that brings prefixes.
 const KEPT: (&str, u8) = ("kept", 5);
@@ -150,30 +148,17 @@ fn world(crowd: Crowd, turned_drops: bool) -> Resolved {
     resolved(&[], [kept, turned, (CROWD.0, CROWD.1, crowd, CROWD.0)])
 }
 
-/// Runs packets of a pod to all destinations, again and again, and says how many were to be dropped, local and unmatched.
+/// Runs packets of a pod to all destinations, and says how many were to be dropped, local and unmatched.
 fn read(runner: &Runner, pod: u8, drops: bool, done: &AtomicBool) -> [u64; 3] {
-    let kinds: [(&[&str], Option<Action>); 3] = [
+    let streams: [(&[&str], Option<Action>); 3] = [
         (&DROPPED, drops.then_some(Action::Drop)),
         (&LOCAL, Some(Action::Pass)),
         (&UNMATCHED, Some(Action::Pass)),
     ];
-    let mut sent = [0; 3];
-    while !done.load(Ordering::Relaxed) {
-        for ((destinations, wanted), sent) in kinds.iter().zip(&mut sent) {
-            for destination in *destinations {
-                let input = packet(pod, destination);
-                let seen = runner.run_often(&input, REPEAT).unwrap();
-                *sent += u64::from(REPEAT);
-                let is_right = wanted.is_none_or(|wanted| wanted == seen.action);
-                assert!(is_right, "{:?}: {}", seen.action, input.describe());
-            }
-        }
-    }
-    sent
-}
-
-fn packet(pod: u8, to: &str) -> Input {
-    let [from, _] = addresses(pod);
-    let frame = Frame::ip(&from.to_string(), to, proto::UDP, &udp(40_000, 53, 4));
-    Input::from_pod(&frame.bytes)
+    let streams = streams.map(|(destinations, wanted)| Stream {
+        pod,
+        destinations,
+        wanted,
+    });
+    run_until(runner, streams, done)
 }

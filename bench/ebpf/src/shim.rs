@@ -1,8 +1,9 @@
 //! Makes the packet one of some flow, as cold as a flow's packet is in life, and hands over to the program under test.
 //!
-//! Of a flow no more is kept than what tells it from others: tables of whole headers would push out of the caches what
-//! the programs look up. It is written word by word, as programs read it: a processor hands on what was just stored
-//! only to loads of no more than one store wrote, and packets in life were stored long ago.
+//! Of a flow no more is kept than the words that tell it from others: tables of whole headers would push out of the
+//! caches what the programs look up, and those of IPv6 more than those of IPv4. It is written word by word, as programs
+//! read it: a processor hands on what was just stored only to loads of no more than one store wrote, and packets in
+//! life were stored long ago.
 //!
 //! All of what a program may have changed is written again: the test-run goes on with what the run before left.
 
@@ -18,18 +19,20 @@ use aya_ebpf::{
 
 /// What no program under test returns.
 const FAILED: i32 = 98;
-/// Sixteen bytes of a frame.
-type Piece = [u32; 4];
+/// Two words of a frame: a map's smallest value.
+type Pair = [u32; 2];
 /// How many of them a flow has at most.
-const MOST: usize = 4;
-/// Bytes of a frame's two MACs.
-const MACS: usize = 12;
+const PAIRS: usize = 4;
+/// How many words there are at most that all flows share.
+const SHARED: usize = 16;
+/// Bytes of a frame that words may lie in.
+const REACH: usize = 80;
 const TUNNEL_KEY_LEN: u32 = 44;
 const _: () = assert!(size_of::<bpf_tunnel_key>() == 44);
 
-/// [`FLOW_PIECES`] for each flow.
+/// [`FLOW_PAIRS`] for each flow.
 #[map]
-static PIECES: Array<Piece> = Array::with_max_entries(1, 0);
+static WORDS: Array<Pair> = Array::with_max_entries(1, 0);
 
 /// Which flow is next, of those that come one after the other.
 #[map]
@@ -42,15 +45,21 @@ static TARGET: ProgramArray = ProgramArray::with_max_entries(1, 0);
 /// How many flows there are.
 #[unsafe(no_mangle)]
 static FLOWS: u32 = 0;
-/// How many pieces each has.
+/// How many pairs of words each has.
 #[unsafe(no_mangle)]
-static FLOW_PIECES: u32 = 0;
-/// Where in a frame they begin.
+static FLOW_PAIRS: u32 = 0;
+/// Where in a frame these words lie.
 #[unsafe(no_mangle)]
-static FROM: u32 = 0;
-/// The MACs of all frames, whatever pieces say of them.
+static FLOW_PLACES: [u32; PAIRS * 2] = [0; PAIRS * 2];
+/// How many words are the same in all flows, and are written each time.
 #[unsafe(no_mangle)]
-static FRAME_MACS: [u32; 3] = [0; 3];
+static SHARED_COUNT: u32 = 0;
+/// Where in a frame these lie.
+#[unsafe(no_mangle)]
+static SHARED_PLACES: [u32; SHARED] = [0; SHARED];
+/// What they are.
+#[unsafe(no_mangle)]
+static SHARED_WORDS: [u32; SHARED] = [0; SHARED];
 /// The network identifier of the tunnel that packets seem to come from; zero is none.
 #[unsafe(no_mangle)]
 static TUNNEL: u32 = 0;
@@ -105,29 +114,39 @@ fn run(ctx: &TcContext, index: u32) -> i32 {
 /// Writes a flow's headers.
 #[inline(always)]
 fn write(ctx: &TcContext, index: u32) -> Option<()> {
-    let from = read(&raw const FROM) as usize;
-    let pieces = read(&raw const FLOW_PIECES);
     let frame = ctx.data();
-    if from > size_of::<Piece>() * 2 || frame + from + MOST * size_of::<Piece>() > ctx.data_end() {
+    if frame + REACH > ctx.data_end() {
         return None;
     }
-    for (number, word) in (0..MACS / 4).map(|number| (number, read(&raw const FRAME_MACS[number])))
-    {
-        // SAFETY: the frame is that long.
-        unsafe { set_word(frame + number * 4, word) };
-    }
-    let first = index.checked_mul(pieces)?;
-    for (number, piece) in (0..MOST).zip(first..) {
-        if piece - first >= pieces {
+    let shared = read(&raw const SHARED_COUNT) as usize;
+    for number in 0..SHARED {
+        if number >= shared {
             break;
         }
-        for (place, word) in PIECES.get(piece)?.iter().enumerate() {
-            let at = frame + from + number * size_of::<Piece>() + place * 4;
+        let place = place(read(&raw const SHARED_PLACES[number]))?;
+        // SAFETY: the frame is that long.
+        unsafe { set_word(frame + place, read(&raw const SHARED_WORDS[number])) };
+    }
+    let pairs = read(&raw const FLOW_PAIRS);
+    let first = index.checked_mul(pairs)?;
+    for (number, pair) in (0..PAIRS).zip(first..) {
+        if pair - first >= pairs {
+            break;
+        }
+        for (half, word) in WORDS.get(pair)?.iter().enumerate() {
+            let place = place(read(&raw const FLOW_PLACES[number * 2 + half]))?;
             // SAFETY: likewise.
-            unsafe { set_word(at, *word) };
+            unsafe { set_word(frame + place, *word) };
         }
     }
     Some(())
+}
+
+/// A word's place, if the word lies within [`REACH`].
+#[inline(always)]
+fn place(place: u32) -> Option<usize> {
+    let place = place as usize;
+    (place <= REACH - 4).then_some(place)
 }
 
 /// Stores a word with one instruction, whatever the address: the compiler would store its bytes.

@@ -1,7 +1,5 @@
 //! The shim before a program under test, and what it costs to run both.
 
-use std::ops::Range;
-
 use anyhow::{Context as _, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader, TestRun as _, TestRunOptions,
@@ -21,9 +19,13 @@ const LARGEST: usize = 2048;
 const CONTEXT: usize = 192;
 const IFINDEX: usize = 40;
 
-/// What the shim writes at once.
-type Piece = [u32; 4];
-const PIECE: usize = size_of::<Piece>();
+/// Two words, as the shim keeps them.
+type Pair = [u32; 2];
+/// How many pairs it can keep of a flow, and how many words of all flows.
+const PAIRS: usize = 4;
+const SHARED: usize = 16;
+/// Where the words of both MACs lie.
+const MACS: [usize; 3] = [0, 4, 8];
 /// Where programs may write from, but for MACs: the word with an IPv4 header's TTL, or an IPv6 header's hop limit.
 const WRITTEN_FROM: [usize; 2] = [22, 18];
 const IPV6: [u8; 2] = [0x86, 0xdd];
@@ -57,32 +59,43 @@ impl Shim {
     ) -> Result<Self> {
         let count = u32::try_from(templates.len())?;
         ensure!(count > 0, "there are no flows to draw from");
-        let span = differing(templates);
-        let pieces: Vec<Piece> = templates
+        let Words { own, shared } = Words::of(templates);
+        ensure!(
+            own.len() <= PAIRS * 2 && shared.len() <= SHARED,
+            "flows differ in more than the shim keeps of each"
+        );
+        let pairs: Vec<Pair> = templates
             .iter()
-            .flat_map(|template| span.clone().step_by(PIECE).map(|at| piece(template, at)))
+            .flat_map(|template| {
+                own.chunks(2)
+                    .map(|two| [0, 1].map(|half| word(template, two[half])))
+            })
             .collect();
-        let for_each = u32::try_from(span.clone().step_by(PIECE).count())?;
-        let from = u32::try_from(span.start)?;
-        let macs = [0, 4, 8].map(|at| word(&templates[0], at));
+        let for_each = u32::try_from(own.len() / 2)?;
+        let shared_count = u32::try_from(shared.len())?;
+        let shared_words: [u32; SHARED] = filled(shared.iter().map(|at| word(&templates[0], *at)));
+        let own: [u32; PAIRS * 2] = filled(places(&own)?);
+        let shared: [u32; SHARED] = filled(places(&shared)?);
         let tunnel = tunnel.unwrap_or(Tunnel { vni: 0, source: 0 });
-        let room = u32::try_from(pieces.len())?;
+        let room = u32::try_from(pairs.len())?;
         let mut ebpf = EbpfLoader::new()
             .override_global("FLOWS", &count, true)
-            .override_global("FLOW_PIECES", &for_each, true)
-            .override_global("FROM", &from, true)
-            .override_global("FRAME_MACS", &macs, true)
+            .override_global("FLOW_PAIRS", &for_each, true)
+            .override_global("FLOW_PLACES", &own, true)
+            .override_global("SHARED_COUNT", &shared_count, true)
+            .override_global("SHARED_PLACES", &shared, true)
+            .override_global("SHARED_WORDS", &shared_words, true)
             .override_global("TUNNEL", &tunnel.vni, true)
             .override_global("TUNNEL_SOURCE", &tunnel.source, true)
-            .map_max_entries("PIECES", room)
+            .map_max_entries("WORDS", room)
             .load(OBJECT)
             .context("cannot load the shim")?;
         for name in [RANDOM, IN_ORDER] {
             load(&mut ebpf, name)?;
         }
-        let mut map: Array<MapData, Piece> = taken(&mut ebpf, "PIECES")?;
-        for (index, piece) in (0..room).zip(pieces) {
-            map.set(index, piece, 0)?;
+        let mut map: Array<MapData, Pair> = taken(&mut ebpf, "WORDS")?;
+        for (index, pair) in (0..room).zip(pairs) {
+            map.set(index, pair, 0)?;
         }
         let mut target: ProgramArray<MapData> = taken(&mut ebpf, "TARGET")?;
         target
@@ -142,21 +155,49 @@ impl Shim {
     }
 }
 
-/// The bytes that the shim writes: what is not the same in all templates, and what programs write to.
-fn differing(templates: &[Template]) -> Range<usize> {
-    let first = &templates[0];
-    let differs = |at: &usize| templates.iter().any(|other| other[*at] != first[*at]);
-    let written = WRITTEN_FROM[usize::from(first[12..14] == IPV6)];
-    let from = (0..written).find(differs).unwrap_or(written);
-    // So that words lie as programs read them.
-    let from = from - (from + 2) % 4;
-    let last = (from..TEMPLATE).rev().find(differs).unwrap_or(from);
-    let to = from + (last + 1 - from).next_multiple_of(PIECE);
-    from..to
+/// Where the words lie that the shim writes.
+struct Words {
+    /// Those that are not the same in all templates; an even number.
+    own: Vec<usize>,
+    /// Those that are, but that programs write to.
+    shared: Vec<usize>,
 }
 
-fn piece(template: &Template, at: usize) -> Piece {
-    [0, 4, 8, 12].map(|word_at| word(template, at + word_at))
+impl Words {
+    fn of(templates: &[Template]) -> Self {
+        let first = &templates[0];
+        let differs = |at: &usize| {
+            templates
+                .iter()
+                .any(|other| word(other, *at) != word(first, *at))
+        };
+        let written = WRITTEN_FROM[usize::from(first[12..14] == IPV6)];
+        // As words lie for programs that read them.
+        let (mut own, mut shared): (Vec<usize>, Vec<usize>) =
+            (14..TEMPLATE).step_by(4).partition(differs);
+        shared.retain(|at| *at >= written);
+        shared.extend(MACS);
+        if !own.len().is_multiple_of(2) {
+            own.extend(shared.pop());
+        }
+        Self { own, shared }
+    }
+}
+
+fn places(places: &[usize]) -> Result<Vec<u32>> {
+    Ok(places
+        .iter()
+        .map(|at| u32::try_from(*at))
+        .collect::<Result<_, _>>()?)
+}
+
+/// These, and zeroes.
+fn filled<const N: usize>(words: impl IntoIterator<Item = u32>) -> [u32; N] {
+    let mut filled = [0; N];
+    for (place, word) in filled.iter_mut().zip(words) {
+        *place = word;
+    }
+    filled
 }
 
 /// Four bytes as they lie in memory; what is behind the template is zero, as in the frame.

@@ -14,7 +14,9 @@ use aya::{
 use egress_common::{
     Family,
     maps::{ROOTS, TRIE},
-    trie::{MAX_SEGMENTS, ROOT_WORDS, SEGMENT_SHIFT, SEGMENT_UNITS},
+    trie::{
+        MAX_SEGMENTS, ROOT_WORDS, SEGMENT_LINES, SEGMENT_SHIFT, SEGMENT_UNITS, lines::LINE_UNITS,
+    },
 };
 
 use super::{fault, maps::open, paths::Paths, syscall, words::Words};
@@ -30,16 +32,18 @@ const CLASS_WORDS: usize = 3;
 const IS_V6: u64 = 1 << 8;
 const IS_THERE: u64 = 1 << 9;
 
+/// An element of a segment of the trie.
+type Line = [u64; LINE_UNITS as usize];
 /// An element of the list.
 type ClassEntry = [u64; CLASS_WORDS];
 
 /// The mapped maps.
 pub(super) struct TrieMaps {
     roots: Words,
-    outer: ArrayOfMaps<MapData, Array<MapData, u64>>,
+    outer: ArrayOfMaps<MapData, Array<MapData, Line>>,
     /// The same, for what aya does not do.
     outer_fd: OwnedFd,
-    segments: Vec<Segment<u64>>,
+    segments: Vec<Segment<Line>>,
     classes: Vec<Segment<ClassEntry>>,
     /// How many prefixes each segment of the list has.
     filled: Vec<u32>,
@@ -97,7 +101,7 @@ impl TrieMaps {
             outer_fd,
             roots: Words::map(&roots, ROOT_WORDS as usize)?,
             outer,
-            segments: Segment::open_all(|index| paths.trie_segment(index), SEGMENT_UNITS)?,
+            segments: Segment::open_all(|index| paths.trie_segment(index), SEGMENT_LINES)?,
             classes: Segment::open_all(|index| paths.classes(index), SEGMENT_CLASSES)?,
             filled: Vec::new(),
             paths: paths.clone(),
@@ -175,7 +179,7 @@ impl Store for TrieMaps {
             index < MAX_SEGMENTS,
             "{TRIE} cannot have more than {MAX_SEGMENTS} segments of 1 MiB: lower the number of prefixes"
         );
-        let segment = Segment::pinned(&self.paths.trie_segment(index), SEGMENT_UNITS)
+        let segment = Segment::pinned(&self.paths.trie_segment(index), SEGMENT_LINES)
             .with_context(|| format!("cannot add segment {index} (1 MiB) to {TRIE}"))?;
         fault::step("publish a segment of the trie")?;
         self.outer
@@ -277,7 +281,7 @@ pub(super) fn make_outer(paths: &Paths) -> anyhow::Result<()> {
     }
     let template = paths.trie_segment(0);
     make(&template, || {
-        Array::<MapData, u64>::create(SEGMENT_UNITS, MMAPABLE)
+        Array::<MapData, Line>::create(SEGMENT_LINES, MMAPABLE)
     })?;
     let template = syscall::open_pinned(&template)
         .with_context(|| format!("cannot open the segment {}", template.display()))?;

@@ -7,6 +7,7 @@ use egress_common::trie::{
 use super::{
     Place, Prefix, Store, Trie,
     branch::{self, Branch, Part, floor},
+    lines,
     room::Room,
 };
 
@@ -229,9 +230,27 @@ impl<S: Store> Trie<S> {
         let below = match word.meaning() {
             Meaning::Leaf(leaf) => Below::Leaf(leaf_prefix(&path, &leaf), leaf.told - 1),
             Meaning::Node(node) => Below::Node(path, node),
-            Meaning::Nothing | Meaning::Record(_) => Below::Nothing,
+            // Lines are below a root, whose changes do not come here.
+            Meaning::Nothing | Meaning::Record(_) | Meaning::Lines(_) => Below::Nothing,
         };
         (below, records)
+    }
+
+    /// Nothing leads to all that is below a place any more.
+    pub(super) fn retire(&self, room: &mut Room, word: Word, path: &Prefix) {
+        if let Meaning::Lines(lines) = word.meaning() {
+            room.retire(lines.unit, lines::units(&self.store, &lines));
+            return;
+        }
+        let (below, records) = self.below(path, word);
+        retire_records(room, records);
+        if let Below::Node(there, node) = below {
+            let children = Branch::load(&self.store, &node).children;
+            for (number, child) in (0..).zip(children) {
+                self.retire(room, child, &there.and(number, STRIDE));
+            }
+            room.retire(node.unit, node.units());
+        }
     }
 }
 

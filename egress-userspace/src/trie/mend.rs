@@ -6,6 +6,7 @@ use egress_common::{
     Family,
     trie::{
         Meaning, Path, RECORD_BITS, RECORD_UNITS, ROOT_BITS, ROOTS, SEGMENT_UNITS, STRIDE, Word,
+        lines::{LINE_UNITS, Lines, MOST_BITS},
     },
 };
 
@@ -13,7 +14,8 @@ use super::{
     Known, Place, Prefix, Store, Trie,
     branch::{self, Branch},
     change::{Change, leaf_prefix},
-    room::Room,
+    lines::{self, Plan},
+    room::{Need, Room, alignment, rounded},
     roots,
 };
 
@@ -80,9 +82,18 @@ impl<S: Store> Trie<S> {
         }
         self.mend_covers(&covers);
         for (root, wanted) in wrong {
-            let count = u32::try_from(wanted.len()).unwrap_or(u32::MAX);
-            self.reserve(&room, count)?;
-            let word = self.built(&mut room, &Prefix::of_root(root), wanted);
+            let path = Prefix::of_root(root);
+            let plan = Plan::new(wanted);
+            let mut need = Need::REMOVAL;
+            match &plan {
+                Some(plan) => need.add_lines(plan.units()),
+                None => need.add_changes(wanted.len()),
+            }
+            self.reserve(&room, need)?;
+            let word = match &plan {
+                Some(plan) => self.lined(&mut room, Word::EMPTY, &path, plan),
+                None => self.built(&mut room, &path, wanted),
+            };
             self.set_root(root, word);
         }
         Ok(room)
@@ -143,6 +154,11 @@ impl<S: Store> Trie<S> {
                     child == Word::EMPTY || self.walk(seen, child, path.and(number, STRIDE), 0)
                 })
             }
+            Meaning::Lines(lines) => {
+                path.length() == ROOT_BITS
+                    && path.family() == Family::V4
+                    && self.walk_lines(seen, &lines, &path)
+            }
             Meaning::Record(unit) => {
                 if records == 2 || !seen.take(unit, RECORD_UNITS) {
                     return false;
@@ -157,6 +173,38 @@ impl<S: Store> Trie<S> {
                 }
             }
         }
+    }
+}
+
+impl<S: Store> Trie<S> {
+    /// The same of lines.
+    fn walk_lines(&self, seen: &mut Seen, lines: &Lines, path: &Prefix) -> bool {
+        let chosen = LINE_UNITS << lines.bits;
+        if lines.bits > MOST_BITS || !seen.is_there(lines.unit, chosen) {
+            return false;
+        }
+        if !seen.take(lines.unit, lines::units(&self.store, lines)) {
+            return false;
+        }
+        let words = lines::load(&self.store, lines);
+        let mut found = Vec::new();
+        for word in &words {
+            if let Meaning::Leaf(leaf) = word.meaning() {
+                if leaf.length == 0 || leaf.length > 32 - ROOT_BITS || leaf.told == 0 {
+                    return false;
+                }
+                found.push((leaf_prefix(path, &leaf), Some(leaf.told - 1)));
+            }
+        }
+        found.sort_unstable();
+        // One that is shorter than what leads to a line is in several.
+        found.dedup();
+        let is_right = Plan::new(&found).is_some_and(|plan| {
+            plan.word(lines.unit) == Word::new(Meaning::Lines(*lines))
+                && plan.words(lines.unit) == words
+        });
+        seen.found.extend(found);
+        is_right
     }
 }
 
@@ -179,14 +227,18 @@ impl Seen {
         }
     }
 
+    /// Whether so many units are there.
+    fn is_there(&self, unit: u32, units: u32) -> bool {
+        unit as usize + units as usize <= self.taken.len()
+    }
+
     /// Whether nothing else leads there, and it is there.
     fn take(&mut self, unit: u32, units: u32) -> bool {
-        let size = units.next_power_of_two();
-        let (first, size) = (unit as usize, size as usize);
+        let (first, size) = (unit as usize, rounded(units) as usize);
         let Some(taken) = self.taken.get_mut(first..first + size) else {
             return false;
         };
-        if !first.is_multiple_of(size) || taken.contains(&true) {
+        if !unit.is_multiple_of(alignment(units)) || taken.contains(&true) {
             return false;
         }
         taken.fill(true);

@@ -1,12 +1,14 @@
 //! The prefix trie's writer: inserts, changes and removes prefixes under packets that read it, pure over a [`Store`].
 //!
-//! What the trie looks like follows from its prefixes alone, apart from where its blocks are. A node can be where four
+//! What the trie looks like follows from its prefixes alone, apart from where its blocks are. A root of IPv4 has lines if its
+//! prefixes are neither too few nor too crowded for that ([`lines`]). Elsewhere a node can be where four
 //! bits have been taken any number of times behind those of the roots. It is there exactly where prefixes branch: where
 //! several end in it or are below. What is alone below a place is a leaf, behind a record or two if it has more than 25
 //! bits left; records lead to a node that is not right there, too.
 //!
 //! Each change is one word after another, and a packet sees of each its old answer or its new one:
 //!
+//! - Lines are written anew where nothing leads, all of a root at once, and its word then leads there.
 //! - Where the same children and ends of a node are there as before, its word stays the same, and what they say is changed
 //!   in place.
 //! - Else a new block is written where nothing leads, and so are records; one word above then leads there, or is the leaf
@@ -22,6 +24,7 @@
 
 mod branch;
 mod change;
+mod lines;
 mod mend;
 mod prefix;
 mod room;
@@ -36,7 +39,13 @@ use egress_common::{
     trie::{self, Key, Leaf, Meaning, ROOT_BITS, ROOTS, Word},
 };
 
-use self::{branch::lower, change::Change, room::Room, store::Seen};
+use self::{
+    branch::lower,
+    change::Change,
+    lines::Plan,
+    room::{Need, Room},
+    store::Seen,
+};
 pub use self::{
     prefix::Prefix,
     store::{Place, Store},
@@ -57,6 +66,15 @@ pub struct Trie<S> {
 struct Known {
     classes: BTreeMap<Prefix, u32>,
     room: Room,
+}
+
+/// What is to become of a root.
+struct Planned<'a> {
+    root: u32,
+    changes: &'a [Change],
+    /// All that it will have, if it has lines or is to have some.
+    all: Vec<Change>,
+    plan: Option<Plan>,
 }
 
 /// A class was to have a second prefix.
@@ -147,7 +165,7 @@ impl<S: Store> Trie<S> {
             return Ok(());
         };
         known.room.settle();
-        let wanted = known.room.segments_wanted(1);
+        let wanted = known.room.segments_wanted(Need::REMOVAL);
         while self.store.segments() > wanted {
             self.store.remove_segment()?;
         }
@@ -165,17 +183,6 @@ impl<S: Store> Trie<S> {
     }
 
     fn enter(&mut self, known: &mut Known, prefixes: &[(Prefix, u32)]) -> Result<(), S::Error> {
-        let count = count(prefixes);
-        // One more, so that something can be removed whatever is full.
-        if let Err(error) = self.reserve(&known.room, count + 1) {
-            let (first, rest) = prefixes.split_at(prefixes.len() / 2);
-            if first.is_empty() {
-                return Err(error);
-            }
-            self.enter(known, first)?;
-            return self.enter(known, rest);
-        }
-        self.list(prefixes)?;
         let mut changes: Vec<Change> = prefixes
             .iter()
             .map(|(prefix, class)| (*prefix, Some(*class)))
@@ -185,7 +192,25 @@ impl<S: Store> Trie<S> {
             .iter()
             .map(|(prefix, class)| known.classes.insert(*prefix, *class))
             .collect();
-        self.place(known, &changes);
+        let planned = self.planned(known, &changes);
+        // What one removal takes is kept, so that something can be removed whatever is full.
+        let reserved = self.reserve(&known.room, need(&planned, Need::REMOVAL));
+        let is_full = reserved.is_err();
+        if let Err(error) = reserved.and_then(|()| self.list(prefixes)) {
+            for ((prefix, _), before) in prefixes.iter().zip(&before) {
+                match before {
+                    Some(class) => known.classes.insert(*prefix, *class),
+                    None => known.classes.remove(prefix),
+                };
+            }
+            let (first, rest) = prefixes.split_at(prefixes.len() / 2);
+            if !is_full || first.is_empty() {
+                return Err(error);
+            }
+            self.enter(known, first)?;
+            return self.enter(known, rest);
+        }
+        self.place(known, &changes, planned);
         let other = before
             .into_iter()
             .zip(prefixes)
@@ -217,7 +242,19 @@ impl<S: Store> Trie<S> {
     }
 
     fn leave(&mut self, known: &mut Known, prefixes: &[Prefix]) -> Result<(), S::Error> {
-        if let Err(error) = self.reserve(&known.room, count(prefixes)) {
+        let left: Vec<(Prefix, u32)> = prefixes
+            .iter()
+            .filter_map(|prefix| known.classes.remove_entry(prefix))
+            .collect();
+        let mut changes: Vec<Change> = left.iter().map(|(prefix, _)| (*prefix, None)).collect();
+        changes.sort_unstable();
+        let planned = self.planned(known, &changes);
+        let none = Need {
+            changes: 0,
+            in_runs: 0,
+        };
+        if let Err(error) = self.reserve(&known.room, need(&planned, none)) {
+            known.classes.extend(left);
             let (first, rest) = prefixes.split_at(prefixes.len() / 2);
             if first.is_empty() {
                 return Err(error);
@@ -225,45 +262,84 @@ impl<S: Store> Trie<S> {
             self.leave(known, first)?;
             return self.leave(known, rest);
         }
-        let left: Vec<(Prefix, u32)> = prefixes
-            .iter()
-            .filter_map(|prefix| known.classes.remove_entry(prefix))
-            .collect();
-        let mut changes: Vec<Change> = left.iter().map(|(prefix, _)| (*prefix, None)).collect();
-        changes.sort_unstable();
-        self.place(known, &changes);
+        self.place(known, &changes, planned);
         left.iter()
             .try_for_each(|(_, class)| self.store.clear_class(*class))
     }
 
-    /// Has room for so many changes.
-    fn reserve(&mut self, room: &Room, changes: u32) -> Result<(), S::Error> {
-        while self.store.segments() < room.segments_wanted(changes) {
+    /// Has room for so much.
+    fn reserve(&mut self, room: &Room, need: Need) -> Result<(), S::Error> {
+        while self.store.segments() < room.segments_wanted(need) {
             self.store.add_segment()?;
         }
         Ok(())
     }
 
+    /// What the roots of longer prefixes are to lead to, once the list was changed by prefixes in order.
+    fn planned<'a>(&self, known: &Known, changes: &'a [Change]) -> Vec<Planned<'a>> {
+        changes
+            .chunk_by(|(a, _), (b, _)| a.root() == b.root() && !covers(a) && !covers(b))
+            .filter(|group| !covers(&group[0].0))
+            .map(|group| {
+                let root = group[0].0.root();
+                let is_lines = matches!(self.below_root(root).meaning(), Meaning::Lines(_));
+                let mut all = match group[0].0.family() {
+                    Family::V4 => lines::of_root(&known.classes, &Prefix::of_root(root)),
+                    Family::V6 => Vec::new(),
+                };
+                let plan = Plan::new(&all);
+                if plan.is_none() && is_lines {
+                    // It may have been cut off.
+                    all = lines::all_of_root(&known.classes, &Prefix::of_root(root));
+                } else if plan.is_none() {
+                    all.clear();
+                }
+                Planned {
+                    root,
+                    changes: group,
+                    all,
+                    plan,
+                }
+            })
+            .collect()
+    }
+
     /// Changes the trie as the list was changed, by prefixes in order.
-    fn place(&mut self, known: &mut Known, changes: &[Change]) {
-        let covers = |change: &Change| change.0.length() <= ROOT_BITS;
-        for (prefix, class) in changes.iter().filter(|change| covers(change)) {
+    fn place(&mut self, known: &mut Known, changes: &[Change], planned: Vec<Planned>) {
+        for (prefix, class) in changes.iter().filter(|(prefix, _)| covers(prefix)) {
             match class {
                 Some(class) => self.cover(prefix, *class),
                 None => self.uncover(known, prefix),
             }
         }
-        let longer: Vec<Change> = changes
-            .iter()
-            .filter(|change| !covers(change))
-            .copied()
-            .collect();
-        for group in longer.chunk_by(|(a, _), (b, _)| a.root() == b.root()) {
-            let root = group[0].0.root();
-            let below = self.below_root(root);
-            let word = self.changed(&mut known.room, below, &Prefix::of_root(root), group);
-            self.set_root(root, word);
+        let room = &mut known.room;
+        for root in planned {
+            let below = self.below_root(root.root);
+            let path = Prefix::of_root(root.root);
+            let word = match &root.plan {
+                Some(plan) => self.lined(room, below, &path, plan),
+                None if matches!(below.meaning(), Meaning::Lines(_)) => {
+                    self.retire(room, below, &path);
+                    self.built(room, &path, &root.all)
+                }
+                None => self.changed(room, below, &path, root.changes),
+            };
+            self.set_root(root.root, word);
         }
+    }
+
+    /// The word of a place with nothing else below it than what a plan says.
+    fn lined(&mut self, room: &mut Room, below: Word, path: &Prefix, plan: &Plan) -> Word {
+        if let Meaning::Lines(there) = below.meaning()
+            && plan.word(there.unit) == below
+            && plan.words(there.unit) == lines::load(&self.store, &there)
+        {
+            return below;
+        }
+        self.retire(room, below, path);
+        let unit = room.take(plan.units());
+        lines::write(&mut self.store, unit, &plan.words(unit));
+        plan.word(unit)
     }
 
     // ---- roots ----
@@ -345,8 +421,20 @@ impl<S: Store> Trie<S> {
     }
 }
 
-fn count<T>(prefixes: &[T]) -> u32 {
-    u32::try_from(prefixes.len()).unwrap_or(u32::MAX)
+/// What is to be taken at most, and something else.
+fn need(planned: &[Planned], mut need: Need) -> Need {
+    for root in planned {
+        match &root.plan {
+            Some(plan) => need.add_lines(plan.units()),
+            None => need.add_changes(root.changes.len().max(root.all.len())),
+        }
+    }
+    need
+}
+
+/// Whether a prefix covers roots.
+const fn covers(prefix: &Prefix) -> bool {
+    prefix.length() <= ROOT_BITS
 }
 
 /// The roots that a prefix covers.

@@ -1,8 +1,11 @@
-//! Which units are in use: blocks of 8 to 256 bytes, each a power of two, and aligned to its size.
+//! Which units are in use: blocks of 8 to 256 bytes, each a power of two, and aligned to its size; and runs of those of
+//! 256 bytes.
 
 use std::collections::BTreeSet;
 
 use egress_common::trie::SEGMENT_UNITS;
+
+use super::lines::MOST_UNITS;
 
 /// Sizes that there are: 1 unit, 2, 4, and so on.
 const SIZES: usize = 6;
@@ -14,6 +17,38 @@ const CHUNKS_PER_SEGMENT: u32 = SEGMENT_UNITS / CHUNK_UNITS;
 /// of it, and in each of two places below. All that is free of other sizes meanwhile is less than one.
 const fn most(changes: u32) -> u32 {
     changes.saturating_mul(2).saturating_add(8)
+}
+
+/// What is to be taken at most.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Need {
+    /// Changes of single prefixes, other than in lines.
+    pub(super) changes: u32,
+    /// Chunks of lines.
+    pub(super) in_runs: u32,
+}
+
+impl Need {
+    /// That of one removal.
+    pub(super) const REMOVAL: Self = Self {
+        changes: 1,
+        in_runs: chunks(MOST_UNITS),
+    };
+
+    /// Room for so many changes of single prefixes, too.
+    pub(super) fn add_changes(&mut self, changes: usize) {
+        let changes = u32::try_from(changes).unwrap_or(u32::MAX);
+        self.changes = self.changes.saturating_add(changes);
+    }
+
+    /// Room for lines of so many units, too.
+    pub(super) const fn add_lines(&mut self, units: u32) {
+        self.in_runs = self.in_runs.saturating_add(chunks(units));
+    }
+}
+
+const fn chunks(units: u32) -> u32 {
+    rounded(units).div_ceil(CHUNK_UNITS)
 }
 
 /// The units in use.
@@ -41,10 +76,9 @@ impl Room {
         used.sort_unstable();
         let mut end = 0;
         for (unit, units) in used {
-            let taken = 1 << size(units);
             room.free_between(end, unit);
-            room.units += taken;
-            end = unit + (1 << size(units));
+            room.units += u64::from(rounded(units));
+            end = unit + rounded(units);
         }
         room.chunks = end.div_ceil(CHUNK_UNITS);
         room.free_between(end, room.chunks * CHUNK_UNITS);
@@ -60,11 +94,12 @@ impl Room {
         }
     }
 
-    /// Segments that have to be there before so many changes.
-    pub(super) fn segments_wanted(&self, changes: u32) -> u32 {
+    /// Segments that have to be there before so much is taken.
+    pub(super) fn segments_wanted(&self, need: Need) -> u32 {
         let free = u32::try_from(self.free[SIZES - 1].len()).unwrap_or(u32::MAX);
-        let new = most(changes).saturating_sub(free);
-        (self.chunks + new).div_ceil(CHUNKS_PER_SEGMENT)
+        let single = most(need.changes).saturating_sub(free);
+        // No run may fit where others were.
+        (self.chunks + need.in_runs.saturating_add(single)).div_ceil(CHUNKS_PER_SEGMENT)
     }
 
     /// Units in use.
@@ -74,6 +109,10 @@ impl Room {
 
     /// The first of so many new units.
     pub(super) fn take(&mut self, units: u32) -> u32 {
+        self.units += u64::from(rounded(units));
+        if units > CHUNK_UNITS {
+            return self.take_run(units.div_ceil(CHUNK_UNITS));
+        }
         let size = size(units);
         let larger = (size..SIZES).find_map(|size| Some((size, self.free[size].pop_first()?)));
         let (mut from, first) = larger.unwrap_or_else(|| {
@@ -84,8 +123,29 @@ impl Room {
             from -= 1;
             self.free[from].insert(first + (1 << from));
         }
-        self.units += 1 << size;
         first
+    }
+
+    /// The first of so many chunks in a row: the first ones that are free, or new ones.
+    fn take_run(&mut self, chunks: u32) -> u32 {
+        let (mut first, mut count) = (0, 0);
+        for chunk in &self.free[SIZES - 1] {
+            if *chunk != first + count * CHUNK_UNITS {
+                (first, count) = (*chunk, 0);
+            }
+            count += 1;
+            if count == chunks {
+                break;
+            }
+        }
+        if count == chunks {
+            for number in 0..chunks {
+                self.free[SIZES - 1].remove(&(first + number * CHUNK_UNITS));
+            }
+            return first;
+        }
+        self.chunks += chunks;
+        (self.chunks - chunks) * CHUNK_UNITS
     }
 
     /// Nothing leads there any more, but packets in flight may be there.
@@ -96,9 +156,13 @@ impl Room {
     /// All packets that were in flight have ended: what was given back may be taken.
     pub(super) fn settle(&mut self) {
         for (unit, units) in std::mem::take(&mut self.retired) {
-            let size = size(units);
-            self.units -= 1 << size;
-            self.give_back(unit, size);
+            self.units -= u64::from(rounded(units));
+            if units > CHUNK_UNITS {
+                let chunks = (unit..unit + units).step_by(CHUNK_UNITS as usize);
+                self.free[SIZES - 1].extend(chunks);
+            } else {
+                self.give_back(unit, size(units));
+            }
         }
         while let Some(last) = self.chunks.checked_sub(1)
             && self.free[SIZES - 1].remove(&(last * CHUNK_UNITS))
@@ -116,7 +180,25 @@ impl Room {
     }
 }
 
-/// The number of the size that so many units need.
+/// Units that so many take.
+pub(super) const fn rounded(units: u32) -> u32 {
+    if units > CHUNK_UNITS {
+        units.next_multiple_of(CHUNK_UNITS)
+    } else {
+        units.next_power_of_two()
+    }
+}
+
+/// What the first of so many units is a multiple of.
+pub(super) const fn alignment(units: u32) -> u32 {
+    if units > CHUNK_UNITS {
+        CHUNK_UNITS
+    } else {
+        units.next_power_of_two()
+    }
+}
+
+/// The number of the size that so many units need, of a chunk at most.
 const fn size(units: u32) -> usize {
     units.next_power_of_two().trailing_zeros() as usize
 }

@@ -1,5 +1,7 @@
 //! What the trie is kept in.
 
+use egress_common::trie::lines::LINE_UNITS;
+
 use super::{ClassTaken, Prefix};
 
 /// Where a word is.
@@ -54,11 +56,21 @@ pub trait Store {
 pub(super) struct Seen<'a, S>(pub(super) &'a S);
 
 impl<S: Store> egress_common::trie::Reader for Seen<'_, S> {
+    type Line = [u64; LINE_UNITS as usize];
+
     fn root(&self, number: u32) -> Option<u64> {
         Some(self.0.word(Place::Root(number)))
     }
 
-    fn unit(&self, unit: u32) -> Option<u64> {
-        Some(self.0.word(Place::Unit(unit)))
+    fn line(&self, line: u32) -> Option<Self::Line> {
+        let mut words = [0; LINE_UNITS as usize];
+        for (unit, word) in (line * LINE_UNITS..).zip(&mut words) {
+            *word = self.0.word(Place::Unit(unit));
+        }
+        Some(words)
+    }
+
+    fn word(line: &Self::Line, index: u32) -> u64 {
+        line[(index % LINE_UNITS) as usize]
     }
 }

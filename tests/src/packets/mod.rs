@@ -2,7 +2,7 @@
 //!
 //! `build` makes frames, `seed` says what pods and policies there are, `lab` loads the programs in a
 //! network namespace of its own, `test_run` says what one run takes and gives, `counts` reads every counter, and `row` compares;
-//! `nat` is a lab that owns egress addresses.
+//! `nat` is a lab that owns egress addresses; `stream` runs packets while something changes.
 //! What the test-run cannot show: the device and neighbour of a redirect, and VLAN tags beside a frame.
 #![expect(
     clippy::panic,
@@ -22,6 +22,7 @@ pub mod places;
 pub mod random;
 mod row;
 pub mod seed;
+pub mod stream;
 mod summed;
 pub mod talk;
 pub(crate) mod test_run;

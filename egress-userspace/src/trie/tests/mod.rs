@@ -7,6 +7,7 @@
 )]
 
 mod changes;
+mod lines;
 mod memory;
 mod readers;
 mod together;
@@ -55,6 +56,11 @@ impl Random {
 
     /// A prefix of a small world, where many contain each other or share their first bits.
     fn prefix(&mut self) -> Prefix {
+        if self.once_in(3) {
+            // All over one root.
+            let bits = 0x2008_0000 | self.below(1 << 19);
+            return Prefix::new(Family::V4, u128::from(bits) << 96, 13 + self.below(20));
+        }
         let (family, longest) = if self.once_in(2) {
             (Family::V4, 32)
         } else {

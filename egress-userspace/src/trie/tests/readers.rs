@@ -2,7 +2,10 @@
 
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
-use egress_common::trie::{self, Key, Meaning, Path, ROOT_BITS, ROOTS, Reader, Word};
+use egress_common::trie::{
+    self, Key, Meaning, Path, ROOT_BITS, ROOTS, Reader, Word,
+    lines::{LINE_UNITS, Lines},
+};
 
 use super::{
     Memory, Prefix, Random, Trie,
@@ -13,12 +16,21 @@ use super::{
 use crate::trie::Place;
 
 impl Reader for Words {
+    type Line = [u64; LINE_UNITS as usize];
+
     fn root(&self, number: u32) -> Option<u64> {
         Some(self.get(Place::Root(number)))
     }
 
-    fn unit(&self, unit: u32) -> Option<u64> {
-        Some(self.get(Place::Unit(unit)))
+    fn line(&self, line: u32) -> Option<Self::Line> {
+        let first = line * LINE_UNITS;
+        Some(std::array::from_fn(|index| {
+            self.get(Place::Unit(first + index as u32))
+        }))
+    }
+
+    fn word(line: &Self::Line, index: u32) -> u64 {
+        line[index as usize]
     }
 }
 
@@ -92,6 +104,8 @@ enum Next {
     Root,
     Unit(u32),
     Path(u32),
+    /// A word of a line.
+    InLine(u32),
     Passed,
     Nothing,
 }
@@ -123,6 +137,15 @@ impl Slow {
                     Next::Passed
                 }
             }
+            Next::InLine(unit) => match Word(words.get(Place::Unit(unit))) {
+                Word::EMPTY => Next::Passed,
+                word => match (self.after(word), word.meaning()) {
+                    (Next::Passed, Meaning::Leaf(_)) if unit % LINE_UNITS != LINE_UNITS - 1 => {
+                        Next::InLine(unit + 1)
+                    }
+                    (next, _) => next,
+                },
+            },
             Next::Passed => {
                 let (place, half) = match self.passed {
                     Some((unit, number)) => (Place::Unit(unit + number / 2), number % 2),
@@ -141,6 +164,10 @@ impl Slow {
         match word.meaning() {
             Meaning::Nothing => Next::Passed,
             Meaning::Record(unit) => Next::Path(unit),
+            Meaning::Lines(Lines { bits, unit }) => {
+                let number = self.address.slice(ROOT_BITS, bits) as u32;
+                Next::InLine(unit + LINE_UNITS * number)
+            }
             Meaning::Leaf(leaf) if self.goes_on(leaf.bits, leaf.length) => {
                 self.found = leaf.told.checked_sub(1);
                 Next::Nothing

@@ -13,6 +13,7 @@ fn the_example_of_the_architecture_is_right() {
         "192.0.2.0/24",
         "192.0.2.128/25",
         "2001:db8:7::/48",
+        "2001:db8:7:100::/56",
     ]) {
         trie.insert(net(prefix), class).unwrap();
     }
@@ -28,6 +29,8 @@ fn the_example_of_the_architecture_is_right() {
         ("192.0.2.200", Some(4)),
         ("192.0.3.1", Some(0)),
         ("2001:db8:7::1", Some(5)),
+        ("2001:db8:7:180::1", Some(6)),
+        ("2001:db8:7:200::1", Some(5)),
         ("2001:db8:8::1", None),
     ] {
         let (family, addr) = address(asked);
@@ -41,13 +44,15 @@ const EXAMPLE: &[(Place, u64)] = &[
     (Place::Root(0x0140), 0x0000_0000_0000_000a),
     (Place::Root(0x014c), 0x0000_0000_0000_000e),
     (Place::Root(0x014d), 0x0000_0000_0000_000e),
-    (Place::Root(0x1800), 0x0000_0000_0000_000b),
+    (Place::Root(0x1800), 0x1000_0000_0000_0000),
     (Place::Root(0x4c00), 0x0000_0001_0000_0001),
-    (Place::Unit(2), 0x0000_0000_0000_0008),
-    (Place::Unit(3), 0x0020_0400_0000_0001),
-    (Place::Unit(0), 0x0000_0000_0000_0016),
-    (Place::Unit(1), 0x0000_0000_0000_0004),
-    (Place::Root(0x2400), 0x0000_0000_0000_0013),
-    (Place::Unit(4), 0x21b7_0000_e000_0023),
-    (Place::Unit(5), 0x0000_0000_0000_001a),
+    (Place::Unit(0), 0x0050_0030_0000_0016),
+    (Place::Unit(1), 0x0040_002c_0000_0012),
+    (Place::Unit(2), 0x0000_0000_0000_0000),
+    (Place::Unit(7), 0x0000_0000_0000_0000),
+    (Place::Root(0x2400), 0x0000_0000_0000_0033),
+    (Place::Unit(12), 0x21b7_0000_0000_0020),
+    (Place::Unit(13), 0x4000_8000_0000_0029),
+    (Place::Unit(10), 0x0200_001c_0000_001e),
+    (Place::Unit(11), 0x0000_0000_0000_0006),
 ];
