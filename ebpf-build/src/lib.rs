@@ -1,4 +1,5 @@
-//! Builds an eBPF object and leaves it in `OUT_DIR`, from where a package embeds it: for build scripts.
+//! Builds an eBPF object and leaves it in `OUT_DIR`, from where a package embeds it: for build scripts, and for who looks at
+//! the same programs.
 #![forbid(unsafe_code)]
 
 use std::{
@@ -60,6 +61,29 @@ impl std::fmt::Display for InnerBuildFailed {
 
 impl Error for InnerBuildFailed {}
 
+/// The variable by which cargo is told the linker of a target. It counts among what a crate was built with.
+#[must_use]
+pub fn linker_variable(target: &str) -> String {
+    format!(
+        "CARGO_TARGET_{}_LINKER",
+        target.to_uppercase().replace('-', "_")
+    )
+}
+
+/// What the compiler is told of every crate of the programs, on a machine of this architecture, as
+/// `CARGO_ENCODED_RUSTFLAGS` has it: whoever says the same, and names the same linker, finds built what was built.
+#[must_use]
+pub fn flags(arch: &str) -> String {
+    [
+        &*format!("--cfg=bpf_target_arch=\"{arch}\""),
+        "-Cdebuginfo=2",
+        "-Clink-arg=--btf",
+        // By words where they are aligned, not byte by byte.
+        "-Clink-arg=--disable-expand-memcpy-in-order",
+    ]
+    .join("\x1f")
+}
+
 fn try_build(programs: &Programs<'_>) -> Result<()> {
     let package = PathBuf::from(variable("CARGO_MANIFEST_DIR")?);
     let workspace = package
@@ -76,7 +100,13 @@ fn try_build(programs: &Programs<'_>) -> Result<()> {
     println!("cargo::rerun-if-changed={}", toolchain.rustc.display());
     println!("cargo::rerun-if-changed={}", toolchain.linker.display());
 
-    let object = toolchain.build_object(workspace, programs)?;
+    // One folder for all: build scripts run anew for every choice of features and profiles that cargo makes, and most
+    // of what they build is the same. What is built last lies where others were, so nobody builds until it is copied.
+    let target_dir = workspace.join("target/ebpf");
+    fs::create_dir_all(&target_dir)?;
+    let alone = fs::File::create(target_dir.join("build.lock"))?;
+    alone.lock()?;
+    let object = toolchain.build_object(workspace, &target_dir, programs)?;
     let embedded = PathBuf::from(variable("OUT_DIR")?).join(programs.object);
     fs::copy(&object, &embedded).map_err(|error| {
         format!(
@@ -153,15 +183,17 @@ impl Toolchain {
     }
 
     /// Runs the inner cargo; its messages go to our stderr, which cargo shows in full when we fail.
-    fn build_object(&self, workspace: &Path, programs: &Programs<'_>) -> Result<PathBuf> {
+    fn build_object(
+        &self,
+        workspace: &Path,
+        target_dir: &Path,
+        programs: &Programs<'_>,
+    ) -> Result<PathBuf> {
         let target = match variable("CARGO_CFG_TARGET_ENDIAN")?.as_str() {
             "big" => "bpfeb-unknown-none",
             _ => "bpfel-unknown-none",
         };
         let arch = variable("CARGO_CFG_TARGET_ARCH")?;
-        // Its own folder: the outer cargo holds the lock of the other one while we run.
-        let target_dir = PathBuf::from(variable("OUT_DIR")?).join("ebpf-target");
-
         let mut command = Command::new(&self.cargo);
         command
             .current_dir(workspace)
@@ -181,8 +213,9 @@ impl Toolchain {
                 "--target",
                 target,
             ])
+            // Not the usual one: the outer cargo holds its lock while we run.
             .arg("--target-dir")
-            .arg(&target_dir);
+            .arg(target_dir);
         for feature in programs.features {
             command.args(["--features", feature]);
         }
@@ -193,26 +226,10 @@ impl Toolchain {
             }
         }
         command
-            .env("CARGO_BUILD_BUILD_DIR", &target_dir)
+            .env("CARGO_BUILD_BUILD_DIR", target_dir)
             .env("RUSTC", &self.rustc)
-            .env(
-                format!(
-                    "CARGO_TARGET_{}_LINKER",
-                    target.to_uppercase().replace('-', "_")
-                ),
-                &self.linker,
-            )
-            .env(
-                "CARGO_ENCODED_RUSTFLAGS",
-                [
-                    &*format!("--cfg=bpf_target_arch=\"{arch}\""),
-                    "-Cdebuginfo=2",
-                    "-Clink-arg=--btf",
-                    // By words where they are aligned, not byte by byte.
-                    "-Clink-arg=--disable-expand-memcpy-in-order",
-                ]
-                .join("\x1f"),
-            );
+            .env(linker_variable(target), &self.linker)
+            .env("CARGO_ENCODED_RUSTFLAGS", flags(&arch));
         if let Some(bootstrap) = &self.bootstrap {
             command.env("RUSTC_BOOTSTRAP", bootstrap);
         }

@@ -8,6 +8,7 @@
 //! A sniffer that lost packets proves nothing: that is an error too.
 
 mod packet;
+mod rules;
 
 use std::{
     collections::BTreeMap,
@@ -23,8 +24,6 @@ use std::{
 };
 
 use anyhow::{Result, anyhow, ensure};
-use egress_common::overlay::Tag;
-use ipnet::IpNet;
 use nix::{
     cmsg_space,
     sys::{
@@ -37,7 +36,10 @@ use nix::{
     },
 };
 
-pub use self::packet::{Content, Kind};
+pub use self::{
+    packet::{Content, Kind},
+    rules::{Forged, Permit, Rules},
+};
 use crate::{
     Host,
     client::{Wire, link_address},
@@ -52,44 +54,6 @@ const LAST_FRAME: u16 = 0x88b5;
 const SNAPPED: usize = 192;
 /// Packets wait here while the thread has no processor, in bytes.
 const QUEUE: usize = 512 << 20;
-
-/// Why a packet to the outside may leave an uplink.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Permit {
-    /// The node.
-    pub node: String,
-    /// Its source.
-    pub source: IpAddr,
-    /// Where it goes.
-    pub destination: IpNet,
-    /// The port of the service that it is a reply of; `None` is anything.
-    pub service: Option<u16>,
-}
-
-/// Frames of the overlay that a test forges.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Forged {
-    /// The node whose uplink they leave, with its own outer source.
-    pub node: String,
-    /// What they carry and nothing else does.
-    pub tag: Tag,
-}
-
-/// The rules that a capture is judged by.
-#[derive(Clone, Debug, Default)]
-pub struct Rules {
-    /// Prefixes inside the cluster: nodes, pods, the segment.
-    pub inside: Vec<IpNet>,
-    /// The nodes and the prefixes of their pods.
-    pub nodes: Vec<(String, Vec<IpAddr>, Vec<IpNet>)>,
-    /// What may leave.
-    pub permits: Vec<Permit>,
-    /// What may leave whatever is inside.
-    pub forged: Vec<Forged>,
-    /// Addresses that nodes may say they cannot deliver to, with their own: what comes for one that was just taken off
-    /// is the kernel's to answer.
-    pub gone: Vec<IpAddr>,
-}
 
 /// Packets of one kind that left an uplink.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -157,120 +121,6 @@ impl Capture {
     fn count(&self, mut wanted: impl FnMut(&Sent) -> bool) -> u64 {
         let found = self.sent.iter().filter(|(sent, _)| wanted(sent));
         found.map(|(_, count)| count).sum()
-    }
-}
-
-impl Rules {
-    /// Why a packet should not have left, if it should not.
-    fn fault(&self, sent: &Sent) -> Option<&'static str> {
-        match &sent.content {
-            Content::Plain {
-                source,
-                destination,
-                service,
-                ..
-            } => {
-                let permitted = self.permits(&sent.node, *source, *destination, *service);
-                (!permitted).then_some("nothing permits this source")
-            }
-            Content::Undeliverable {
-                source,
-                destination,
-                to,
-            } => {
-                let own = self.node_at(*source);
-                let own = own.is_some_and(|(name, ..)| *name == sent.node);
-                let permitted = (own && self.gone.contains(to))
-                    || self.permits(&sent.node, *source, *destination, None);
-                (!permitted).then_some("nothing permits this source")
-            }
-            Content::Overlay {
-                from,
-                to,
-                tag,
-                kind,
-                source,
-                destination,
-            } => {
-                let Some(sender) = self.node_at(*from).filter(|(name, ..)| *name == sent.node)
-                else {
-                    return Some("the overlay's outer source is not this node's");
-                };
-                let Some(receiver) = self.node_at(*to) else {
-                    return Some("the overlay's receiver is no node");
-                };
-                let forged = |one: &Forged| one.node == sent.node && one.tag == *tag;
-                if self.forged.iter().any(forged) {
-                    return None;
-                }
-                match kind {
-                    Kind::Out if !has(&sender.2, *source) => {
-                        Some("the packet inside is not of a pod of this node")
-                    }
-                    Kind::Out if self.is_inside(*destination) => {
-                        Some("the packet inside is for the cluster itself")
-                    }
-                    Kind::Back if !has(&receiver.2, *destination) => {
-                        Some("the reply inside is not for a pod of the receiver")
-                    }
-                    Kind::Out | Kind::Back => None,
-                }
-            }
-            Content::Probe { from, to } => {
-                let sender = self.node_at(*from).map(|(name, ..)| name);
-                if sender != Some(&sent.node) {
-                    Some("the probe's outer source is not this node's")
-                } else if self.node_at(*to).is_none() {
-                    Some("the probe's receiver is no node")
-                } else {
-                    None
-                }
-            }
-            Content::Strange(_) => Some("this could not be read"),
-        }
-    }
-
-    /// Whether a node may send this, not in the overlay.
-    fn permits(
-        &self,
-        node: &str,
-        source: IpAddr,
-        destination: IpAddr,
-        service: Option<u16>,
-    ) -> bool {
-        let permitted = |permit: &Permit| {
-            permit.node == node
-                && permit.source == source
-                && permit.destination.contains(&destination)
-                && permit.service.is_none_or(|port| service == Some(port))
-        };
-        self.is_inside(destination)
-            || is_of_the_link(destination)
-            || self.permits.iter().any(permitted)
-    }
-
-    fn is_inside(&self, address: IpAddr) -> bool {
-        has(&self.inside, address)
-    }
-
-    fn node_at(&self, address: IpAddr) -> Option<&(String, Vec<IpAddr>, Vec<IpNet>)> {
-        self.nodes
-            .iter()
-            .find(|(_, addresses, _)| addresses.contains(&address))
-    }
-}
-
-fn has(prefixes: &[IpNet], address: IpAddr) -> bool {
-    prefixes.iter().any(|prefix| prefix.contains(&address))
-}
-
-/// Neighbour discovery, multicast reports and the like.
-fn is_of_the_link(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => {
-            address.is_multicast() || address.is_broadcast() || address.is_link_local()
-        }
-        IpAddr::V6(address) => address.is_multicast() || address.is_unicast_link_local(),
     }
 }
 
@@ -461,55 +311,5 @@ fn take(socket: &OwnedFd, reader: &packet::Reader, seen: &Mutex<Seen>) {
     }
     if let Some(content) = reader.read(frame) {
         *seen.sent.entry(content).or_default() += 1;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_frames_that_carry_the_forged_tag_are_let_go() -> Result<()> {
-        let (worker, gateway): (IpAddr, IpAddr) = ("172.18.0.11".parse()?, "172.18.0.21".parse()?);
-        let guessed = Tag([9; 6]);
-        let rules = Rules {
-            inside: vec!["172.18.0.0/24".parse()?],
-            nodes: vec![
-                (
-                    "worker".to_owned(),
-                    vec![worker],
-                    vec!["10.65.11.0/24".parse()?],
-                ),
-                ("gateway".to_owned(), vec![gateway], Vec::new()),
-            ],
-            permits: Vec::new(),
-            forged: vec![Forged {
-                node: "worker".to_owned(),
-                tag: guessed,
-            }],
-            gone: Vec::new(),
-        };
-        // A reply that is for nobody on the gateway: a leak, unless the test itself forged it.
-        for (node, from, tag, fine) in [
-            ("worker", worker, guessed, true),
-            ("worker", worker, Tag([8; 6]), false),
-            ("worker", gateway, guessed, false),
-            ("gateway", gateway, guessed, false),
-        ] {
-            let sent = Sent {
-                node: node.to_owned(),
-                content: Content::Overlay {
-                    from,
-                    to: gateway,
-                    tag,
-                    kind: Kind::Back,
-                    source: "10.65.11.10".parse()?,
-                    destination: "198.51.100.80".parse()?,
-                },
-            };
-            let fault = rules.fault(&sent);
-            ensure!(fault.is_none() == fine, "{sent}: {fault:?}");
-        }
-        Ok(())
     }
 }

@@ -19,8 +19,13 @@ pub(crate) fn run(workspace: &Workspace, arguments: &[OsString]) -> Result<()> {
     setup::bench_tools()?;
     let profile = profile(arguments);
     // The benchmark of the control plane starts the agent that it finds beside it.
-    build::egress(workspace, profile)?;
-    let bench = build::bench(workspace, profile)?;
+    let bench = match profile {
+        Profile::Dev => build::test_binaries(workspace)?.bench,
+        Profile::Release => {
+            build::egress(workspace, profile)?;
+            build::bench(workspace, profile)?
+        }
+    };
     command::become_program(
         command::elevated(bench, &[])?
             .current_dir(workspace.root())

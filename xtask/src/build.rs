@@ -13,6 +13,9 @@ use crate::{
 /// Packages of eBPF programs, which nothing builds for the host.
 pub(crate) const FOR_THE_KERNEL: [&str; 2] = ["egress-ebpf", "egress-bench-ebpf"];
 
+/// An example of the agent's package: with it, dependencies have the features that tests ask for.
+const EXAMPLE: &str = "large-policies";
+
 /// Builds the binary and says where it is.
 pub(crate) fn run(workspace: &Workspace, release: bool) -> Result<()> {
     setup::build_tools(workspace)?;
@@ -91,24 +94,33 @@ fn executable(messages: &str, target: &str) -> Option<PathBuf> {
 pub(crate) struct TestBinaries {
     pub(crate) egress: PathBuf,
     pub(crate) demo: PathBuf,
+    pub(crate) bench: PathBuf,
 }
 
 /// Builds every binary, after set-up.
-///
-/// All packages at once, as the tests are built: cargo unites the features of what it builds together,
-/// and another choice of packages would build most dependencies twice.
 pub(crate) fn test_binaries(workspace: &Workspace) -> Result<TestBinaries> {
-    every_binary(workspace, &[])?;
+    as_for_tests(workspace, &["--bins", "--examples"])?;
     Ok(TestBinaries {
         egress: workspace.binary(Profile::Dev, "egress"),
         demo: workspace.binary(Profile::Dev, "egress-demo"),
+        bench: workspace.binary(Profile::Dev, "egress-bench"),
     })
 }
 
 /// Builds an agent whose maps have another layout, for upgrades and downgrades; the usual one has to be built after
 /// it, for both are left in the same place by cargo.
 pub(crate) fn other_layout(workspace: &Workspace) -> Result<PathBuf> {
-    every_binary(workspace, &["--features", "egress-userspace/other-layout"])?;
+    as_for_tests(
+        workspace,
+        &[
+            "--bin",
+            "egress",
+            "--example",
+            EXAMPLE,
+            "--features",
+            "egress-userspace/other-layout",
+        ],
+    )?;
     let built = workspace.binary(Profile::Dev, "egress");
     let binary = workspace.binary(Profile::Dev, "egress-other-layout");
     fs::copy(&built, &binary)
@@ -116,12 +128,16 @@ pub(crate) fn other_layout(workspace: &Workspace) -> Result<PathBuf> {
     Ok(binary)
 }
 
-fn every_binary(workspace: &Workspace, more: &[&str]) -> Result<()> {
+/// Builds these targets as the tests are built.
+///
+/// Cargo unites the features of all that it builds together, those that only tests ask for with them where an example
+/// is among it: another choice of packages, or none of the examples, would build most dependencies once more.
+fn as_for_tests(workspace: &Workspace, targets: &[&str]) -> Result<()> {
     command::run(
         command::cargo()
             .current_dir(workspace.root())
-            .args(["build", "--bins"])
-            .args(more),
+            .arg("build")
+            .args(targets),
     )
 }
 

@@ -59,11 +59,16 @@ fn host(workspace: &Workspace) -> Result<()> {
             )
             .args(["--", "-D", "warnings"]),
     )?;
-    // Not built with the others, since it has tests that they have.
+    // Not built with the others, since it has tests that they have; of the same packages, or all would be checked again.
     command::run(
         command::cargo()
             .current_dir(workspace.root())
-            .args(["clippy", "--package", "egress-tests", "--test", "kernels"])
+            .args(["clippy", "--workspace", "--test", "kernels"])
+            .args(
+                build::FOR_THE_KERNEL
+                    .iter()
+                    .flat_map(|package| ["--exclude", package]),
+            )
             .args(["--", "-D", "warnings"]),
     )
 }
@@ -86,7 +91,6 @@ fn ebpf(workspace: &Workspace, tools: &EbpfTools) -> Result<()> {
     } else {
         "bpfel-unknown-none"
     };
-    let arch = format!("--cfg=bpf_target_arch=\"{}\"", env::consts::ARCH);
     let mut command = Command::new(clippy);
     command
         .current_dir(workspace.root())
@@ -97,13 +101,17 @@ fn ebpf(workspace: &Workspace, tools: &EbpfTools) -> Result<()> {
                 .flat_map(|package| ["--package", package]),
         )
         .args(["-Z", "build-std=core", "--target", target])
-        // Its artifacts come from another compiler than those in the usual folder.
+        // Where the same compiler has built the programs, with the same flags and linker: `core` is there, and stays.
         .arg("--target-dir")
-        .arg(workspace.root().join("target/ebpf-clippy"))
+        .arg(workspace.root().join("target/ebpf"))
         .args(["--", "-D", "warnings"])
         .env("CARGO", compiler.cargo())
         .env("RUSTC", compiler.rustc())
-        .env("CARGO_ENCODED_RUSTFLAGS", arch)
+        .env(ebpf_build::linker_variable(target), tools.linker.path())
+        .env(
+            "CARGO_ENCODED_RUSTFLAGS",
+            ebpf_build::flags(env::consts::ARCH),
+        )
         .env_remove("RUSTUP_TOOLCHAIN");
     command::run(&mut command)
 }

@@ -112,8 +112,7 @@ impl Ours {
 
     /// One of its programs.
     pub(crate) fn program(&mut self, program: Program) -> Result<&SchedClassifier> {
-        let loaded = self.datapath.ebpf().program(program.name());
-        Ok(loaded.context("no such program")?.try_into()?)
+        Ok(self.datapath.program(program)?)
     }
 
     /// Attaches one of them, where it belongs on that interface.
@@ -126,9 +125,7 @@ impl Ours {
             | Program::FromUplink
             | Program::FromUnderlay => TcAttachType::Ingress,
         };
-        let loaded = self.datapath.ebpf().program_mut(program.name());
-        let loaded = loaded.context("no such program")?.try_into()?;
-        super::attach(loaded, interface, direction)
+        super::attach(self.datapath.program(program)?, interface, direction)
     }
 
     /// What was counted for a rule of a policy that led to a gateway.

@@ -153,7 +153,7 @@ impl Kernel {
     /// that lead to them, and go after them.
     ///
     /// # Errors
-    /// The maps could not be changed. Hooks that failed are part of what was brought.
+    /// A program is refused, or the maps could not be changed. Hooks that failed are part of what was brought.
     pub(super) fn bring_to(
         &mut self,
         plans: Plans,
@@ -161,6 +161,9 @@ impl Kernel {
         hooks: &BTreeSet<Hook>,
         counters: &Counters,
     ) -> anyhow::Result<Brought> {
+        // What is swapped is swapped without a pause, and what cannot be verified changes nothing.
+        self.datapath
+            .require(hooks.iter().map(|hook| hook.program))?;
         let mut changes = plans.policy.changes.len() + plans.translation.changes();
         let (attachments, ebpf) = self.datapath.attaching();
         let before = attachments.attached().clone();

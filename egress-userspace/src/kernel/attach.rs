@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use aya::{
     Ebpf,
     programs::{
-        LinkOrder, SchedClassifier, TcAttachType,
+        LinkOrder, ProgramError, SchedClassifier, TcAttachType,
         links::{FdLink, PinnedLink},
         tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
     },
@@ -26,6 +26,9 @@ use super::{
     pins::{Pin, mark_own_qdisc, pin_over, pins, remove_file},
     syscall,
 };
+
+/// The index of the loopback device (`LOOPBACK_IFINDEX` of the kernel).
+const LOOPBACK: u32 = 1;
 
 /// Fixed, so that a filter is found again by the next run; 1 is before everything else on the hook.
 ///
@@ -131,22 +134,14 @@ pub struct Attachments {
 }
 
 impl Attachments {
-    pub(super) fn new(
-        ebpf: &mut Ebpf,
-        paths: Paths,
-        mode: Option<AttachMode>,
-    ) -> anyhow::Result<Self> {
+    pub(super) fn new(paths: Paths, mode: Option<AttachMode>) -> anyhow::Result<Self> {
         // A run that died between the two steps of pinning leaves what nobody counts on yet.
         let unfinished = paths.new_marker();
         if unfinished.exists() {
             remove_file(&unfinished)?;
         }
-        let mode = match mode {
-            Some(mode) => mode,
-            None => probe(classifier(ebpf, Program::FromGateway)?),
-        };
         Ok(Self {
-            mode,
+            mode: mode.unwrap_or_else(probe),
             paths,
             attached: BTreeSet::new(),
             held: Held::default(),
@@ -342,24 +337,22 @@ impl Attachments {
     }
 }
 
-/// The kernel's id of the program that this run has loaded.
-fn loaded_id(ebpf: &Ebpf, program: Program) -> anyhow::Result<u32> {
-    let loaded = ebpf
+/// The kernel's id of a program, if this run has loaded it.
+fn loaded_id(ebpf: &Ebpf, program: Program) -> anyhow::Result<Option<u32>> {
+    let program = ebpf
         .program(program.name())
         .with_context(|| format!("the embedded object has no program {}", program.name()))?;
-    Ok(loaded.info()?.id())
+    match program.info() {
+        Ok(info) => Ok(Some(info.id())),
+        Err(ProgramError::NotLoaded) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
-/// Whether the kernel has TCX is asked of the kernel: a link on the loopback device, let go at once.
-fn probe(program: &mut SchedClassifier) -> AttachMode {
-    let options = TcAttachOptions::TcxOrder(LinkOrder::last());
-    match program.attach_with_options("lo", TcAttachType::Ingress, options) {
-        Ok(id) => {
-            if let Err(error) = program.detach(id) {
-                tracing::warn!(%error, "cannot detach the probe from lo");
-            }
-            AttachMode::Tcx
-        }
+/// Whether the kernel has TCX is asked of the kernel: what it runs on the loopback device, the first of each namespace.
+fn probe() -> AttachMode {
+    match syscall::tcx_programs(LOOPBACK, false) {
+        Ok(_programs) => AttachMode::Tcx,
         Err(error) => {
             tracing::info!(%error, "no TCX here: attaching by clsact filters");
             AttachMode::Clsact
@@ -409,7 +402,9 @@ fn tcx_order(ebpf: &mut Ebpf, program: Program, interface: &str) -> anyhow::Resu
         .collect();
     before.sort_by_key(|other| Reverse(priority(*other)));
     for other in before {
-        let id = loaded_id(ebpf, other)?;
+        let Some(id) = loaded_id(ebpf, other)? else {
+            continue;
+        };
         if has_tcx_program(interface, direction(program), id)? {
             let other: &SchedClassifier = classifier(ebpf, other)?;
             return Ok(LinkOrder::after_program(other)?);

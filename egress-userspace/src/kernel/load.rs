@@ -1,6 +1,8 @@
 //! From the embedded object to programs and pinned maps in the kernel.
 
-use std::fs::File;
+mod demand;
+
+use std::{collections::BTreeSet, fs::File};
 
 use anyhow::{Context, anyhow, bail, ensure};
 use aya::{Ebpf, EbpfLoader, maps::MapInfo, programs::SchedClassifier};
@@ -20,6 +22,9 @@ use nix::{
         utsname::uname,
     },
 };
+
+pub(super) use demand::classifier;
+use demand::named;
 
 use super::{
     attach::{AttachMode, Attachments},
@@ -155,9 +160,10 @@ pub struct Datapath {
 }
 
 impl Datapath {
-    /// Loads the programs and takes over the maps of an earlier run, or makes them.
+    /// Loads the object and takes over the maps of an earlier run, or makes them.
     ///
-    /// Nothing is attached yet; what an earlier run has attached keeps working.
+    /// Nothing is attached yet; what an earlier run has attached keeps working. Of the programs that are attached the
+    /// kernel verifies one, that of pods: the others once they are needed ([`Self::require`]).
     ///
     /// # Errors
     /// Something is missing that the programs need; where the kernel is older than any that has it all, the error
@@ -201,15 +207,11 @@ impl Datapath {
             "cannot load the eBPF object: a kernel of 5.10 or later with CONFIG_BPF_SYSCALL and BTF, \
              and CAP_BPF with CAP_NET_ADMIN (or root), are needed",
         )?;
-        let attached = Program::ALL.iter().map(|program| program.name());
-        for name in attached.chain([NAT_SWEEP, PROBE]) {
-            named(&mut ebpf, name)?
-                .load()
-                .with_context(|| format!("the kernel's verifier refuses the program {name}"))?;
-        }
+        // The largest of all, whose kernel takes the others as well: whoever starts on another is told at once.
+        demand::load(&mut ebpf, &[Program::FromPod.name(), NAT_SWEEP, PROBE])?;
         let mut maps = Maps::open(&options.paths)?;
         maps.repair()?;
-        let attachments = Attachments::new(&mut ebpf, options.paths.clone(), options.attach_mode)?;
+        let attachments = Attachments::new(options.paths.clone(), options.attach_mode)?;
         let mut held = Held::default();
         for map in maps::ALL {
             held.hold(&options.paths.map(map))?;
@@ -226,6 +228,26 @@ impl Datapath {
         };
         datapath.hold_segments()?;
         Ok(datapath)
+    }
+
+    /// Has the kernel verify those of these programs that it has not yet: several at a time, where there are several.
+    ///
+    /// What is attached needs no such call. It is for whoever may not wait between two that are attached.
+    ///
+    /// # Errors
+    /// The kernel's verifier refuses one.
+    pub fn require(&mut self, programs: impl IntoIterator<Item = Program>) -> anyhow::Result<()> {
+        let programs: BTreeSet<Program> = programs.into_iter().collect();
+        let names: Vec<_> = programs.into_iter().map(Program::name).collect();
+        demand::load(&mut self.ebpf, &names)
+    }
+
+    /// A program, loaded.
+    ///
+    /// # Errors
+    /// The kernel's verifier refuses it.
+    pub fn program(&mut self, program: Program) -> anyhow::Result<&mut SchedClassifier> {
+        classifier(&mut self.ebpf, program)
     }
 
     /// Holds the segments that are new, and lets go of those that were given back.
@@ -356,21 +378,6 @@ pub fn raise_memlock_limit() {
     if let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, u64::MAX, u64::MAX) {
         tracing::debug!(%error, "cannot raise RLIMIT_MEMLOCK; only kernels before 5.11 need it");
     }
-}
-
-/// The loaded program of that name.
-pub(super) fn classifier(
-    ebpf: &mut Ebpf,
-    program: Program,
-) -> anyhow::Result<&mut SchedClassifier> {
-    named(ebpf, program.name())
-}
-
-fn named<'a>(ebpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut SchedClassifier> {
-    ebpf.program_mut(name)
-        .with_context(|| format!("the embedded object has no program {name}"))?
-        .try_into()
-        .with_context(|| format!("{name} is not a TC program"))
 }
 
 /// What to say of a kernel that is older than the oldest on which everything works.

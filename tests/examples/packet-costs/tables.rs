@@ -34,7 +34,7 @@ pub(crate) fn measure() {
     with_lab(|lab| {
         lab.bring_to(&world());
         for program in Program::ALL {
-            let loaded = lab.datapath().ebpf().program(program.name()).unwrap();
+            let loaded = lab.datapath().program(*program).unwrap();
             let verified = loaded.info().unwrap().verified_instruction_count();
             println!("{}: {verified:?} instructions verified", program.name());
         }

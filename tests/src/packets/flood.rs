@@ -41,13 +41,7 @@ impl Varied {
 impl Lab {
     /// Runs packets of each of `count` flows through their program; nobody looks at what becomes of them.
     pub fn flood(&mut self, input: &Input, varied: Varied, count: u32) {
-        let program: &SchedClassifier = self
-            .datapath()
-            .ebpf()
-            .program(input.program.name())
-            .unwrap()
-            .try_into()
-            .unwrap();
+        let program: &SchedClassifier = self.datapath().program(input.program).unwrap();
         thread::scope(|scope| {
             for cpu in 0..CPUS {
                 scope.spawn(move || {

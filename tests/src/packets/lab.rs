@@ -320,8 +320,7 @@ impl Lab {
     }
 
     fn program_mut(&mut self, program: Program) -> Result<&mut SchedClassifier> {
-        let loaded = self.datapath.ebpf().program_mut(program.name());
-        Ok(loaded.context("no such program")?.try_into()?)
+        self.datapath.program(program)
     }
 
     /// Has the uplink forward, so that the kernel's routes are asked.
@@ -363,8 +362,7 @@ impl Lab {
     }
 
     fn program(&mut self, program: Program) -> Result<&SchedClassifier> {
-        let loaded = self.datapath.ebpf().program(program.name());
-        Ok(loaded.context("no such program")?.try_into()?)
+        Ok(self.datapath.program(program)?)
     }
 
     /// A program that another thread may run, in the network namespace that it has from this one.

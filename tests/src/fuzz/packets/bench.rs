@@ -1,6 +1,6 @@
 //! The programs and their maps, for one frame after the other.
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use aya::{
     maps::{Array, HashMap, MapData, PerCpuArray},
     programs::SchedClassifier,
@@ -69,12 +69,7 @@ impl Bench {
         lab.bring_to(&world);
         lab.set_settings(world::settings());
         let paths = lab.paths().clone();
-        let next: &SchedClassifier = lab
-            .datapath()
-            .ebpf()
-            .program(Program::FromOverlay.name())
-            .context("no program of the overlay")?
-            .try_into()?;
+        let next: &SchedClassifier = lab.datapath().program(Program::FromOverlay)?;
         let mut bench = Self {
             tunnel: Tunnel::load(next)?,
             outs: open(&paths, maps::NAT_OUT)?,
@@ -216,13 +211,7 @@ impl Bench {
                 }
                 self.tunnel.program()?
             }
-            None => self
-                .lab
-                .datapath()
-                .ebpf()
-                .program(step.program.name())
-                .context("no such program")?
-                .try_into()?,
+            None => self.lab.datapath().program(step.program)?,
         };
         let (seen, _) = test_run::test_run(program, &step.frame, &context, 1)?;
         if let Action::Other(returned) = seen.action {

@@ -9,9 +9,12 @@ use std::{
 };
 
 use anyhow::{Result, anyhow};
-use aya::maps::{Array, HashMap, MapData};
+use aya::{
+    maps::{Array, HashMap, MapData},
+    programs::ProgramError,
+};
 use egress_common::{Addr, maps, overlay::NodeState, pod::PodPlace};
-use egress_userspace::resolve::Resolved;
+use egress_userspace::{kernel::Program, resolve::Resolved};
 use nix::sched::{CloneFlags, setns};
 
 use super::Lab;
@@ -73,12 +76,20 @@ fn enter(shared: &mut Shared) -> Result<&mut Lab> {
 fn load() -> Result<(Lab, File)> {
     let start = Instant::now();
     let mut lab = Lab::new()?;
+    if machine::report().is_some() {
+        // Whether this kernel takes every one of them is what it is asked.
+        lab.datapath.require(Program::ALL.iter().copied())?;
+    }
     let seconds = format!("{:.1}", start.elapsed().as_secs_f64());
     machine::measured("load-seconds", &seconds)?;
     machine::measured("attach", lab.datapath.attachments.mode().name())?;
     for (name, program) in lab.datapath.ebpf().programs() {
+        let info = match program.info() {
+            Err(ProgramError::NotLoaded) => continue,
+            info => info?,
+        };
         // Kernels tell since 5.16 (kernel commit aba64c7da983).
-        if let Some(count) = program.info()?.verified_instruction_count() {
+        if let Some(count) = info.verified_instruction_count() {
             machine::measured("verified", &format!("{name} {count}"))?;
         }
     }

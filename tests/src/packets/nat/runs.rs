@@ -36,7 +36,9 @@ impl Node<'_> {
 
     /// Runs these frames again and again on one thread for each list, while another one sweeps the keys as often.
     pub fn at_once(&mut self, lists: &[Vec<Input>], keys: &[NatBackKey], times: usize) {
-        let ebpf = self.lab.datapath().ebpf();
+        let datapath = self.lab.datapath();
+        datapath.require(Program::ALL.iter().copied()).unwrap();
+        let ebpf = datapath.ebpf();
         let program =
             |name| -> &SchedClassifier { ebpf.program(name).unwrap().try_into().unwrap() };
         let sweeper = program(NAT_SWEEP);
@@ -72,21 +74,17 @@ impl Node<'_> {
 
     /// Nanoseconds that a program takes for a frame, on average.
     pub fn measure(&mut self, input: &Input, repeat: u32) -> Duration {
-        let program: &mut SchedClassifier = self
-            .lab
-            .datapath()
-            .ebpf()
-            .program_mut(input.program.name())
-            .unwrap()
-            .try_into()
-            .unwrap();
+        let program = self.lab.datapath().program(input.program).unwrap();
         run_repeatedly(program, input, repeat)
     }
 
     /// Instructions that the verifier looked at, by program, where the kernel tells.
     pub fn verified(&mut self) -> BTreeMap<String, u32> {
-        let ebpf = self.lab.datapath().ebpf();
-        ebpf.programs()
+        let datapath = self.lab.datapath();
+        datapath.require(Program::ALL.iter().copied()).unwrap();
+        datapath
+            .ebpf()
+            .programs()
             .filter_map(|(name, program)| {
                 let count = program.info().ok()?.verified_instruction_count()?;
                 Some((name.to_owned(), count))
