@@ -45,6 +45,8 @@ pub(crate) enum Unit {
     Bytes,
     /// Hundredths of one core.
     PercentOfCore,
+    /// Pods a second.
+    PodsPerSecond,
 }
 
 impl fmt::Display for Unit {
@@ -57,6 +59,7 @@ impl fmt::Display for Unit {
             Self::BitsPerSecond => "bit/s",
             Self::Bytes => "bytes",
             Self::PercentOfCore => "% of a core",
+            Self::PodsPerSecond => "pods/s",
         })
     }
 }

@@ -86,7 +86,7 @@ impl Stage {
 
     /// Puts a file in its place, as a whole.
     pub(super) fn put(&self, name: &str, text: &str) -> Result<()> {
-        let new = self.folder.path().join("new");
+        let new = self.folder.path().join(format!("{name}.new"));
         fs::write(&new, text)?;
         fs::rename(new, self.folder.path().join("resources").join(name))?;
         Ok(())

@@ -78,7 +78,8 @@ fn number(value: f64, unit: Unit) -> Cell {
         | Unit::GrossNanoseconds
         | Unit::Microseconds
         | Unit::Milliseconds
-        | Unit::PercentOfCore => {
+        | Unit::PercentOfCore
+        | Unit::PodsPerSecond => {
             format!("{value:.1}")
         }
     })
@@ -90,9 +91,11 @@ fn unit(unit: Unit) -> String {
         Unit::PacketsPerSecond => "million packets/s".to_owned(),
         Unit::BitsPerSecond => "Mbit/s".to_owned(),
         Unit::GrossNanoseconds => "ns, gross".to_owned(),
-        Unit::Nanoseconds | Unit::Microseconds | Unit::Milliseconds | Unit::PercentOfCore => {
-            unit.to_string()
-        }
+        Unit::Nanoseconds
+        | Unit::Microseconds
+        | Unit::Milliseconds
+        | Unit::PercentOfCore
+        | Unit::PodsPerSecond => unit.to_string(),
     }
 }
 

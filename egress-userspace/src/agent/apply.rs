@@ -166,7 +166,7 @@ impl Kernel {
             .require(hooks.iter().map(|hook| hook.program))?;
         let mut changes = plans.policy.changes.len() + plans.translation.changes();
         let (attachments, ebpf) = self.datapath.attaching();
-        let before = attachments.attached().clone();
+        let moves = attachments.moves();
         let mut errors = Vec::new();
         // New maps, beside those of programs at work, know nobody yet.
         let first = if self.earlier.is_some() {
@@ -219,8 +219,7 @@ impl Kernel {
         {
             errors.push(error);
         }
-        let attachments = &self.datapath.attachments;
-        let hooks_changed = attachments.attached().symmetric_difference(&before).count();
+        let hooks_changed = self.datapath.attachments.moves() - moves;
         if let Err(error) = self
             .reader
             .set_state(&self.state, self.limits.matrix_memory)

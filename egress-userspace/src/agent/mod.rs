@@ -58,8 +58,13 @@ pub(crate) use apply::describe;
 pub(crate) use hooks::{Outside as OutsideLinks, wanted as wanted_hooks};
 pub(crate) use overlay::remove_recorded as remove_overlay_device;
 
+/// What ends the agent, since it would not hear of anything any more.
+const UNWATCHED: &str = "the resources are not watched any more: start the agent again";
 /// The pause before a neighbour that did not answer is asked for again.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// From one apply's beginning to the next one's, at least: what comes with a pod comes by several ways, and pods come one after
+/// another. What comes first after a while waits for nothing, nor do gateways that are silent.
+const PACE: Duration = Duration::from_millis(40);
 /// How long a supervisor waits for the node to be ready. systemd stops a service that has not started after 90 s, and starts it
 /// anew; what is broken is not mended by that, and who is ordered after the agent (the kubelet) would wait for it.
 pub(crate) const SUPERVISOR_WAITS: Duration = Duration::from_secs(60);
@@ -167,6 +172,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     loop {
         let view = node_changed.view();
         agent.overlay.heed_ipsec(*ipsec_changed.borrow_and_update());
+        let next_at = Instant::now() + PACE;
         tokio::task::block_in_place(|| agent.sync(&view, cause));
         if std::mem::take(&mut agent.touched_node) {
             node_changed.read_again();
@@ -190,7 +196,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
                 _ = terminate.recv() => break None,
                 _ = interrupt.recv() => break None,
                 told = files_changed.recv() => {
-                    told.context("the resources are not watched any more: start the agent again")?;
+                    told.context(UNWATCHED)?;
                     reading.begin();
                     continue;
                 }
@@ -217,6 +223,26 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
                 }
             }
             break Some(Cause::Anything);
+        };
+        let gathered = async {
+            loop {
+                tokio::select! {
+                    biased;
+                    () = health_changed.changed() => return Ok(Some(Cause::Health)),
+                    _ = terminate.recv() => return Ok(None),
+                    _ = interrupt.recv() => return Ok(None),
+                    () = sleep_until(next_at) => return anyhow::Ok(Some(Cause::Anything)),
+                    told = files_changed.recv() => {
+                        told.context(UNWATCHED)?;
+                        reading.begin();
+                    }
+                    loaded = reading.finished() => agent.take(loaded?),
+                }
+            }
+        };
+        let woken = match woken {
+            Some(Cause::Anything) => gathered.await?,
+            at_once @ (Some(Cause::Health) | None) => at_once,
         };
         match woken {
             Some(why) => cause = why,

@@ -1,8 +1,8 @@
 //! Which program is attached where, by TCX where the kernel has it, else by clsact filters.
 
 use std::{
-    cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
+    os::fd::AsFd as _,
     path::PathBuf,
 };
 
@@ -10,12 +10,11 @@ use anyhow::{Context, bail};
 use aya::{
     Ebpf,
     programs::{
-        LinkOrder, ProgramError, SchedClassifier, TcAttachType,
-        links::{FdLink, PinnedLink},
+        TcAttachType,
         tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
     },
 };
-use nix::{errno::Errno, net::if_::if_indextoname};
+use nix::net::if_::if_indextoname;
 
 use super::{
     clsact, fault,
@@ -23,8 +22,8 @@ use super::{
     load::classifier,
     object::Program,
     paths::Paths,
-    pins::{Pin, mark_own_qdisc, pin_over, pins, remove_file},
-    syscall,
+    pins::{Pin, is_gone, mark_own_qdisc, pin_over, pins, remove_file},
+    syscall, tcx,
 };
 
 /// The index of the loopback device (`LOOPBACK_IFINDEX` of the kernel).
@@ -34,7 +33,7 @@ const LOOPBACK: u32 = 1;
 ///
 /// Where two programs share an interface, replies from the gateway are let through before the other one
 /// takes them for a pod's packets.
-const fn priority(program: Program) -> u16 {
+pub(super) const fn priority(program: Program) -> u16 {
     match program {
         // Frames of other nodes are for nobody else, and cost the others a look.
         Program::FromUnderlay | Program::FromGateway => 1,
@@ -46,7 +45,7 @@ const fn priority(program: Program) -> u16 {
 }
 
 /// Whether a program sees what its interface sends, or what it receives.
-const fn direction(program: Program) -> TcAttachType {
+pub(super) const fn direction(program: Program) -> TcAttachType {
     match program {
         Program::ToPod | Program::ToUplink => TcAttachType::Egress,
         Program::FromPod
@@ -109,6 +108,7 @@ impl AttachMode {
 }
 
 /// A place for a program.
+// In an order that has those of a program together, and those of an interface among them.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Hook {
     /// The program.
@@ -118,6 +118,34 @@ pub struct Hook {
     /// The interface's name.
     pub interface: String,
 }
+
+impl Hook {
+    /// Those of a program among others.
+    fn of(program: Program, hooks: &BTreeSet<Self>) -> impl Iterator<Item = &Self> {
+        hooks
+            .range(Self::first(program, 0)..)
+            .take_while(move |hook| hook.program == program)
+    }
+
+    /// Whether a program is among others on an interface.
+    fn is_among(program: Program, ifindex: u32, hooks: &BTreeSet<Self>) -> bool {
+        let mut from = hooks.range(Self::first(program, ifindex)..);
+        from.next()
+            .is_some_and(|hook| hook.program == program && hook.ifindex == ifindex)
+    }
+
+    /// The least of a program on an interface.
+    const fn first(program: Program, ifindex: u32) -> Self {
+        Self {
+            program,
+            ifindex,
+            interface: String::new(),
+        }
+    }
+}
+
+/// What a pin is known by: program, interface, and whether it marks a filter.
+type PinKey = (Program, u32, bool);
 
 /// The attached programs.
 #[derive(Debug)]
@@ -130,7 +158,9 @@ pub struct Attachments {
     /// Interfaces with a clsact qdisc of our making.
     own_qdiscs: BTreeSet<u32>,
     /// The pins of this run and of earlier ones, once they were read; nobody else makes any.
-    pinned: Option<BTreeMap<PathBuf, Pin>>,
+    pinned: Option<BTreeMap<PinKey, Pin>>,
+    /// How often a program was attached or detached.
+    moves: usize,
 }
 
 impl Attachments {
@@ -147,6 +177,7 @@ impl Attachments {
             held: Held::default(),
             own_qdiscs: BTreeSet::new(),
             pinned: None,
+            moves: 0,
         })
     }
 
@@ -160,6 +191,12 @@ impl Attachments {
     #[must_use]
     pub fn attached(&self) -> &BTreeSet<(Program, u32)> {
         &self.attached
+    }
+
+    /// How often a program was attached or detached so far.
+    #[must_use]
+    pub const fn moves(&self) -> usize {
+        self.moves
     }
 
     /// Forgets the hooks that something else took away, so that they are attached again, and counts them.
@@ -224,46 +261,47 @@ impl Attachments {
         program: Program,
         wanted: &BTreeSet<Hook>,
     ) -> Vec<anyhow::Error> {
-        let keep: BTreeSet<u32> = wanted
-            .iter()
-            .filter(|hook| hook.program == program)
-            .map(|hook| hook.ifindex)
-            .collect();
-        let others = |of: Program, ifindex: &u32| of == program && !keep.contains(ifindex);
-        let gone: Vec<_> = self
-            .attached
-            .iter()
-            .copied()
-            .filter(|(program, ifindex)| others(*program, ifindex))
-            .collect();
-        for (program, ifindex) in gone {
-            self.attached.remove(&(program, ifindex));
-            self.held.let_go(&self.pin(program, ifindex));
-        }
-        let attached = &self.attached;
-        self.own_qdiscs
-            .retain(|ifindex| attached.iter().any(|(_, used)| used == ifindex));
-        let pinned = match &mut self.pinned {
-            Some(pinned) => pinned,
-            None => match pins(&self.paths) {
+        if self.pinned.is_none() {
+            match pins(&self.paths) {
                 Ok(pins) => {
-                    let by_path = pins.into_iter().map(|pin| (pin.path.clone(), pin));
-                    self.pinned.insert(by_path.collect())
+                    let by_key = pins.into_iter().map(|pin| (pin.key(), pin));
+                    self.pinned = Some(by_key.collect());
                 }
                 Err(error) => return vec![error],
-            },
-        };
-        let paths = &self.paths;
-        let mut errors = Vec::new();
-        pinned.retain(|_, pin| {
-            if !others(pin.program, &pin.ifindex) {
-                return true;
             }
-            let removed = pin.remove(paths);
-            let stays = removed.is_err();
-            errors.extend(removed.err());
-            stays
-        });
+        }
+        let is_other = |ifindex: u32| !Hook::is_among(program, ifindex, wanted);
+        let attached = self.attached.range((program, 0)..=(program, u32::MAX));
+        let gone: Vec<_> = attached
+            .copied()
+            .filter(|(_, ifindex)| is_other(*ifindex))
+            .collect();
+        for (program, ifindex) in &gone {
+            self.attached.remove(&(*program, *ifindex));
+            self.held.let_go(&self.pin(*program, *ifindex));
+            self.moves += 1;
+        }
+        if !gone.is_empty() {
+            let attached = &self.attached;
+            self.own_qdiscs
+                .retain(|ifindex| attached.iter().any(|(_, used)| used == ifindex));
+        }
+        let mut errors = Vec::new();
+        let Some(pinned) = &mut self.pinned else {
+            return errors;
+        };
+        let of_program = (program, 0, false)..=(program, u32::MAX, true);
+        let others: Vec<PinKey> = pinned
+            .range(of_program)
+            .filter(|((_, ifindex, _), _)| is_other(*ifindex))
+            .map(|(key, _)| *key)
+            .collect();
+        for key in others {
+            match pinned.get(&key).map(|pin| pin.remove(&self.paths)) {
+                Some(Err(error)) => errors.push(error),
+                Some(Ok(())) | None => drop(pinned.remove(&key)),
+            }
+        }
         errors
     }
 
@@ -279,13 +317,14 @@ impl Attachments {
         wanted: &BTreeSet<Hook>,
     ) -> Vec<anyhow::Error> {
         let mut errors = Vec::new();
-        for hook in wanted.iter().filter(|hook| hook.program == program) {
+        for hook in Hook::of(program, wanted) {
             if self.attached.contains(&(hook.program, hook.ifindex)) {
                 continue;
             }
             match self.attach_one(ebpf, hook) {
                 Ok(()) => {
                     self.attached.insert((hook.program, hook.ifindex));
+                    self.moves += 1;
                 }
                 Err(error) => errors.push(error.context(format!(
                     "cannot attach {} to the interface {} ({})",
@@ -301,11 +340,7 @@ impl Attachments {
     /// Whether `program` is missing on an interface that wants it. One that is gone wants nothing.
     #[must_use]
     pub fn is_missing(&self, program: Program, wanted: &BTreeSet<Hook>) -> bool {
-        let is_gone =
-            |ifindex| matches!(if_indextoname(ifindex), Err(Errno::ENXIO | Errno::ENODEV));
-        wanted
-            .iter()
-            .filter(|hook| hook.program == program)
+        Hook::of(program, wanted)
             .any(|hook| !self.attached.contains(&(program, hook.ifindex)) && !is_gone(hook.ifindex))
     }
 
@@ -313,39 +348,50 @@ impl Attachments {
     /// packets would be counted twice.
     fn attach_one(&mut self, ebpf: &mut Ebpf, hook: &Hook) -> anyhow::Result<()> {
         fault::step("attach")?;
+        let pin = Pin::new(&self.paths, self.mode, hook);
+        let other = Pin::new(&self.paths, self.mode.other(), hook);
+        let knows = |key: PinKey| match &self.pinned {
+            Some(pinned) => pinned.contains_key(&key),
+            None => true,
+        };
+        let (may_be_pinned, may_have_other) = (knows(pin.key()), knows(other.key()));
+        let may_have_qdisc = || {
+            let marks = Program::ALL.iter();
+            self.mode == AttachMode::Clsact
+                || marks
+                    .copied()
+                    .any(|program| knows((program, hook.ifindex, true)))
+        };
+        let may_have_qdisc = may_have_qdisc();
+        let path = pin.path.clone();
         if let Some(pinned) = &mut self.pinned {
             // Whatever comes of it.
-            let pin = Pin::new(&self.paths, self.mode, hook);
-            pinned.insert(pin.path.clone(), pin);
+            pinned.insert(pin.key(), pin);
         }
         match self.mode {
-            AttachMode::Tcx => attach_tcx(ebpf, hook, &self.paths)?,
-            AttachMode::Clsact => attach_clsact(ebpf, hook, &self.paths)?,
+            AttachMode::Tcx => {
+                let mut after = tcx::before(hook.program);
+                after.retain(|other| self.attached.contains(&(*other, hook.ifindex)));
+                match tcx::attach(ebpf, hook, &after, &self.paths, may_be_pinned)? {
+                    Some(link) => self.held.hold_open(path, link.as_fd())?,
+                    None => self.held.hold(&path)?,
+                }
+            }
+            AttachMode::Clsact => {
+                attach_clsact(ebpf, hook, &self.paths)?;
+                self.held.hold(&path)?;
+            }
         }
-        self.held.hold(&self.pin(hook.program, hook.ifindex))?;
-        if self.paths.own_qdisc(hook.ifindex).exists() {
+        if may_have_qdisc && self.paths.own_qdisc(hook.ifindex).exists() {
             self.own_qdiscs.insert(hook.ifindex);
         }
-        let other = Pin::new(&self.paths, self.mode.other(), hook);
-        if other.path.exists() {
+        if may_have_other && other.path.exists() {
             other.remove(&self.paths)?;
         }
         if let Some(pinned) = &mut self.pinned {
-            pinned.remove(&other.path);
+            pinned.remove(&other.key());
         }
         Ok(())
-    }
-}
-
-/// The kernel's id of a program, if this run has loaded it.
-fn loaded_id(ebpf: &Ebpf, program: Program) -> anyhow::Result<Option<u32>> {
-    let program = ebpf
-        .program(program.name())
-        .with_context(|| format!("the embedded object has no program {}", program.name()))?;
-    match program.info() {
-        Ok(info) => Ok(Some(info.id())),
-        Err(ProgramError::NotLoaded) => Ok(None),
-        Err(error) => Err(error.into()),
     }
 }
 
@@ -358,69 +404,6 @@ fn probe() -> AttachMode {
             AttachMode::Clsact
         }
     }
-}
-
-fn attach_tcx(ebpf: &mut Ebpf, hook: &Hook, paths: &Paths) -> anyhow::Result<()> {
-    let path = paths.link(hook.program, hook.ifindex);
-    // The hook's name may be that of another interface by now; its index never is.
-    let interface = name_of(hook.ifindex)?;
-    if let Ok(pinned) = PinnedLink::from_pin(&path) {
-        let program = classifier(ebpf, hook.program)?;
-        let swapped = SchedClassifierLink::try_from(FdLink::from(pinned))
-            .map_err(anyhow::Error::from)
-            .and_then(|link| Ok(program.attach_to_link(link)?));
-        match swapped {
-            Ok(id) => {
-                // The pin holds the link; only this descriptor goes.
-                drop(program.take_link(id)?);
-                return Ok(());
-            }
-            // Most likely its interface is gone, but should it be alive, it stays until there is another.
-            Err(error) => {
-                tracing::debug!(path = %path.display(), %error, "a link cannot be updated");
-            }
-        }
-    }
-    let options = TcAttachOptions::TcxOrder(tcx_order(ebpf, hook.program, &interface)?);
-    let program = classifier(ebpf, hook.program)?;
-    let id = program.attach_with_options(&interface, direction(hook.program), options)?;
-    let link: FdLink = program.take_link(id)?.try_into()?;
-    pin_over(&path, paths, |new| {
-        // Only the descriptor goes.
-        drop(link.pin(new)?);
-        Ok(())
-    })
-}
-
-/// Before all others, in the same order as the filters' priorities.
-fn tcx_order(ebpf: &mut Ebpf, program: Program, interface: &str) -> anyhow::Result<LinkOrder> {
-    let mut before: Vec<Program> = Program::ALL
-        .iter()
-        .copied()
-        .filter(|other| direction(*other) == direction(program))
-        .filter(|other| priority(*other) < priority(program))
-        .collect();
-    before.sort_by_key(|other| Reverse(priority(*other)));
-    for other in before {
-        let Some(id) = loaded_id(ebpf, other)? else {
-            continue;
-        };
-        if has_tcx_program(interface, direction(program), id)? {
-            let other: &SchedClassifier = classifier(ebpf, other)?;
-            return Ok(LinkOrder::after_program(other)?);
-        }
-    }
-    Ok(LinkOrder::first())
-}
-
-/// Whether a program is among those that TCX runs on one side of an interface.
-fn has_tcx_program(interface: &str, side: TcAttachType, id: u32) -> anyhow::Result<bool> {
-    let ifindex = nix::net::if_::if_nametoindex(interface)
-        .with_context(|| format!("there is no interface {interface}"))?;
-    let egress = side == TcAttachType::Egress;
-    let programs = syscall::tcx_programs(ifindex, egress)
-        .with_context(|| format!("cannot ask which programs TCX runs on {interface}"))?;
-    Ok(programs.contains(&id))
 }
 
 /// The name that an interface has at this moment.
@@ -468,4 +451,31 @@ fn attach_clsact(ebpf: &mut Ebpf, hook: &Hook, paths: &Paths) -> anyhow::Result<
     // Dropping the link would take the filter away.
     std::mem::forget(program.take_link(id)?);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn hooks_are_found_as_by_looking_at_all(hooks in proptest::collection::btree_set((0..7_usize, 0..6_u32), 0..20)) {
+            let hook = |(program, ifindex): &(usize, u32)| Hook {
+                program: Program::ALL[*program],
+                ifindex: *ifindex,
+                interface: format!("pod{ifindex}"),
+            };
+            let all: BTreeSet<Hook> = hooks.iter().map(hook).collect();
+            for program in Program::ALL.iter().copied() {
+                let by_looking: Vec<&Hook> = all.iter().filter(|hook| hook.program == program).collect();
+                prop_assert_eq!(Hook::of(program, &all).collect::<Vec<_>>(), by_looking.clone());
+                for ifindex in 0..7 {
+                    let is_there = by_looking.iter().any(|hook| hook.ifindex == ifindex);
+                    prop_assert_eq!(Hook::is_among(program, ifindex, &all), is_there);
+                }
+            }
+        }
+    }
 }

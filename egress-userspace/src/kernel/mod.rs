@@ -29,6 +29,7 @@ mod slots;
 mod sums;
 mod syscall;
 mod tables;
+mod tcx;
 mod translation;
 mod trie;
 mod verdicts;

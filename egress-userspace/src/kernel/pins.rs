@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::Context;
+use nix::{errno::Errno, net::if_::if_indextoname};
 
 use super::{
     attach::{AttachMode, Hook, filter},
@@ -71,6 +72,11 @@ impl Pin {
         }
     }
 
+    /// What tells it from others.
+    pub(super) const fn key(&self) -> (Program, u32, bool) {
+        (self.program, self.ifindex, self.clsact)
+    }
+
     /// Takes the program off its hook.
     pub(super) fn remove(&self, paths: &Paths) -> anyhow::Result<()> {
         fault::step("detach")?;
@@ -83,8 +89,10 @@ impl Pin {
                 )
             })?;
             self.remove_own_qdisc(paths)?;
+        } else if is_gone(self.ifindex) {
+            // The link is dead, or about to be. To ask would be to wait for whoever changes any other interface.
         } else if let Err(error) = syscall::detach_pinned_link(&self.path) {
-            // Of an interface that is gone there is nothing to detach from.
+            // The interface may have gone just now.
             tracing::debug!(path = %self.path.display(), %error, "removing a dead link");
         }
         fault::step("remove a pin")?;
@@ -109,6 +117,11 @@ impl Pin {
         })?;
         fs::remove_dir(&own).with_context(|| format!("cannot remove {}", own.display()))
     }
+}
+
+/// Whether there is no interface of this index any more.
+pub(super) fn is_gone(ifindex: u32) -> bool {
+    matches!(if_indextoname(ifindex), Err(Errno::ENXIO | Errno::ENODEV))
 }
 
 /// What is attached, of this run or an earlier one.

@@ -236,6 +236,15 @@ pub(super) fn detach_pinned_link(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// One of `enum bpf_attach_type`.
+pub(super) const fn tcx_side(egress: bool) -> u32 {
+    if egress {
+        BPF_TCX_EGRESS
+    } else {
+        BPF_TCX_INGRESS
+    }
+}
+
 /// The ids of the programs that TCX runs on one side of an interface (kernel commit e420bed02507, 6.6).
 ///
 /// What aya has for this opens each program by its id, which takes CAP_SYS_ADMIN.
@@ -246,11 +255,7 @@ pub(super) fn tcx_programs(ifindex: u32, egress: bool) -> io::Result<Vec<u32>> {
     let mut ids = [0_u32; MOST_PROGRAMS];
     let mut attributes = ProgQuery {
         target_ifindex: ifindex,
-        attach_type: if egress {
-            BPF_TCX_EGRESS
-        } else {
-            BPF_TCX_INGRESS
-        },
+        attach_type: tcx_side(egress),
         query_flags: 0,
         attach_flags: 0,
         prog_ids: ids.as_mut_ptr() as u64,
@@ -422,11 +427,11 @@ pub(super) fn lookup_words(map: BorrowedFd<'_>, index: u32, words: usize) -> io:
     Ok(value)
 }
 
-fn number(fd: BorrowedFd<'_>) -> io::Result<u32> {
+pub(super) fn number(fd: BorrowedFd<'_>) -> io::Result<u32> {
     u32::try_from(fd.as_raw_fd()).map_err(io::Error::other)
 }
 
-fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<libc::c_long> {
+pub(super) fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<libc::c_long> {
     bpf_at(command, &raw const *attributes)
 }
 
@@ -447,7 +452,7 @@ fn bpf_at<T>(command: libc::c_long, attributes: *const T) -> io::Result<libc::c_
     }
 }
 
-fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
+pub(super) fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
     let fd = i32::try_from(fd).map_err(io::Error::other)?;
     // SAFETY: a descriptor that the kernel has just given to nobody else.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })

@@ -8,7 +8,7 @@ mod tests;
 mod watch;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     hash::{DefaultHasher, Hash, Hasher},
     path::{Path, PathBuf},
     sync::Arc,
@@ -24,7 +24,7 @@ use parsed::{Cached, MAX_FILE_BYTES, Step, parse_all};
 use crate::{
     diagnostic::{Diagnostic, Severity, Source},
     model::{Model, ObjectName},
-    resources::{Entry, Manifest, Object, ObjectId, ParsedFile, Places},
+    resources::{Entry, Manifest, Object, ObjectId, Places},
 };
 
 /// Faults of all files that are told; the rest is counted.
@@ -73,8 +73,8 @@ pub struct Loaded {
 #[derive(Clone, Debug)]
 struct Good {
     /// By its absolute path.
-    file: PathBuf,
-    entry: Entry,
+    file: Arc<Path>,
+    entry: Arc<Entry>,
     /// Whether it is of the last run, and was not seen in this one.
     restored: bool,
 }
@@ -122,11 +122,12 @@ impl Loader {
         let mut loader = Self::new(paths);
         for page in pages {
             let (file, source) = (page.file, page.source);
+            let shared: Arc<Path> = file.as_path().into();
             let manifests: Vec<_> = page.entries.iter().map(|e| e.manifest.clone()).collect();
             for entry in page.entries {
                 let good = Good {
-                    file: file.clone(),
-                    entry,
+                    file: Arc::clone(&shared),
+                    entry: Arc::new(entry),
                     restored: true,
                 };
                 loader.good.insert(good.entry.id.clone(), good);
@@ -173,14 +174,14 @@ impl Loader {
             loaded.errors_by_file.entry(path.clone()).or_default();
             match parsed {
                 Ok(cached) => {
-                    let (source, file) = (Arc::clone(&cached.source), Arc::clone(&cached.file));
-                    cache.insert(path.clone(), cached);
-                    if file.incomplete {
+                    let source = Arc::clone(&cached.source);
+                    if cached.file.incomplete {
                         unreadable.insert(absolute(&path));
                     } else {
                         whole.insert(absolute(&path));
                     }
-                    merge.add(&path, &source, &file, &mut loaded);
+                    merge.add(&path, &cached, &mut loaded);
+                    cache.insert(path.clone(), cached);
                     loaded.sources.insert(path, source);
                 }
                 Err(fault) => {
@@ -228,9 +229,9 @@ impl Loader {
         for file in whole {
             self.known.entry(file.clone()).or_default().whole = true;
         }
-        for good in self.good.values() {
-            if !self.known.contains_key(&good.file) {
-                self.known.insert(good.file.clone(), Known::default());
+        for (file, _) in by_file(&self.good) {
+            if !self.known.contains_key(file) {
+                self.known.insert(file.to_owned(), Known::default());
             }
         }
         let keeper = &mut self.keeper;
@@ -257,7 +258,7 @@ impl Loader {
     fn show_restored(&mut self, loaded: &mut Loaded) {
         let mut shown = BTreeSet::new();
         for (id, good) in self.good.iter().filter(|(_, good)| good.restored) {
-            let objects = loaded.restored.entry(good.file.clone()).or_default();
+            let objects = loaded.restored.entry(good.file.to_path_buf()).or_default();
             objects.insert(id.to_string());
             shown.insert(good.entry.places.object.file.to_path_buf());
         }
@@ -274,9 +275,13 @@ impl Loader {
             return;
         };
         let mut manifests: BTreeMap<&Path, Vec<&Manifest>> = BTreeMap::new();
-        for good in self.good.values() {
-            let of_file = manifests.entry(&good.file).or_default();
-            of_file.extend(&good.entry.manifest);
+        for (file, of_file) in by_file(&self.good) {
+            let manifests = manifests.entry(file).or_default();
+            manifests.extend(
+                of_file
+                    .iter()
+                    .filter_map(|good| good.entry.manifest.as_ref()),
+            );
         }
         for (file, known) in &mut self.known {
             let manifests = manifests.remove(file.as_path()).unwrap_or_default();
@@ -291,6 +296,26 @@ impl Loader {
             }
         }
     }
+}
+
+/// What is good, by file and in order.
+///
+/// Paths take longer to compare than all else that is done with most objects, so these look for theirs but once.
+fn by_file(good: &BTreeMap<ObjectId, Good>) -> Vec<(&Path, Vec<&Good>)> {
+    let mut files: Vec<(&Path, Vec<&Good>)> = Vec::new();
+    let mut by_path: BTreeMap<&Path, usize> = BTreeMap::new();
+    let mut by_address: HashMap<*const u8, usize> = HashMap::new();
+    for good in good.values() {
+        let address = Arc::as_ptr(&good.file).cast();
+        let place = *by_address.entry(address).or_insert_with(|| {
+            *by_path.entry(&good.file).or_insert_with(|| {
+                files.push((&good.file, Vec::new()));
+                files.len() - 1
+            })
+        });
+        files[place].1.push(good);
+    }
+    files
 }
 
 /// A hash of what a page says.
@@ -358,7 +383,8 @@ struct Merge {
 
 impl Merge {
     /// Takes a file's objects; one that is there already is refused.
-    fn add(&mut self, path: &Path, source: &Source, file: &ParsedFile, loaded: &mut Loaded) {
+    fn add(&mut self, path: &Path, cached: &Cached, loaded: &mut Loaded) {
+        let Cached { file, source, .. } = cached;
         for diagnostic in &file.diagnostics {
             loaded.note(diagnostic.clone());
         }
@@ -371,7 +397,8 @@ impl Merge {
         for (kind, count) in &file.skipped {
             *loaded.skipped.entry(kind.clone()).or_default() += count;
         }
-        for entry in &file.entries {
+        let file: Arc<Path> = absolute(path).into();
+        for entry in &*cached.entries {
             if let Some(first) = self.seen.get(&entry.id) {
                 let span = entry.places.object.position.span.clone();
                 let message = format!("the object is at {} too", first.entry.places.object);
@@ -383,8 +410,8 @@ impl Merge {
                 continue;
             }
             let good = Good {
-                file: absolute(path),
-                entry: entry.clone(),
+                file: Arc::clone(&file),
+                entry: Arc::clone(entry),
                 restored: false,
             };
             self.seen.insert(entry.id.clone(), good);
@@ -407,7 +434,7 @@ impl Merge {
                 None => continue,
             };
             let stays = Good {
-                file: file.clone(),
+                file: Arc::clone(file),
                 ..last.clone()
             };
             loaded.degraded.insert(id.to_string());

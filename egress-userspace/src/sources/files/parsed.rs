@@ -8,18 +8,22 @@ use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     thread,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use crate::{
     diagnostic::{Diagnostic, Source},
-    resources::{ParsedFile, parse},
+    resources::{Entry, ParsedFile, parse},
 };
 
 /// How often a file is read that somebody writes to meanwhile; what is written later is another change.
 const TRIES: usize = 3;
-/// Seconds that the clocks of file systems take at most to tick, and one more.
-const CLOCK_TICK: i64 = 3;
+/// How long the clocks of file systems take at most to tick, and more: those that count seconds or two, and those that count
+/// fractions, which are the kernel's.
+const SLOW_TICK: Duration = Duration::from_secs(3);
+const TICK: Duration = Duration::from_millis(100);
+/// Bytes that are worth a thread.
+const MUCH: u64 = 256 << 10;
 /// The largest file that is read.
 pub(super) const MAX_FILE_BYTES: u64 = 64 << 20;
 
@@ -27,7 +31,10 @@ pub(super) const MAX_FILE_BYTES: u64 = 64 << 20;
 #[derive(Debug)]
 pub(super) struct Cached {
     hash: u64,
-    pub(super) file: Arc<ParsedFile>,
+    /// What was found in it, but for the objects.
+    pub(super) file: ParsedFile,
+    /// The objects, in order.
+    pub(super) entries: Vec<Arc<Entry>>,
     pub(super) source: Arc<Source>,
     /// What the file was when it was read, if whoever changes it after that cannot leave it the same.
     stamp: Option<Stamp>,
@@ -58,9 +65,18 @@ impl Stamp {
     /// Whether the file has been left alone for longer than any clock of a file system takes to tick: a change from now on
     /// gives it another stamp.
     fn is_settled(&self) -> bool {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        let now = now.ok().and_then(|now| i64::try_from(now.as_secs()).ok());
-        now.is_some_and(|now| now.saturating_sub(self.changed.0) > CLOCK_TICK)
+        let (seconds, nanoseconds) = self.changed;
+        let since_1970 = u64::try_from(seconds)
+            .ok()
+            .zip(u32::try_from(nanoseconds).ok());
+        let changed = since_1970.map(|(seconds, rest)| UNIX_EPOCH + Duration::new(seconds, rest));
+        let left_alone = changed.and_then(|changed| SystemTime::now().duration_since(changed).ok());
+        let tick = if self.modified.1 == 0 || self.changed.1 == 0 {
+            SLOW_TICK
+        } else {
+            TICK
+        };
+        left_alone.is_some_and(|left_alone| left_alone > tick)
     }
 }
 
@@ -70,6 +86,7 @@ pub(super) enum Step {
     Known(Cached),
     /// By reading it.
     Read {
+        size: u64,
         stamp: Option<Stamp>,
         before: Option<Cached>,
     },
@@ -84,6 +101,7 @@ impl Step {
         match before {
             Some(cached) if cached.stamp.is_some() && cached.stamp == now => Self::Known(cached),
             before => Self::Read {
+                size: now.map_or(0, |now| now.size),
                 // Before it is read: a file that is changed meanwhile has another stamp the next time.
                 stamp: now.filter(Stamp::is_settled),
                 before,
@@ -94,15 +112,21 @@ impl Step {
     fn carry_out(self, path: &Path) -> Parsed {
         match self {
             Self::Known(cached) => Ok(cached),
-            Self::Read { stamp, before } => Ok(parse_again(path, read(path)?, stamp, before)),
+            Self::Read { stamp, before, .. } => Ok(parse_again(path, read(path)?, stamp, before)),
         }
     }
 }
 
 /// What all files hold, in their order. At the start that is two files at a time: each may take much memory.
 pub(super) fn parse_all(steps: Vec<(PathBuf, Step)>) -> Vec<(PathBuf, Parsed)> {
-    let to_read = |(_, step): &&(PathBuf, Step)| matches!(step, Step::Read { .. });
-    if steps.iter().filter(to_read).count() < 2 {
+    let sizes = steps.iter().filter_map(|(_, step)| match step {
+        Step::Read { size, .. } => Some(*size),
+        Step::Known(_) => None,
+    });
+    let (files, bytes) = sizes.fold((0, 0_u64), |(files, bytes), size| {
+        (files + 1, bytes.saturating_add(size))
+    });
+    if files < 2 || bytes < MUCH {
         let carry_out = |(path, step): (PathBuf, Step)| {
             let parsed = step.carry_out(&path);
             (path, parsed)
@@ -148,9 +172,12 @@ fn parse_again(path: &Path, text: String, stamp: Option<Stamp>, before: Option<C
         Some(cached) => Cached { stamp, ..cached },
         None => {
             let source = Arc::new(Source::new(path, text));
+            let mut file = parse(&source);
+            let entries = std::mem::take(&mut file.entries);
             Cached {
                 hash,
-                file: Arc::new(parse(&source)),
+                file,
+                entries: entries.into_iter().map(Arc::new).collect(),
                 source,
                 stamp,
             }
@@ -202,4 +229,40 @@ fn read(path: &Path) -> Result<String, Box<Diagnostic>> {
             fault.with_help("save it as UTF-8; what came from this file before stays in force"),
         )
     })
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_settled_once_no_clock_is_too_coarse() {
+        let ago = |milliseconds, fraction: bool| {
+            let then = SystemTime::now() - Duration::from_millis(milliseconds);
+            let then = then.duration_since(UNIX_EPOCH).unwrap();
+            let rest = if fraction { then.subsec_nanos() | 1 } else { 0 };
+            (i64::try_from(then.as_secs()).unwrap(), i64::from(rest))
+        };
+        let rows = [
+            (ago(5, true), false),
+            (ago(60, true), false),
+            (ago(400, true), true),
+            (ago(400, false), false),
+            (ago(1900, false), false),
+            (ago(4100, false), true),
+            ((i64::MAX, 1), false),
+            ((-1, 1), false),
+        ];
+        for (changed, settled) in rows {
+            let stamp = Stamp {
+                device: 1,
+                inode: 1,
+                size: 1,
+                modified: changed,
+                changed,
+            };
+            assert_eq!(stamp.is_settled(), settled, "{changed:?}");
+        }
+    }
 }

@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::OsString,
+    io,
     os::unix::fs::MetadataExt as _,
     path::{Component, Path, PathBuf},
     sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
@@ -27,6 +28,8 @@ const QUIET: Duration = Duration::from_millis(10);
 const LONGEST_DELAY: Duration = Duration::from_millis(50);
 /// or at the latest after this, when somebody has written to a file and not closed it: half a file is no change.
 const LONGEST_WRITE: Duration = Duration::from_millis(500);
+/// and at the earliest so long after the last one was: who writes many files writes them one after another.
+const PACE: Duration = Duration::from_millis(40);
 /// Links on the way to a path that are followed: as many as the kernel follows.
 const MAX_LINKS: usize = 40;
 /// Rounds in which directories may appear while others are looked at.
@@ -69,6 +72,7 @@ pub fn watch(paths: Vec<PathBuf>, changes: tokio::sync::mpsc::Sender<()>) -> not
             .map_err(notify::Error::io)?,
         watcher,
         directories: BTreeMap::new(),
+        ways: BTreeSet::new(),
     };
     watched.refresh();
     let thread = std::thread::Builder::new()
@@ -91,23 +95,27 @@ fn run(
     messages: &Receiver<Message>,
     changes: &tokio::sync::mpsc::Sender<()>,
 ) {
+    let mut last_told: Option<Instant> = None;
     while let Ok(Message::Event(event)) = messages.recv() {
         if !watched.concerns(&event) {
             continue;
         }
         let began = Instant::now();
+        let earliest = last_told.map_or(began, |last| last + PACE);
+        let mut elsewhere = watched.may_lead_elsewhere(&event);
         let mut quiet_from = began + QUIET;
         let mut unclosed = BTreeSet::new();
         note_writers(&event, &mut unclosed);
         loop {
             let due = if unclosed.is_empty() {
-                quiet_from.min(began + LONGEST_DELAY)
+                quiet_from.min(began + LONGEST_DELAY).max(earliest)
             } else {
                 began + LONGEST_WRITE
             };
             match messages.recv_timeout(due.saturating_duration_since(Instant::now())) {
                 Ok(Message::Event(event)) if watched.concerns(&event) => {
                     quiet_from = Instant::now() + QUIET;
+                    elsewhere = elsewhere || watched.may_lead_elsewhere(&event);
                     note_writers(&event, &mut unclosed);
                 }
                 Ok(Message::Event(_)) => {}
@@ -119,7 +127,10 @@ fn run(
                 break;
             }
         }
-        watched.refresh();
+        if elsewhere {
+            watched.refresh();
+        }
+        last_told = Some(Instant::now());
         // A full channel holds this very message; a closed one means that nobody listens any more.
         let _full_or_closed = changes.try_send(());
     }
@@ -151,6 +162,8 @@ struct Watched {
     watcher: RecommendedWatcher,
     /// The directories that are watched: which inode each was, and what in it matters.
     directories: BTreeMap<PathBuf, (Option<(u64, u64)>, Interest)>,
+    /// What leads there, or might: given paths, links, and what could not be looked at.
+    ways: BTreeSet<PathBuf>,
 }
 
 /// What matters in a directory.
@@ -190,10 +203,33 @@ impl Watched {
             })
     }
 
+    /// Whether there may be other directories to watch after an event. Files in those that are looked through come and go
+    /// all the time, and lead nowhere.
+    fn may_lead_elsewhere(&self, event: &notify::Result<Event>) -> bool {
+        let Ok(event) = event else {
+            return true;
+        };
+        let is_plain = |path: &PathBuf| {
+            let directory = path
+                .parent()
+                .and_then(|parent| self.directories.get(parent));
+            matches!(directory, Some((_, Interest::Everything)))
+                && !self.directories.contains_key(path)
+                && !self.ways.contains(path)
+                && match path.symlink_metadata() {
+                    Ok(metadata) => metadata.is_file(),
+                    // Whatever it was, it was none of those that lead anywhere.
+                    Err(error) => error.kind() == io::ErrorKind::NotFound,
+                }
+        };
+        event.need_rescan() || event.paths.is_empty() || !event.paths.iter().all(is_plain)
+    }
+
     /// Watches what there is to watch now.
     fn refresh(&mut self) {
         for _ in 0..MAX_ROUNDS {
-            let wanted = directories_of_interest(&self.paths);
+            let wanted;
+            (wanted, self.ways) = directories_of_interest(&self.paths);
             let mut changed = false;
             let gone: Vec<_> = self
                 .directories
@@ -238,20 +274,21 @@ fn inode_of(path: &Path) -> Option<(u64, u64)> {
     Some((metadata.dev(), metadata.ino()))
 }
 
-fn directories_of_interest(paths: &[PathBuf]) -> BTreeMap<PathBuf, Interest> {
+/// The directories to watch, and what leads to them.
+fn directories_of_interest(paths: &[PathBuf]) -> (BTreeMap<PathBuf, Interest>, BTreeSet<PathBuf>) {
     let mut directories = BTreeMap::new();
     let found = find::files(paths);
     let mut steps = paths.to_vec();
     steps.extend(found.elsewhere);
     steps.extend(found.directories.iter().cloned());
     steps.extend(found.unreadable);
-    for path in steps {
-        watch_the_way(&path, &mut directories);
+    for path in &steps {
+        watch_the_way(path, &mut directories);
     }
     for directory in found.directories {
         directories.insert(directory, Interest::Everything);
     }
-    directories
+    (directories, steps.into_iter().collect())
 }
 
 /// Adds the directories in which a step on the way to a path may change: its last name, the links

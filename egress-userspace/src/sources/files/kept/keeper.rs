@@ -11,13 +11,16 @@ use std::{
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
 
 use super::{BROKEN, UNFINISHED, page_of, text};
 
+/// From the end of one round of writing to the beginning of the next, at least: what comes and goes in between is not written
+/// at all. What comes first after a while is written at once.
+const BETWEEN_ROUNDS: Duration = Duration::from_secs(1);
 /// The pause before what could not be written is tried again.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -162,51 +165,82 @@ impl Drop for Keeper {
 
 fn run(directory: &Path, faults: &Faults, jobs: &Receiver<(PathBuf, Job)>) {
     let mut waiting = BTreeMap::new();
+    let mut earliest = Instant::now();
     loop {
         let next = if waiting.is_empty() {
             jobs.recv().map_err(|_| RecvTimeoutError::Disconnected)
         } else {
             jobs.recv_timeout(RETRY)
         };
-        let ended = matches!(next, Err(RecvTimeoutError::Disconnected));
+        let mut ended = matches!(next, Err(RecvTimeoutError::Disconnected));
         // Of several versions of a file the last one counts, however many came while the disk was busy.
         waiting.extend(next.ok());
-        waiting.extend(jobs.try_iter());
-        waiting.retain(|file, job| {
-            let page = page_of(directory, file);
-            match carry_out(directory, &page, file, job) {
-                Ok(()) => {
-                    faults.mended(&page);
-                    faults.mended(directory);
-                    false
-                }
-                Err(error) => {
-                    let reason = format!(
-                        "the last good version of what is in {} is not kept: {error:#}",
-                        file.display()
-                    );
-                    faults.note(&page, reason);
-                    true
-                }
+        while !ended {
+            match jobs.recv_timeout(earliest.saturating_duration_since(Instant::now())) {
+                Ok((file, job)) => drop(waiting.insert(file, job)),
+                Err(RecvTimeoutError::Timeout) => break,
+                Err(RecvTimeoutError::Disconnected) => ended = true,
             }
-        });
+        }
+        waiting = carry_out(directory, faults, waiting);
+        earliest = Instant::now() + BETWEEN_ROUNDS;
         if ended {
             return;
         }
     }
 }
 
-fn carry_out(directory: &Path, page: &Path, file: &Path, job: &Job) -> anyhow::Result<()> {
-    match job {
-        Job::Keep { whole, manifests } => {
-            let text = text(file, *whole, manifests)?;
-            write(directory, page, &text)
-        }
-        Job::Forget => Ok(crate::state_dir::remove_own_file(page)?),
+/// Carries out jobs, and gives those that could not be.
+fn carry_out(
+    directory: &Path,
+    faults: &Faults,
+    jobs: BTreeMap<PathBuf, Job>,
+) -> BTreeMap<PathBuf, Job> {
+    let mut done = Vec::new();
+    for (file, job) in jobs {
+        let page = page_of(directory, &file);
+        let result = match &job {
+            Job::Keep { whole, manifests } => {
+                text(&file, *whole, manifests).and_then(|text| write(directory, &page, &text))
+            }
+            Job::Forget => crate::state_dir::remove_own_file(&page),
+        };
+        done.push((file, job, page, result));
     }
+    // The names of all of them at once.
+    let written = |(_, job, _, result): &(_, Job, _, anyhow::Result<()>)| {
+        matches!(job, Job::Keep { .. }) && result.is_ok()
+    };
+    let durable = if done.iter().any(written) {
+        File::open(directory)
+            .and_then(|directory| directory.sync_all())
+            .map_err(|error| format!("cannot write {}: {error}", directory.display()))
+    } else {
+        Ok(())
+    };
+    let mut left = BTreeMap::new();
+    for (file, job, page, result) in done {
+        let is_kept = matches!(job, Job::Keep { .. });
+        let result = result.map_err(|error| format!("{error:#}"));
+        match result.and_then(|()| if is_kept { durable.clone() } else { Ok(()) }) {
+            Ok(()) => {
+                faults.mended(&page);
+                faults.mended(directory);
+            }
+            Err(error) => {
+                let reason = format!(
+                    "the last good version of what is in {} is not kept: {error}",
+                    file.display()
+                );
+                faults.note(&page, reason);
+                left.insert(file, job);
+            }
+        }
+    }
+    left
 }
 
-/// Writes a page anew; when this returns it survives a crash, and until then the old one does.
+/// Writes a page anew; once the directory is synced it survives a crash, and until then the old one does.
 fn write(directory: &Path, page: &Path, text: &str) -> anyhow::Result<()> {
     let made = DirBuilder::new()
         .recursive(true)
@@ -214,21 +248,22 @@ fn write(directory: &Path, page: &Path, text: &str) -> anyhow::Result<()> {
         .create(directory);
     made.with_context(|| format!("cannot make {}", directory.display()))?;
     let new = page.with_extension(UNFINISHED);
+    let create = || {
+        let mut options = File::options();
+        options.write(true).create_new(true).mode(0o600).open(&new)
+    };
     let write = || -> io::Result<()> {
-        // What is left of an earlier attempt may be anything.
-        match fs::remove_file(&new) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            Ok(()) | Err(_) => {}
-        }
-        let mut file = File::options()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&new)?;
+        let mut file = match create() {
+            // What is left of an earlier attempt may be anything.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                fs::remove_file(&new)?;
+                create()?
+            }
+            created => created?,
+        };
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
-        fs::rename(&new, page)?;
-        File::open(directory)?.sync_all()
+        fs::rename(&new, page)
     };
     write().with_context(|| format!("cannot write {}", page.display()))
 }

@@ -444,6 +444,29 @@ fn a_page_is_written_when_its_content_changes() -> Outcome {
 }
 
 #[test]
+fn the_last_of_what_comes_and_goes_is_kept() -> Outcome {
+    let runs = Runs::new()?;
+    let mut run = runs.run();
+    runs.write("first.yaml", &policy("first", "10.0.0.0/8"))?;
+    run.loader.load();
+    // Faster than pages are written.
+    for round in 0..20 {
+        runs.write("stays.yaml", &policy("p", &format!("{round}.0.0.0/8")))?;
+        runs.write("goes.yaml", &policy("q", "10.0.0.0/8"))?;
+        run.loader.load();
+        fs::remove_file(runs.resources().join("goes.yaml"))?;
+        run.loader.load();
+    }
+    drop(run.loader);
+    let page = |name: &str| page_of(&runs.state(), &runs.resources().join(name));
+    let mut expected = [page("first.yaml"), page("stays.yaml")];
+    expected.sort();
+    assert_eq!(runs.pages()?, expected);
+    assert!(fs::read_to_string(page("stays.yaml"))?.contains("19.0.0.0/8"));
+    Ok(())
+}
+
+#[test]
 fn paths_of_any_kind_are_found_again() -> Outcome {
     for name in ["with space %41.yaml", "new\nline.yaml", "é.yaml"]
         .map(|name| name.as_bytes().to_vec())

@@ -179,6 +179,46 @@ fn a_config_map_that_is_swapped_is_seen() -> Outcome {
 }
 
 #[test]
+fn a_plain_file_may_become_anything() -> Outcome {
+    let dir = TempDir::new()?;
+    let (given, elsewhere) = (dir.path().join("given"), dir.path().join("elsewhere"));
+    let file = given.join("a.yaml");
+    fs::create_dir(&given)?;
+    fs::create_dir(&elsewhere)?;
+    fs::write(&file, namespace("a"))?;
+    let mut watching = Watching::new(&[&given])?;
+    for round in 0..2 {
+        symlink(&elsewhere, given.join("new"))?;
+        fs::rename(given.join("new"), &file)?;
+        watching.told()?;
+        while !watching.silent() {}
+        fs::write(elsewhere.join("b.yaml"), namespace("b"))?;
+        watching
+            .told()
+            .map_err(|error| format!("{round}, behind a link: {error}"))?;
+        fs::write(given.join("new"), namespace("a"))?;
+        fs::rename(given.join("new"), &file)?;
+        watching.told()?;
+        while !watching.silent() {}
+        fs::write(elsewhere.join("b.yaml"), namespace("c"))?;
+        assert!(watching.silent(), "{round}: nothing leads there any more");
+        fs::remove_file(&file)?;
+        fs::create_dir(&file)?;
+        watching.told()?;
+        while !watching.silent() {}
+        fs::write(file.join("d.yaml"), namespace("d"))?;
+        watching
+            .told()
+            .map_err(|error| format!("{round}, in a directory of its name: {error}"))?;
+        fs::remove_dir_all(&file)?;
+        fs::write(&file, namespace("a"))?;
+        watching.told()?;
+        while !watching.silent() {}
+    }
+    Ok(())
+}
+
+#[test]
 fn a_path_is_seen_when_it_appears() -> Outcome {
     let dir = TempDir::new()?;
     let given = dir.path().join("not/yet/there");
