@@ -129,14 +129,28 @@ fn transport_header(packet: &Packet<'_>, ip: &Ip) -> u32 {
 /// Counts a packet that went out through a member.
 #[inline(always)]
 pub(crate) fn sent(counter: u32, shape: Shape) {
+    add(of_member(counter), shape);
+}
+
+/// Has the processor fetch what [`sent`] is going to change while it waits for something else, too.
+#[inline(always)]
+pub(crate) fn expect(counter: u32) {
+    if let Some(count) = of_member(counter) {
+        // SAFETY: an aligned word of this CPU's own slot.
+        unsafe { core::ptr::read_volatile(&raw const (*count).packets) };
+    }
+}
+
+#[inline(always)]
+fn of_member(counter: u32) -> Option<*mut Count> {
     // SAFETY: a static of the read-only section, read as the loader left it.
     let members = unsafe { core::ptr::read_volatile(&raw const MEMBERS_COUNTED) };
-    if counter < members {
-        // SAFETY: a helper without arguments.
-        let cpu = unsafe { bpf_get_smp_processor_id() };
-        let index = cpu.wrapping_mul(members).wrapping_add(counter);
-        add(MEMBER_COUNTS.get_ptr_mut(index), shape);
+    if counter >= members {
+        return None;
     }
+    // SAFETY: a helper without arguments.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    MEMBER_COUNTS.get_ptr_mut(cpu.wrapping_mul(members).wrapping_add(counter))
 }
 
 /// Counts a packet that the kernel routes on.

@@ -10,7 +10,7 @@ use crate::{
     answer::{self, Speaker},
     choose::{self, Group},
     classify,
-    counters::Shape,
+    counters::{self, Shape},
     forward, inbound,
     locals::{self, Marking},
     packet::Packet,
@@ -87,7 +87,10 @@ fn handle_ip(packet: &Packet<'_>, ip: &Ip) -> Departure {
     };
     let index = verdicts::index(pod, number);
     let (decision, counter) = match verdicts::shortcut(index) {
-        Some((way, counter)) => (Decision::Member(way), Some(counter)),
+        Some((way, counter)) => {
+            counters::expect(counter);
+            (Decision::Member(way), Some(counter))
+        }
         None => {
             let Some(verdict) = verdicts::verdict(index) else {
                 return nobody(DropReason::StateMissing);
