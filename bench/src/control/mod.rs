@@ -30,7 +30,7 @@ const LOADS: &str = "initial load";
 const PODS: &str = "the agent";
 
 const GROUPS: &[Group] = &[
-    group(CHANGES, Spans::seconds(60, 13)),
+    group(CHANGES, Spans::seconds(45, 13)),
     group(LOADS, Spans::seconds(40, 8)),
     group(PODS, Spans::seconds(60, 19)),
 ];

@@ -46,18 +46,18 @@ const GROUPS: &[Group] = &[
     Group {
         name: FORWARDING,
         setup: Spans::seconds(12, 8),
-        rounds: Spans::seconds(40, 8),
+        rounds: Spans::seconds(30, 8),
     },
     Group {
         name: WHOLE,
         setup: Spans::seconds(4, 4),
-        rounds: Spans::seconds(20, 4),
+        rounds: Spans::seconds(15, 4),
     },
     Group {
         name: TALKING,
         setup: Spans::seconds(6, 6),
         // No gate looks at it.
-        rounds: Spans::seconds(60, 0),
+        rounds: Spans::seconds(40, 0),
     },
 ];
 

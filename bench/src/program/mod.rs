@@ -41,7 +41,7 @@ const fn group(name: &'static str, setup: Spans) -> Group {
     Group {
         name,
         setup,
-        rounds: Spans::seconds(60, 10),
+        rounds: Spans::seconds(45, 10),
     }
 }
 
