@@ -147,7 +147,7 @@ fn write(ctx: &TcContext, index: u32) -> Option<()> {
         }
         for (half, word) in WORDS.get(pair)?.iter().enumerate() {
             let mut word = *word;
-            if number as u32 * 2 + half as u32 == read(&raw const HEAD_WORD) {
+            if number * 2 + half == read(&raw const HEAD_WORD) as usize {
                 let [head, b, c, d] = word.to_ne_bytes();
                 set_macs(frame, HEADS.get(head.into())?);
                 word = u32::from_ne_bytes([read(&raw const FIRST_BYTE), b, c, d]);
@@ -163,9 +163,9 @@ fn write(ctx: &TcContext, index: u32) -> Option<()> {
 /// Writes the MACs of a frame that is long enough.
 #[inline(always)]
 fn set_macs(frame: usize, head: &[u32; 4]) {
-    for number in 0..3 {
+    for (number, word) in head.iter().take(3).enumerate() {
         // SAFETY: the caller says so, and the verifier checks it again.
-        unsafe { set_word(frame + number * 4, head[number]) };
+        unsafe { set_word(frame + number * 4, *word) };
     }
 }
 

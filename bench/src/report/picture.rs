@@ -162,6 +162,8 @@ fn render(
         )?;
     chart
         .configure_mesh()
+        // Of logarithms they are not spread evenly, and in places too many.
+        .max_light_lines(0)
         .x_desc(picture.grows)
         .y_desc(picture.cost)
         .x_label_formatter(&|x| format!("{x:.0}"))
