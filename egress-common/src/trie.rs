@@ -343,11 +343,14 @@ pub fn find<R: Reader>(trie: &R, key: Key) -> u32 {
             let Some(line) = trie.line(word.unit() / LINE_UNITS) else {
                 return BROKEN;
             };
-            let path = Path(R::word(&line, word.unit()));
+            let path = Path(R::word(&line, word.unit() % LINE_UNITS));
             if !path.is_start_of(high) {
                 break;
             }
-            (Some(R::word(&line, word.unit() | 1)), path.length())
+            (
+                Some(R::word(&line, word.unit() % LINE_UNITS + 1)),
+                path.length(),
+            )
         } else {
             break;
         };

@@ -121,6 +121,11 @@ fn a_gateway_that_gets_no_answer_is_left_until_it_does() -> Result<()> {
     let (stage, page) = stage()?;
     stage.play(|stage| {
         wait_until_up(stage, &[RED, BLUE])?;
+        // Who asked before its addresses were there would have heard nothing.
+        for (_, node, _) in PAIR {
+            let early = said(stage, node, &["gateway is down"])?;
+            ensure!(early == 0, "{node} asked before it was ready");
+        }
         for (egress, node, kind) in PAIR {
             stage
                 .agent(node)?

@@ -87,4 +87,10 @@ impl Health {
         }
         self.outside.watch(&resolved.probed);
     }
+
+    /// Says that the node has what those who are asked from here on need: the gateways' addresses, and programs that let
+    /// answers in.
+    pub(super) fn ready(&self) {
+        self.outside.ready();
+    }
 }

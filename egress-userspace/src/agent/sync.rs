@@ -49,6 +49,8 @@ const LOOK_AT_HOOKS: Duration = Duration::from_millis(500);
 
 /// How long after an apply memory is given back that it was worked out in; others may follow at once.
 const GIVE_BACK_AFTER: Duration = Duration::from_secs(3);
+/// How often it is, whether there was an apply or not: whoever reads all of the node's network takes some, too.
+const GIVE_BACK: Duration = Duration::from_secs(15);
 
 /// What has woken the loop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +88,7 @@ pub(super) struct Agent {
     /// When hooks are looked at next, however often something else wakes the loop.
     look_at: Instant,
     /// When memory is given back.
-    give_back_at: Option<Instant>,
+    give_back_at: Instant,
     /// Why hooks, or the rule that closes new interfaces, could not be looked at the last time.
     unseen: Said,
     unheld: Said,
@@ -133,7 +135,7 @@ impl Agent {
             failures: 0,
             touched_node: false,
             look_at: Instant::now() + LOOK_AT_HOOKS,
-            give_back_at: None,
+            give_back_at: Instant::now() + GIVE_BACK_AFTER,
             unseen: Said::default(),
             unheld: Said::default(),
             unapplied: Said::default(),
@@ -157,8 +159,8 @@ impl Agent {
         loop {
             sleep_until(self.look_at).await;
             self.look_at = Instant::now() + LOOK_AT_HOOKS;
-            if self.give_back_at.is_some_and(|at| at <= Instant::now()) {
-                self.give_back_at = None;
+            if self.give_back_at <= Instant::now() {
+                self.give_back_at = Instant::now() + GIVE_BACK;
                 tokio::task::block_in_place(|| {
                     self.kernel.tidy();
                     give_back();
@@ -266,8 +268,7 @@ impl Agent {
             );
         }
         self.metrics.observe_apply(duration);
-        self.give_back_at
-            .get_or_insert_with(|| Instant::now() + GIVE_BACK_AFTER);
+        self.give_back_at = self.give_back_at.min(Instant::now() + GIVE_BACK_AFTER);
         self.snapshot.generation += 1;
         self.snapshot.last_apply = Some(Apply {
             finished,
@@ -427,6 +428,7 @@ impl Agent {
         self.report.warnings(&warnings);
         let brought = brought?.but(errors);
         self.health.watch(&resolved, &self.kernel.names());
+        self.health.ready();
         self.report.gateways(&resolved.gateways);
         for pod in takeover::let_go(&before, &self.kernel.state(), view) {
             tracing::warn!("no longer steered, though its interface is still there: {pod}");

@@ -69,6 +69,10 @@ impl<W: Way> Asking<W> {
 
     /// Asks until this is dropped.
     pub(super) async fn go_on(mut self) {
+        // Time that went by until the first question says nothing of who is asked.
+        if self.judge.is_up() {
+            self.judge = Judge::new(now(), &self.seen, &self.timing);
+        }
         let mut next = now();
         loop {
             let deadline = self.judge.deadline(&self.seen, &self.timing);

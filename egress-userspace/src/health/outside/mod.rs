@@ -20,7 +20,10 @@ use std::{
 use anyhow::Context as _;
 use egress_common::{gateway::GatewayId, nat::NatBackKey};
 use tokio::{
-    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+    sync::{
+        mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+        watch,
+    },
     task::AbortHandle,
 };
 
@@ -82,14 +85,22 @@ impl Claims for OwnConnections {
     }
 }
 
-/// Who is to ask, and whom to tell when the board has them.
-type Order = (BTreeMap<ObjectName, Probed>, mpsc::SyncSender<()>);
+/// Who is to ask.
+struct Order {
+    probed: BTreeMap<ObjectName, Probed>,
+    /// How often it was said that all is ready when this was ordered: new ones wait until it is said again.
+    ready: u64,
+    /// Whom to tell when the board has them.
+    done: mpsc::SyncSender<()>,
+}
 
 /// The thread; it ends with this.
 #[derive(Debug)]
 pub struct Outside {
     orders: Option<UnboundedSender<Order>>,
     asked: BTreeMap<ObjectName, Probed>,
+    /// How often what there is to ask from was made ready.
+    ready: watch::Sender<u64>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -109,7 +120,9 @@ impl Outside {
             .build()
             .context("cannot wait for answers of the outside")?;
         let (orders, received) = unbounded_channel();
+        let (ready, when_ready) = watch::channel(0);
         let all = All {
+            ready: when_ready,
             claims,
             board,
             up_after,
@@ -123,11 +136,13 @@ impl Outside {
         Ok(Self {
             orders: Some(orders),
             asked: BTreeMap::new(),
+            ready,
             thread: Some(thread),
         })
     }
 
-    /// Has exactly these ask from now on. When it returns, the board says of each whether it was down before.
+    /// Has exactly these ask, new ones as soon as [`Outside::ready`] says so. When it returns, the board says of each
+    /// whether it was down before.
     pub fn watch(&mut self, probed: &BTreeMap<ObjectName, Probed>) {
         if *probed == self.asked {
             return;
@@ -135,7 +150,12 @@ impl Outside {
         self.asked.clone_from(probed);
         let (done, is_done) = mpsc::sync_channel(1);
         let orders = self.orders.as_ref();
-        let told = orders.is_some_and(|orders| orders.send((probed.clone(), done)).is_ok());
+        let order = Order {
+            probed: probed.clone(),
+            ready: *self.ready.borrow(),
+            done,
+        };
+        let told = orders.is_some_and(|orders| orders.send(order).is_ok());
         if !told {
             tracing::error!("the outside is not probed any more: start the agent again");
         } else if is_done.recv_timeout(PATIENCE).is_err() {
@@ -143,6 +163,12 @@ impl Outside {
                 "it takes long to begin probing the outside: gateways count as they did until then"
             );
         }
+    }
+
+    /// Says that all that are to ask have the addresses that they ask from: who asked before that would hear nothing, and
+    /// seem to be down.
+    pub fn ready(&self) {
+        self.ready.send_modify(|times| *times += 1);
     }
 }
 
@@ -163,19 +189,21 @@ struct All {
     board: Arc<Board>,
     up_after: Duration,
     were_down: BTreeSet<GatewayId>,
+    /// See [`Outside::ready`].
+    ready: watch::Receiver<u64>,
     asking: BTreeMap<ObjectName, (Probed, Vec<AbortHandle>)>,
 }
 
 impl All {
     async fn run(mut self, mut orders: UnboundedReceiver<Order>) {
-        while let Some((probed, done)) = orders.recv().await {
-            self.change(probed);
+        while let Some(order) = orders.recv().await {
+            self.change(order.probed, order.ready);
             // Whoever gave the order may have lost patience.
-            let _gone = done.try_send(());
+            let _gone = order.done.try_send(());
         }
     }
 
-    fn change(&mut self, probed: BTreeMap<ObjectName, Probed>) {
+    fn change(&mut self, probed: BTreeMap<ObjectName, Probed>, ready: u64) {
         let known = self.board.faults();
         let gone: Vec<ObjectName> = self
             .asking
@@ -199,7 +227,7 @@ impl All {
                 continue;
             }
             let was_down = self.were_down.remove(&probed.id);
-            let tasks = self.begin(&name, &probed, |subject| {
+            let tasks = self.begin(&name, &probed, ready, |subject| {
                 was_down || known.contains_key(subject)
             });
             self.asking.insert(name, (probed, tasks));
@@ -210,6 +238,7 @@ impl All {
         &self,
         name: &ObjectName,
         probed: &Probed,
+        ready: u64,
         was_down: impl Fn(&Subject) -> bool,
     ) -> Vec<AbortHandle> {
         let lines = || Lines::new(Arc::clone(&self.claims), probed.id, probed.from.clone());
@@ -222,15 +251,27 @@ impl All {
             let way = Echoes::new(lines(), probe);
             let (subject, timing) = (subject(ProbeKind::Icmp), self.timing(probe));
             let asking = Asking::new(subject, way, timing, &self.board, &was_down);
-            tasks.push(tokio::spawn(asking.go_on()).abort_handle());
+            tasks.push(self.spawn(asking.go_on(), ready));
         }
         if let Some(probe) = &probed.probes.http {
             let way = Requests::new(lines(), probe);
             let (subject, timing) = (subject(ProbeKind::Http), self.timing(probe));
             let asking = Asking::new(subject, way, timing, &self.board, &was_down);
-            tasks.push(tokio::spawn(asking.go_on()).abort_handle());
+            tasks.push(self.spawn(asking.go_on(), ready));
         }
         tasks
+    }
+
+    /// Has it ask once it was said again that all is ready.
+    fn spawn(&self, asking: impl Future<Output = ()> + Send + 'static, before: u64) -> AbortHandle {
+        let mut ready = self.ready.clone();
+        let asked = async move {
+            // If nobody can say so any more, this thread ends, too.
+            if ready.wait_for(|times| *times > before).await.is_ok() {
+                asking.await;
+            }
+        };
+        tokio::spawn(asked).abort_handle()
     }
 
     const fn timing<T>(&self, probe: &Probe<T>) -> Timing {
