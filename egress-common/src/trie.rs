@@ -20,9 +20,13 @@
 //! All that a packet reads at once is one aligned 64-bit word, so it sees each change wholly or not at all. Lines, blocks and
 //! records lie in segments of units of 8 bytes, which userspace adds as they are needed.
 
+mod bits;
 pub mod lines;
 
-use self::lines::{LINE_UNITS, Lines};
+use self::{
+    bits::{below_highest, ends_around, ones},
+    lines::{LINE_UNITS, Lines},
+};
 use crate::addr::{Addr, Family};
 
 /// Bits of an address that choose a root.
@@ -376,35 +380,6 @@ pub fn find<R: Reader>(trie: &R, key: Key) -> u32 {
 /// What [`find`] gives where the maps contradict each other: as a class, one that no row has a cell for.
 pub const BROKEN: u32 = u32::MAX;
 
-/// Which prefixes that end in a node contain what these four bits lead to, of those that can.
-#[inline(always)]
-const fn ends_around(number: u32) -> u32 {
-    let longest = 8 | number >> 1;
-    1 << longest | 1 << (longest >> 1) | 1 << (longest >> 2) | 2
-}
-
-/// All bits below the highest of the 16 lowest that is set.
-#[inline(always)]
-const fn below_highest(bits: u32) -> u32 {
-    let mut below = bits >> 1;
-    below |= below >> 1;
-    below |= below >> 2;
-    below |= below >> 4;
-    below | below >> 8
-}
-
-/// How many of the 15 lowest bits are set; the others are zero. There is no instruction for it in BPF.
-///
-/// A product puts four copies of them side by side, of which every fourth bit makes a number of its own; another adds
-/// these up (Anderson, "Bit twiddling hacks", counting bits set in 14, 24, or 32-bit words).
-#[inline(always)]
-const fn ones(bits: u32) -> u32 {
-    const COPIES: u64 = 1 | 1 << 15 | 1 << 30 | 1 << 45;
-    const NUMBERS: u64 = 0x1111_1111_1111_1111;
-    let numbers = (bits as u64).wrapping_mul(COPIES) & (NUMBERS >> 4);
-    (numbers.wrapping_mul(NUMBERS) >> 60) as u32
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -445,24 +420,6 @@ mod tests {
             let word = Word::new(meaning);
             assert_eq!(word.meaning(), meaning);
             assert_eq!(word == Word::EMPTY, meaning == Meaning::Nothing);
-        }
-    }
-
-    #[test]
-    fn bits_are_counted() {
-        for bits in 0..=u32::from(u16::MAX) {
-            assert_eq!(ones(bits & 0x7fff) + (bits >> 15), bits.count_ones());
-            let below = bits.checked_ilog2().map_or(0, |highest| (1 << highest) - 1);
-            assert_eq!(below_highest(bits), below, "{bits:x}");
-        }
-    }
-
-    #[test]
-    fn the_ends_around_a_number_are_its_starts() {
-        for number in 0..CHILDREN {
-            let starts = (0..STRIDE).map(|length| 1 << length | number >> (STRIDE - length));
-            let ends = starts.fold(0, |ends, start| ends | 1 << start);
-            assert_eq!(ends_around(number), ends, "{number}");
         }
     }
 

@@ -88,8 +88,8 @@ impl Health {
         self.outside.watch(&resolved.probed);
     }
 
-    /// Says that the node has what those who are asked from here on need: the gateways' addresses, and programs that let
-    /// answers in.
+    /// Says that an apply is over: whoever is asked from here on has the gateways' addresses and the programs that let answers
+    /// in, or will not have them soon.
     pub(super) fn ready(&self) {
         self.outside.ready();
     }

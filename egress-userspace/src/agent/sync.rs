@@ -237,6 +237,8 @@ impl Agent {
         let began = std::time::Instant::now();
         fault::begin();
         let result = self.try_sync(view, cause);
+        // Even if it failed: who is not asked would never be found dead.
+        self.health.ready();
         fault::end();
         let duration = began.elapsed();
         let finished = std::time::SystemTime::now();
@@ -428,7 +430,6 @@ impl Agent {
         self.report.warnings(&warnings);
         let brought = brought?.but(errors);
         self.health.watch(&resolved, &self.kernel.names());
-        self.health.ready();
         self.report.gateways(&resolved.gateways);
         for pod in takeover::let_go(&before, &self.kernel.state(), view) {
             tracing::warn!("no longer steered, though its interface is still there: {pod}");

@@ -165,8 +165,8 @@ impl Outside {
         }
     }
 
-    /// Says that all that are to ask have the addresses that they ask from: who asked before that would hear nothing, and
-    /// seem to be down.
+    /// Says that all that are to ask have the addresses that they ask from, or will not have them soon: who asked while they
+    /// are being put would hear nothing, and seem to be down.
     pub fn ready(&self) {
         self.ready.send_modify(|times| *times += 1);
     }
